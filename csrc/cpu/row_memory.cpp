@@ -1,0 +1,51 @@
+#include <algorithm>
+#include <functional>
+
+#include "row_pass.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace pruneopd {
+
+RowMemory::RowMemory(int64_t vocab_size, int64_t k) {
+  const int64_t tiles = (vocab_size + kTile - 1) / kTile;
+  const int64_t capacity = 2 * k + 2 * kTile;  // a tile more than what makes select() keep the best
+  tile_max_.resize(2 * tiles);
+  integers_.resize(tiles + 2 * capacity);
+  uint64_t* integers = integers_.data();
+  scratch_ = {tile_max_.data(), tile_max_.data() + tiles, integers, integers + tiles, integers + tiles + capacity, capacity};
+}
+
+void keep_best(Candidate* candidates, int64_t count, int64_t k) {
+  std::nth_element(candidates, candidates + k - 1, candidates + count, std::greater<>());
+}
+
+void sort_candidates(uint64_t* values, int64_t count) { std::sort(values, values + count, std::greater<>()); }
+
+#if defined(__x86_64__) || defined(__i386__)
+
+FloatMode::FloatMode() : saved_(_mm_getcsr()) {
+  constexpr uint32_t kFlushResults = 0x8000, kSubnormalsAreZero = 0x0040;
+  _mm_setcsr((static_cast<uint32_t>(saved_) | kFlushResults) & ~kSubnormalsAreZero);
+}
+FloatMode::~FloatMode() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
+
+#elif defined(__aarch64__)
+
+// One bit flushes inputs and results alike, so it is cleared: subnormal results cost nothing extra on most of these cores.
+FloatMode::FloatMode() {
+  asm volatile("mrs %0, fpcr" : "=r"(saved_));
+  asm volatile("msr fpcr, %0" ::"r"(saved_ & ~(uint64_t{1} << 24)));
+}
+FloatMode::~FloatMode() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+
+#else
+
+FloatMode::FloatMode() : saved_(0) {}
+FloatMode::~FloatMode() = default;
+
+#endif
+
+}  // namespace pruneopd

@@ -1,0 +1,399 @@
+// Compiled once for each instruction set (PRUNEOPD_ISA); see row_pass.h and simd.h.
+#include "row_pass.h"
+
+#include "simd.h"
+
+namespace pruneopd::PRUNEOPD_ISA {
+namespace {
+
+constexpr int64_t kPrefetchBytes = 4096;  // the hardware prefetcher stops at the end of a page
+
+/// Elements that one step of a loop takes from a row.
+constexpr int64_t kStep = 2 * kLanes;
+
+/// A reference may lag behind the maximum by this much, in log2 units: where terms d * exp2(d) cancel, little; else as
+/// long as nothing overflows.
+constexpr float kHeadroomStats = 2, kHeadroomMass = 20;
+
+/// One row on its way: its sums (RowSums) by lane, relative to a reference that follows the maximum.
+struct Side {
+  float reference = 0;
+  float limit = kNegativeInfinity;  // a tile whose maximum exceeds it is summed again, relative to that maximum
+  float scale;
+  float lowest;                  // d * scale is not far above -126 there: less has no mass
+  bool partner_misses = false;  // some id is -inf in the other row and not in this one
+  alignas(64) double mass[kLanes] = {}, own[kLanes] = {}, other[kLanes] = {};
+
+  explicit Side(double temperature) : scale(static_cast<float>(1 / (kLn2 * temperature))), lowest(-125 / scale) {}
+
+  bool has_usable_scale() const { return scale > 1e-30f && scale < 1e30f; }
+
+  /// Moves the reference: d changes by `shift`, the mass by a factor, and with them the sums that hold them.
+  void move_reference(float to, float headroom, Side* partner) {
+    const bool first = limit == kNegativeInfinity;  // the first finite logit: nothing has been added yet
+    const double shift = static_cast<double>(reference) - to, factor = first ? 0 : __builtin_exp2(shift * scale);
+    reference = to;
+    limit = to + headroom / scale;
+    if (first) return;
+    for (int i = 0; i < kLanes; ++i) {
+      own[i] = factor * (own[i] + shift * mass[i]);
+      mass[i] *= factor;
+      other[i] *= factor;
+      if (partner) partner->other[i] += shift * partner->mass[i];
+    }
+  }
+
+  RowSums sums() const {
+    RowSums sums{reference, scale};
+    for (int i = 0; i < kLanes; ++i) {
+      sums.mass += mass[i];
+      sums.own += own[i];
+      sums.other += other[i];
+    }
+    return sums;
+  }
+};
+
+/// Two vectors of a row; out of order where that is cheaper and nothing depends on it.
+template <bool kInOrder, class T>
+PRUNEOPD_INLINE void load_two(const T* p, Vec (&v)[2]) {
+  v[0] = load(p);
+  v[1] = load(p + kLanes);
+}
+template <>
+PRUNEOPD_INLINE void load_two<false, BFloat16>(const BFloat16* p, Vec (&v)[2]) {
+  load_even_odd(p, v[0], v[1]);
+}
+
+template <class T>
+PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
+  constexpr int64_t kBytes = kStep * static_cast<int64_t>(sizeof(T));
+  for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
+}
+
+template <class T>
+PRUNEOPD_INLINE T negative_infinity();
+template <>
+PRUNEOPD_INLINE float negative_infinity<float>() {
+  return kNegativeInfinity;
+}
+template <>
+PRUNEOPD_INLINE BFloat16 negative_infinity<BFloat16>() {
+  return {0xff80};
+}
+template <>
+PRUNEOPD_INLINE Half negative_infinity<Half>() {
+  return {0xfc00};
+}
+
+template <class T, class U>
+constexpr bool kSame = false;
+template <class T>
+constexpr bool kSame<T, T> = true;
+
+/// The end of a row, filled up with -inf, which is in no sum and no maximum.
+template <class T>
+struct PaddedTile {
+  T data[kTile];
+
+  PRUNEOPD_INLINE PaddedTile(const T* from, int64_t count) {
+    __builtin_memcpy(data, from, static_cast<size_t>(count) * sizeof(T));
+    for (int64_t i = count; i < kTile; ++i) data[i] = negative_infinity<T>();
+  }
+};
+
+PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
+
+// ---- The mass alone, row by row: what reliability needs.
+
+/// Sums `count` elements, whole steps. False: something in them is not finite.
+template <class T>
+PRUNEOPD_INLINE bool add_tile(const T* row, int64_t count, Side& side, float* tile_max) {
+  for (;;) {
+    Vec maximum = broadcast(kNegativeInfinity), mass = broadcast(0);
+    for (int64_t i = 0; i < count; i += kStep) {
+      prefetch_ahead(row + i);
+      Vec x[2], d[2], scale[2], e[2];
+      load_two<false>(row + i, x);
+      for (int j = 0; j < 2; ++j) {
+        maximum = max(x[j], maximum);
+        d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
+        scale[j] = broadcast(side.scale);
+      }
+      exp2_scaled<true>(d, scale, e);
+      for (int j = 0; j < 2; ++j) mass = add(mass, e[j]);
+    }
+    *tile_max = max_lane(maximum);
+    if (*tile_max > side.limit) [[unlikely]] {
+      if (*tile_max == __builtin_inff()) return false;
+      side.move_reference(*tile_max, kHeadroomMass, nullptr);
+      continue;
+    }
+    if (!all_finite(mass)) [[unlikely]]
+      return false;
+    accumulate(mass, side.mass);
+    return true;
+  }
+}
+
+/// The mass of a whole row and its tile maxima. False: some value needs row_pair_exact.
+template <class T>
+bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
+  int64_t first = 0;
+  for (; first + kTile <= vocab_size; first += kTile)
+    if (!add_tile(row + first, kTile, side, tile_max++)) return false;
+  const int64_t rest = vocab_size - first;
+  if (rest == 0) return true;
+  const PaddedTile<T> last(row + first, rest);
+  return add_tile(last.data, whole_steps(rest), side, tile_max);
+}
+
+// ---- All sums, both rows in step: what token_stats needs.
+
+struct TileSums {
+  Vec max = broadcast(kNegativeInfinity), mass = broadcast(0), own = broadcast(0), other = broadcast(0);
+
+  PRUNEOPD_INLINE Vec all() const { return add(mass, add(own, other)); }
+  PRUNEOPD_INLINE void accumulate_into(Side& side) const {
+    accumulate(mass, side.mass);
+    accumulate(own, side.own);
+    accumulate(other, side.other);
+  }
+};
+
+/// Adds one vector of each row. kCareful lets -inf in: nothing is multiplied by it.
+template <bool kCareful>
+PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
+                                 uint32_t& teacher_misses, uint32_t& student_misses) {
+  s.max = max(x, s.max);
+  t.max = max(y, t.max);
+  const Vec d[2] = {sub(x, broadcast(student.reference)), sub(y, broadcast(teacher.reference))};
+  const Vec scale[2] = {broadcast(student.scale), broadcast(teacher.scale)};
+  Vec e[2];
+  exp2_scaled<false>(d, scale, e);
+  s.mass = add(s.mass, e[0]);
+  t.mass = add(t.mass, e[1]);
+  if constexpr (!kCareful) {
+    s.own = fma(e[0], d[0], s.own);
+    t.own = fma(e[1], d[1], t.own);
+    s.other = fma(e[0], d[1], s.other);
+    t.other = fma(e[1], d[0], t.other);
+  } else {
+    s.own = add(s.own, where_nonzero(e[0], mul(e[0], d[0])));
+    t.own = add(t.own, where_nonzero(e[1], mul(e[1], d[1])));
+    s.other = add(s.other, where_nonzero(e[0], where_above_negative_infinity(y, mul(e[0], d[1]))));
+    t.other = add(t.other, where_nonzero(e[1], where_above_negative_infinity(x, mul(e[1], d[0]))));
+    teacher_misses |= only_first_negative_infinity(y, x);
+    student_misses |= only_first_negative_infinity(x, y);
+  }
+}
+
+template <bool kCareful, class TX, class TY>
+PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, TileSums& s,
+                                   TileSums& t) {
+  constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
+  s = t = TileSums();
+  uint32_t teacher_misses = 0, student_misses = 0;
+  for (int64_t i = 0; i < count; i += kStep) {
+    prefetch_ahead(x + i);
+    prefetch_ahead(y + i);
+    Vec vx[2], vy[2];
+    load_two<kInOrder>(x + i, vx);
+    load_two<kInOrder>(y + i, vy);
+    for (int j = 0; j < 2; ++j)
+      add_vectors<kCareful>(vx[j], vy[j], student, teacher, s, t, teacher_misses, student_misses);
+  }
+  if (teacher_misses) student.partner_misses = true;
+  if (student_misses) teacher.partner_misses = true;
+}
+
+/// Sums `count` elements of both rows, whole steps. False: something in them is not finite.
+template <bool kCareful, class TX, class TY>
+PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher,
+                                   float* student_max, float* teacher_max) {
+  TileSums s, t;
+  for (;;) {
+    sum_tile_pair<kCareful>(x, y, count, student, teacher, s, t);
+    *student_max = max_lane(s.max);
+    *teacher_max = max_lane(t.max);
+    const bool student_exceeds = *student_max > student.limit, teacher_exceeds = *teacher_max > teacher.limit;
+    if (!student_exceeds && !teacher_exceeds) [[likely]]
+      break;
+    if (*student_max == __builtin_inff() || *teacher_max == __builtin_inff()) return false;
+    if (student_exceeds) student.move_reference(*student_max, kHeadroomStats, &teacher);
+    if (teacher_exceeds) teacher.move_reference(*teacher_max, kHeadroomStats, &student);
+  }
+  if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
+    return false;
+  s.accumulate_into(student);
+  t.accumulate_into(teacher);
+  return true;
+}
+
+/// Again, for a tile with -inf in it: rare, and kept out of the loop over tiles.
+template <class TX, class TY>
+__attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
+                                                       Side& teacher, float* student_max, float* teacher_max) {
+  return add_tile_pair<true>(x, y, count, student, teacher, student_max, teacher_max);
+}
+
+/// All sums of both rows and their tile maxima. False: some value needs row_pair_exact.
+template <class TX, class TY>
+bool sum_row_pair(const TX* x, const TY* y, int64_t vocab_size, Side& student, Side& teacher, float* student_max,
+                  float* teacher_max) {
+  int64_t first = 0;
+  for (; first + kTile <= vocab_size; first += kTile, ++student_max, ++teacher_max) {
+    if (add_tile_pair<false>(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) [[likely]]
+      continue;
+    if (!add_tile_pair_carefully(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) return false;
+  }
+  const int64_t rest = vocab_size - first;
+  if (rest == 0) return true;
+  const PaddedTile<TX> last_x(x + first, rest);
+  const PaddedTile<TY> last_y(y + first, rest);
+  return add_tile_pair_carefully(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max, teacher_max);
+}
+
+// ---- The k best of a row, from its tile maxima.
+
+/// Appends the candidates of row[first, last) whose logit is at least `bound`.
+template <class T>
+PRUNEOPD_INLINE int64_t collect(const T* row, int64_t first, int64_t last, float bound, Candidate* candidates,
+                                int64_t count) {
+  const Vec bounds = broadcast(bound);
+  int64_t id = first;
+  for (; id + 4 * kLanes <= last; id += 4 * kLanes) {
+    uint64_t hits = at_least(load(row + id), bounds);
+    hits |= static_cast<uint64_t>(at_least(load(row + id + kLanes), bounds)) << kLanes;
+    hits |= static_cast<uint64_t>(at_least(load(row + id + 2 * kLanes), bounds)) << 2 * kLanes;
+    hits |= static_cast<uint64_t>(at_least(load(row + id + 3 * kLanes), bounds)) << 3 * kLanes;
+    for (; hits; hits &= hits - 1) {
+      const int64_t hit = id + __builtin_ctzll(hits);
+      candidates[count++] = make_candidate(to_float(row[hit]), static_cast<uint32_t>(hit));
+    }
+  }
+  for (; id < last; ++id) {
+    const float logit = to_float(row[id]);
+    if (logit >= bound) candidates[count++] = make_candidate(logit, static_cast<uint32_t>(id));
+  }
+  return count;
+}
+
+/// The top-k of a row without NaN, from its tile maxima. The first k tiles by (maximum descending, id ascending) hold all of
+/// them: an element of any later tile comes after the k maxima of those.
+template <class T>
+void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, uint64_t* tiles, Candidate* candidates,
+            int64_t capacity) {
+  const int64_t all = (vocab_size + kTile - 1) / kTile;
+  for (int64_t i = 0; i < all; ++i) tiles[i] = make_candidate(tile_max[i], static_cast<uint32_t>(i));
+  const int64_t visits = all < k ? all : k;
+  if (visits < all) keep_best(tiles, all, visits);
+  sort_candidates(tiles, visits);
+
+  // The k-th tile maximum is at most the k-th best logit; tightened whenever many elements have reached it.
+  float bound = visits < k ? kNegativeInfinity : candidate_logit(tiles[visits - 1]);
+  Candidate kth = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i < visits; ++i) {
+    const int64_t first = static_cast<int64_t>(candidate_id(tiles[i])) * kTile;
+    const int64_t last = first + kTile < vocab_size ? first + kTile : vocab_size;
+    // No element of this tile, and so of no later one, is better than its maximum at its first id.
+    if (make_candidate(candidate_logit(tiles[i]), static_cast<uint32_t>(first)) < kth) break;
+    count = collect(row, first, last, bound, candidates, count);
+    if (count >= 2 * k && (count - k >= kTile / 4 || count + kTile > capacity)) {
+      keep_best(candidates, count, k);
+      count = k;
+      kth = candidates[0];
+      for (int64_t j = 1; j < k; ++j) kth = candidates[j] < kth ? candidates[j] : kth;
+      bound = candidate_logit(kth);
+    }
+  }
+  if (count > k) keep_best(candidates, count, k);
+  sort_candidates(candidates, k);
+}
+
+/// The sums of both rows. False: some value needs row_pair_exact.
+template <class TX, class TY>
+bool sum_rows(const TX* x, const TY* y, int64_t vocab_size, bool stats, Side& student, Side& teacher,
+              const RowScratch& scratch) {
+  if (!student.has_usable_scale() || !teacher.has_usable_scale()) return false;
+  if (stats)
+    return sum_row_pair(x, y, vocab_size, student, teacher, scratch.student_tile_max, scratch.teacher_tile_max);
+  return sum_row(x, vocab_size, student, scratch.student_tile_max) &&
+         sum_row(y, vocab_size, teacher, scratch.teacher_tile_max);
+}
+
+RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t vocab_size, int64_t k, bool stats,
+                        RowScratch& scratch) {
+  Side student(student_row.temperature), teacher(teacher_row.temperature);
+  const bool summed = with_logits(student_row.logits, student_row.type, [&](auto x) {
+    return with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
+      return sum_rows(x, y, vocab_size, stats, student, teacher, scratch);
+    });
+  });
+  // No mass: no finite logit.
+  const bool done = summed && student.limit != kNegativeInfinity && teacher.limit != kNegativeInfinity;
+  if (!done) return row_pair_exact(student_row, teacher_row, vocab_size, k, stats, scratch);
+
+  with_logits(student_row.logits, student_row.type, [&](auto x) {
+    select(x, vocab_size, k, scratch.student_tile_max, scratch.tiles, scratch.student_candidates, scratch.capacity);
+  });
+  with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
+    select(y, vocab_size, k, scratch.teacher_tile_max, scratch.tiles, scratch.teacher_candidates, scratch.capacity);
+  });
+  const RowSums p = student.sums(), q = teacher.sums();
+  RowPairSummary out;
+  out.student = {p.lse(student_row.temperature), stats ? p.entropy() : 0, false};
+  out.teacher = {q.lse(teacher_row.temperature), stats ? q.entropy() : 0, false};
+  if (stats) {
+    out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
+    out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);
+  }
+  return out;
+}
+
+int count_common(const int32_t* ids, const int32_t* among, int64_t k) {
+  int count = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    int32_t hit = 0;
+    for (int64_t j = 0; j < k; ++j) hit |= ids[i] == among[j];
+    count += hit;
+  }
+  return count;
+}
+
+void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max) {
+  with_logits(student.logits, student.type, [&](auto x) {
+    with_logits(teacher.logits, teacher.type, [&](auto y) {
+      const Vec bottom = broadcast(kNegativeInfinity);
+      Vec s[2] = {bottom, bottom}, t[2] = {bottom, bottom};
+      int64_t i = 0;
+      for (; i + kStep <= vocab_size; i += kStep) {
+        prefetch_ahead(x + i);
+        prefetch_ahead(y + i);
+        Vec vx[2], vy[2];
+        load_two<false>(x + i, vx);
+        load_two<false>(y + i, vy);
+        for (int j = 0; j < 2; ++j) {
+          s[j] = max(vx[j], s[j]);
+          t[j] = max(vy[j], t[j]);
+        }
+      }
+      *student_max = max_lane(max(s[0], s[1]));
+      *teacher_max = max_lane(max(t[0], t[1]));
+      for (; i < vocab_size; ++i) {
+        if (to_float(x[i]) > *student_max) *student_max = to_float(x[i]);
+        if (to_float(y[i]) > *teacher_max) *teacher_max = to_float(y[i]);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+extern const RowKernels kRowKernels;
+#define PRUNEOPD_TEXT_(x) #x
+#define PRUNEOPD_TEXT(x) PRUNEOPD_TEXT_(x)
+const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair, count_common, row_max};
+
+}  // namespace pruneopd::PRUNEOPD_ISA

@@ -1,0 +1,89 @@
+// The row pass: everything that is read from the logits of one position, in one go over the student's row and the
+// teacher's in step. docs/design.md tells why it is built like this.
+//
+// row_pass.cpp is compiled once for each instruction set; row_kernels() is the set in use.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../math/order.h"
+#include "../math/softmax.h"
+#include "operators.h"
+
+namespace pruneopd {
+
+/// Elements of a row whose sums are formed in float32 and whose maximum is kept for the selection.
+constexpr int64_t kTile = 512;
+
+struct Row {
+  const void* logits;  // contiguous
+  Scalar type;
+  double temperature;
+};
+
+/// Working memory of one thread, and where the candidates of the last pass lie. Plain pointers: row_pass.cpp must not
+/// instantiate templates of the standard library (see simd.h).
+struct RowScratch {
+  float *student_tile_max, *teacher_tile_max;
+  uint64_t* tiles;                                      // selection: the tiles to visit
+  Candidate *student_candidates, *teacher_candidates;  // after a pass the first k are the top-k, in order
+  int64_t capacity;                                     // of each of the two
+};
+
+/// Owns a RowScratch: about 10 KB for a vocabulary of 150 000.
+class RowMemory {
+ public:
+  RowMemory(int64_t vocab_size, int64_t k);
+  RowScratch& scratch() { return scratch_; }
+
+ private:
+  std::vector<float> tile_max_;
+  std::vector<uint64_t> integers_;
+  RowScratch scratch_;
+};
+
+struct RowPairSummary {
+  RowSummary student, teacher;
+  double reverse_kl = 0, forward_kl = 0;  // student‖teacher, teacher‖student; with `stats`
+
+  bool broken() const { return student.broken || teacher.broken; }
+};
+
+struct RowKernels {
+  const char* instruction_set;
+  /// The pass over [0, vocab_size) of both rows; entropies and KL only with `stats`.
+  RowPairSummary (*row_pair)(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
+                             RowScratch& scratch);
+  /// How many of the first k ids occur among the second.
+  int (*count_common)(const int32_t* ids, const int32_t* among, int64_t k);
+  /// The maxima of two rows, read in step like row_pair reads them.
+  void (*row_max)(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max);
+};
+
+const RowKernels& row_kernels();
+
+/// Leaves the k best of `candidates[0, count)` first, in no order.
+void keep_best(Candidate* candidates, int64_t count, int64_t k);
+/// Sorts descending.
+void sort_candidates(uint64_t* values, int64_t count);
+
+/// The same answers by plain loops in float64, for the rare pair with a NaN, an infinity, or values whose differences
+/// overflow float32.
+RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
+                              RowScratch& scratch);
+
+/// The processor mode of the row pass on this thread: results too small for a normal float32 become 0 (they are slow),
+/// subnormal logits stay what they are (as zeros they would tie).
+class FloatMode {
+ public:
+  FloatMode();
+  ~FloatMode();
+  FloatMode(const FloatMode&) = delete;
+  FloatMode& operator=(const FloatMode&) = delete;
+
+ private:
+  uint64_t saved_;
+};
+
+}  // namespace pruneopd

@@ -1,0 +1,46 @@
+// What is known of one row, or of a pair of rows, after the row pass: the sums of a softmax relative to a reference, and the
+// statistics that follow from them.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "macros.h"
+
+namespace pruneopd {
+
+constexpr double kLn2 = 0.693147180559945309417232121458176568;
+
+/// Sums over a row of m = exp2(scale * d), where d = logit - reference: of m, of m * d, and of m * (the other row's d).
+struct RowSums {
+  double reference = 0;  // in logits
+  double scale = 1;      // log2(e) / temperature, as rounded for the sums
+  double mass = 0, own = 0, other = 0;
+
+  PRUNEOPD_FORMULA double log2_mass() const { return log2(mass); }
+  /// logsumexp(logits / temperature). Dividing by `scale` undoes its rounding.
+  PRUNEOPD_FORMULA double lse(double temperature) const { return (reference + log2_mass() / scale) / temperature; }
+  PRUNEOPD_FORMULA double entropy() const { return kLn2 * (log2_mass() - scale * own / mass); }
+};
+
+/// KL(p || q) in nats of p's sums against q's; never below 0, NaN stays NaN.
+PRUNEOPD_FORMULA double kl_divergence(const RowSums& p, const RowSums& q) {
+  const double kl = kLn2 * ((p.scale * p.own - q.scale * p.other) / p.mass - p.log2_mass() + q.log2_mass());
+  return kl < 0 ? 0 : kl;
+}
+
+/// log-probability of a logit.
+PRUNEOPD_FORMULA double logprob_of(double logit, double temperature, double lse) { return logit / temperature - lse; }
+
+/// What a trainer is told about one row.
+struct RowSummary {
+  double lse = 0;
+  double entropy = 0;
+  bool broken = false;  // a NaN, a +inf, or no finite logit
+
+  PRUNEOPD_FORMULA double logprob(double logit, double temperature) const {
+    return broken ? std::numeric_limits<double>::quiet_NaN() : logprob_of(logit, temperature, lse);
+  }
+};
+
+}  // namespace pruneopd
