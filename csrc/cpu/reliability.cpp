@@ -9,7 +9,8 @@ namespace pruneopd {
 namespace {
 
 /// Whether the teacher's nucleus rejects the token of position n. An id that does not exist is not accepted.
-bool rejected(const ReliabilityArgs& args, const Row& teacher, const RowSummary& summary, const RowScratch& scratch, int64_t n) {
+bool rejected(const ReliabilityArgs& args, const Row& teacher, const RowSummary& summary, const RowScratch& scratch,
+              int64_t n) {
   const int64_t token = load_id(args.token_ids, args.token_ids.at.offset(n));
   Nucleus nucleus(args.drift_rule.top_p);
   for (int64_t j = 0; j < args.k && !nucleus.closed; ++j) {
@@ -30,7 +31,8 @@ void write_rewards(const ReliabilityArgs& args, const Row& student, const Row& t
     q[j] = logprob_at(teacher, summary.teacher, candidate_id(candidate));
   }
   if (args.reward_weight == RewardWeight::kNone) {
-    for (int64_t j = 0; j < k; ++j) rewards[j] = static_cast<float>(reward_of(p[j], q[j], 1.0 / static_cast<double>(k)));
+    for (int64_t j = 0; j < k; ++j)
+      rewards[j] = static_cast<float>(reward_of(p[j], q[j], 1.0 / static_cast<double>(k)));
     return;
   }
   const double* of = args.reward_weight == RewardWeight::kStudent ? p : q;

@@ -35,7 +35,8 @@ bool rejected(const ReliabilityFromTopkArgs& args, const int64_t* teacher_ids, i
   Nucleus nucleus(args.drift_rule.top_p);
   for (int64_t j = 0; j < args.k; ++j) {
     if (teacher_ids[j] < 0) continue;
-    nucleus.add(load_real(args.teacher_topk_logprobs, offset + j * args.teacher_topk_logprobs.step), teacher_ids[j] == token);
+    nucleus.add(load_real(args.teacher_topk_logprobs, offset + j * args.teacher_topk_logprobs.step),
+                teacher_ids[j] == token);
   }
   return !nucleus.accepts();
 }

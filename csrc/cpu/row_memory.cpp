@@ -15,7 +15,8 @@ RowMemory::RowMemory(int64_t vocab_size, int64_t k) {
   tile_max_.resize(2 * tiles);
   integers_.resize(tiles + 2 * capacity);
   uint64_t* integers = integers_.data();
-  scratch_ = {tile_max_.data(), tile_max_.data() + tiles, integers, integers + tiles, integers + tiles + capacity, capacity};
+  scratch_ = {tile_max_.data(), tile_max_.data() + tiles,    integers,
+              integers + tiles, integers + tiles + capacity, capacity};
 }
 
 void keep_best(Candidate* candidates, int64_t count, int64_t k) {
@@ -34,7 +35,8 @@ FloatMode::~FloatMode() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
 
 #elif defined(__aarch64__)
 
-// One bit flushes inputs and results alike, so it is cleared: subnormal results cost nothing extra on most of these cores.
+// One bit flushes inputs and results alike, so it is cleared: subnormal results cost nothing extra on most of these
+// cores.
 FloatMode::FloatMode() {
   asm volatile("mrs %0, fpcr" : "=r"(saved_));
   asm volatile("msr fpcr, %0" ::"r"(saved_ & ~(uint64_t{1} << 24)));

@@ -49,27 +49,26 @@ void select(const T* row, int64_t vocab_size, int64_t k, Candidate* candidates, 
 
 template <class T>
 RowSummary summarize(const T* row, double temperature, const Extremes& extremes, int64_t vocab_size) {
-  if (extremes.broken()) return {extremes.has_nan ? kNaN : extremes.max, kNaN, true};
+  if (extremes.broken()) return RowSummary::of_broken(extremes.has_nan ? kNaN : extremes.max);
   double mass = 0, own = 0;
   for (int64_t i = 0; i < vocab_size; ++i) {
     const double t = (to_float(row[i]) - extremes.max) / temperature, e = std::exp(t);
     mass += e;
     if (e > 0) own += e * t;
   }
-  return {extremes.max / temperature + std::log(mass), std::log(mass) - own / mass, false};
+  return RowSummary(extremes.max, std::log(mass), std::log(mass) - own / mass, temperature);
 }
 
-/// KL(p‖q) with both temperatures taken, from the definition. The differences are taken relative to each row's maximum.
+/// KL(p‖q) by its definition.
 template <class TP, class TQ>
-double kl_exact(const TP* p_row, const TQ* q_row, const Row& p, const Row& q, double p_max, double q_max, double p_lse,
-                double q_lse, int64_t vocab_size) {
-  const double p_rest = p_lse - p_max / p.temperature, q_rest = q_lse - q_max / q.temperature;
+double kl_exact(const TP* p_row, const TQ* q_row, const RowSummary& p, const RowSummary& q, double p_temperature,
+                double q_temperature, int64_t vocab_size) {
   double kl = 0;
   for (int64_t i = 0; i < vocab_size; ++i) {
-    const double x = to_float(p_row[i]), y = to_float(q_row[i]);
-    if (x == -kInfinity) continue;
-    if (y == -kInfinity) return kInfinity;
-    const double log_p = (x - p_max) / p.temperature - p_rest, log_q = (y - q_max) / q.temperature - q_rest;
+    const double log_p = p.logprob(to_float(p_row[i]), p_temperature),
+                 log_q = q.logprob(to_float(q_row[i]), q_temperature);
+    if (log_p == -kInfinity) continue;
+    if (log_q == -kInfinity) return kInfinity;
     const double mass = std::exp(log_p);
     if (mass > 0) kl += mass * (log_p - log_q);
   }
@@ -87,11 +86,10 @@ RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vo
       out.student = summarize(x, student.temperature, s, vocab_size);
       out.teacher = summarize(y, teacher.temperature, t, vocab_size);
       if (stats) {
-        const bool broken = out.broken();
-        out.reverse_kl = broken ? kNaN
-                                : kl_exact(x, y, student, teacher, s.max, t.max, out.student.lse, out.teacher.lse, vocab_size);
-        out.forward_kl = broken ? kNaN
-                                : kl_exact(y, x, teacher, student, t.max, s.max, out.teacher.lse, out.student.lse, vocab_size);
+        const RowSummary &p = out.student, &q = out.teacher;
+        const double p_temperature = student.temperature, q_temperature = teacher.temperature;
+        out.reverse_kl = out.broken() ? kNaN : kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
+        out.forward_kl = out.broken() ? kNaN : kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
       }
       select(x, vocab_size, k, scratch.student_candidates, scratch.capacity);
       select(y, vocab_size, k, scratch.teacher_candidates, scratch.capacity);

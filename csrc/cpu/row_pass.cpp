@@ -20,7 +20,7 @@ struct Side {
   float reference = 0;
   float limit = kNegativeInfinity;  // a tile whose maximum exceeds it is summed again, relative to that maximum
   float scale;
-  float lowest;                  // d * scale is not far above -126 there: less has no mass
+  float lowest;                 // d * scale is not far above -126 there: less has no mass
   bool partner_misses = false;  // some id is -inf in the other row and not in this one
   alignas(64) double mass[kLanes] = {}, own[kLanes] = {}, other[kLanes] = {};
 
@@ -251,7 +251,8 @@ bool sum_row_pair(const TX* x, const TY* y, int64_t vocab_size, Side& student, S
   if (rest == 0) return true;
   const PaddedTile<TX> last_x(x + first, rest);
   const PaddedTile<TY> last_y(y + first, rest);
-  return add_tile_pair_carefully(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max, teacher_max);
+  return add_tile_pair_carefully(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max,
+                                 teacher_max);
 }
 
 // ---- The k best of a row, from its tile maxima.
@@ -279,8 +280,8 @@ PRUNEOPD_INLINE int64_t collect(const T* row, int64_t first, int64_t last, float
   return count;
 }
 
-/// The top-k of a row without NaN, from its tile maxima. The first k tiles by (maximum descending, id ascending) hold all of
-/// them: an element of any later tile comes after the k maxima of those.
+/// The top-k of a row without NaN, from its tile maxima. The first k tiles by (maximum descending, id ascending) hold
+/// all of them: an element of any later tile comes after the k maxima of those.
 template <class T>
 void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, uint64_t* tiles, Candidate* candidates,
             int64_t capacity) {
@@ -327,9 +328,8 @@ RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t 
                         RowScratch& scratch) {
   Side student(student_row.temperature), teacher(teacher_row.temperature);
   const bool summed = with_logits(student_row.logits, student_row.type, [&](auto x) {
-    return with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
-      return sum_rows(x, y, vocab_size, stats, student, teacher, scratch);
-    });
+    return with_logits(teacher_row.logits, teacher_row.type,
+                       [&](auto y) { return sum_rows(x, y, vocab_size, stats, student, teacher, scratch); });
   });
   // No mass: no finite logit.
   const bool done = summed && student.limit != kNegativeInfinity && teacher.limit != kNegativeInfinity;
@@ -343,8 +343,8 @@ RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t 
   });
   const RowSums p = student.sums(), q = teacher.sums();
   RowPairSummary out;
-  out.student = {p.lse(student_row.temperature), stats ? p.entropy() : 0, false};
-  out.teacher = {q.lse(teacher_row.temperature), stats ? q.entropy() : 0, false};
+  out.student = RowSummary(p, student_row.temperature, stats);
+  out.teacher = RowSummary(q, teacher_row.temperature, stats);
   if (stats) {
     out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
     out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);

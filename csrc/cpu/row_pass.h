@@ -26,9 +26,9 @@ struct Row {
 /// instantiate templates of the standard library (see simd.h).
 struct RowScratch {
   float *student_tile_max, *teacher_tile_max;
-  uint64_t* tiles;                                      // selection: the tiles to visit
+  uint64_t* tiles;                                     // selection: the tiles to visit
   Candidate *student_candidates, *teacher_candidates;  // after a pass the first k are the top-k, in order
-  int64_t capacity;                                     // of each of the two
+  int64_t capacity;                                    // of each of the two
 };
 
 /// Owns a RowScratch: about 10 KB for a vocabulary of 150 000.

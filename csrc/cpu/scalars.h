@@ -29,12 +29,9 @@ PRUNEOPD_FORMULA float to_float(Half x) {
 template <class Visit>
 auto with_logits(const void* data, Scalar type, Visit&& visit) {
   switch (type) {
-    case Scalar::kBF16:
-      return visit(static_cast<const BFloat16*>(data));
-    case Scalar::kF16:
-      return visit(static_cast<const Half*>(data));
-    default:
-      return visit(static_cast<const float*>(data));
+    case Scalar::kBF16: return visit(static_cast<const BFloat16*>(data));
+    case Scalar::kF16: return visit(static_cast<const Half*>(data));
+    default: return visit(static_cast<const float*>(data));
   }
 }
 
@@ -47,14 +44,10 @@ inline const void* address(const View& view, int64_t offset) {
 inline double load_real(const View& view, int64_t offset) {
   const void* at = address(view, offset);
   switch (view.type) {
-    case Scalar::kF16:
-      return to_float(*static_cast<const Half*>(at));
-    case Scalar::kBF16:
-      return to_float(*static_cast<const BFloat16*>(at));
-    case Scalar::kF64:
-      return *static_cast<const double*>(at);
-    default:
-      return *static_cast<const float*>(at);
+    case Scalar::kF16: return to_float(*static_cast<const Half*>(at));
+    case Scalar::kBF16: return to_float(*static_cast<const BFloat16*>(at));
+    case Scalar::kF64: return *static_cast<const double*>(at);
+    default: return *static_cast<const float*>(at);
   }
 }
 
@@ -70,19 +63,14 @@ inline bool load_flag(const View& view, int64_t n) {
   const int64_t offset = view.at.offset(n);
   const void* at = address(view, offset);
   switch (view.type) {
-    case Scalar::kI16:
-      return *static_cast<const int16_t*>(at) != 0;
+    case Scalar::kI16: return *static_cast<const int16_t*>(at) != 0;
     case Scalar::kI32:
-    case Scalar::kI64:
-      return load_id(view, offset) != 0;
+    case Scalar::kI64: return load_id(view, offset) != 0;
     case Scalar::kF16:
-    case Scalar::kBF16:
-      return (*static_cast<const uint16_t*>(at) & 0x7fff) != 0;  // no subnormal is flushed
+    case Scalar::kBF16: return (*static_cast<const uint16_t*>(at) & 0x7fff) != 0;  // no subnormal is flushed
     case Scalar::kF32:
-    case Scalar::kF64:
-      return load_real(view, offset) != 0;
-    default:
-      return *static_cast<const uint8_t*>(at) != 0;
+    case Scalar::kF64: return load_real(view, offset) != 0;
+    default: return *static_cast<const uint8_t*>(at) != 0;
   }
 }
 

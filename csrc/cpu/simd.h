@@ -1,5 +1,5 @@
-// Vectors of floats for one instruction set, chosen by PRUNEOPD_ISA (avx512, avx2 or portable) and kept in a namespace of
-// that name. Include it only from a source that is compiled once for each instruction set.
+// Vectors of floats for one instruction set, chosen by PRUNEOPD_ISA (avx512, avx2 or portable) and kept in a namespace
+// of that name. Include it only from a source that is compiled once for each instruction set.
 //
 // Nothing here may instantiate a template of the standard library: the linker keeps one copy of such a function for the
 // whole program, and it could be the one compiled for a processor that the user does not have.
@@ -80,9 +80,10 @@ PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
   _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
-/// 2**(d * scale), NaN where d is; relative error 1e-7, exact at d = 0. Results below 2**-126 are 0, or with kClamped, where
-/// d * scale >= -126 is known, do not occur. Two vectors at a time, stage by stage, so that their chains of operations overlap.
-/// 2**(j/32) comes from a table in two registers, whose entries have j taken out of the exponent field beforehand.
+/// 2**(d * scale), NaN where d is; relative error 1e-7, exact at d = 0. Results below 2**-126 are 0, or with kClamped,
+/// where d * scale >= -126 is known, do not occur. Two vectors at a time, stage by stage, so that their chains of
+/// operations overlap. 2**(j/32) comes from a table in two registers, whose entries have j taken out of the exponent
+/// field beforehand.
 template <bool kClamped>
 PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (&e)[2]) {
   const __m512i table0 = _mm512_setr_epi32(
@@ -151,8 +152,8 @@ PRUNEOPD_INLINE uint32_t at_least(Vec a, Vec b) {
 }
 PRUNEOPD_INLINE uint32_t only_first_negative_infinity(Vec a, Vec b) {
   const Vec bottom = broadcast(kNegativeInfinity);
-  return static_cast<uint32_t>(_mm256_movemask_ps(
-      _mm256_and_ps(_mm256_cmp_ps(a, bottom, _CMP_EQ_OQ), _mm256_cmp_ps(b, bottom, _CMP_NEQ_UQ))));
+  return static_cast<uint32_t>(
+      _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(a, bottom, _CMP_EQ_OQ), _mm256_cmp_ps(b, bottom, _CMP_NEQ_UQ))));
 }
 PRUNEOPD_INLINE bool all_finite(Vec a) {
   const Vec zero = _mm256_sub_ps(a, a);
@@ -171,9 +172,9 @@ PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
 /// As above, by eighths.
 template <bool kClamped>
 PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (&e)[2]) {
-  const __m256i table = _mm256_setr_epi32(
-      0x3f800000 - (0 << 20), 0x3f8b95c2 - (1 << 20), 0x3f9837f0 - (2 << 20), 0x3fa5fed7 - (3 << 20),
-      0x3fb504f3 - (4 << 20), 0x3fc5672a - (5 << 20), 0x3fd744fd - (6 << 20), 0x3feac0c7 - (7 << 20));
+  const __m256i table =
+      _mm256_setr_epi32(0x3f800000 - (0 << 20), 0x3f8b95c2 - (1 << 20), 0x3f9837f0 - (2 << 20), 0x3fa5fed7 - (3 << 20),
+                        0x3fb504f3 - (4 << 20), 0x3fc5672a - (5 << 20), 0x3fd744fd - (6 << 20), 0x3feac0c7 - (7 << 20));
   const Vec magic = broadcast(0x1.8p20f);  // its last bit is worth 1/8
   Vec n[2], r[2], p[2];
   for (int i = 0; i < 2; ++i) n[i] = fma(d[i], scale[i], magic);
@@ -184,8 +185,8 @@ PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (
   for (int i = 0; i < 2; ++i) p[i] = fma(p[i], r[i], broadcast(0.6931472420692444f));
   for (int i = 0; i < 2; ++i) {
     const __m256i bits = _mm256_castps_si256(n[i]);
-    const Vec power = _mm256_castsi256_ps(
-        _mm256_add_epi32(_mm256_permutevar8x32_epi32(table, bits), _mm256_slli_epi32(bits, 20)));
+    const Vec power =
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_permutevar8x32_epi32(table, bits), _mm256_slli_epi32(bits, 20)));
     e[i] = fma(mul(power, r[i]), p[i], power);
     if constexpr (!kClamped)  // NaN passes
       e[i] = _mm256_and_ps(e[i], _mm256_cmp_ps(n[i], broadcast(0x1.8p20f - 126), _CMP_NLT_UQ));
@@ -204,7 +205,9 @@ PRUNEOPD_INLINE Vec load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-PRUNEOPD_INLINE Vec load(const BFloat16* p) { return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
+PRUNEOPD_INLINE Vec load(const BFloat16* p) {
+  return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
 PRUNEOPD_INLINE Vec load(const Half* p) { return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
 PRUNEOPD_INLINE void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   IntVec both;  // on a big-endian machine the odd come first: the order does not matter, only that both rows share it

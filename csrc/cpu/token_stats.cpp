@@ -10,8 +10,9 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 /// Ids, their log-probabilities in their own row and in the other's.
-void write_candidates(const Candidate* candidates, int64_t k, const Row& own, const RowSummary& own_summary, const Row& other,
-                      const RowSummary& other_summary, int64_t* ids, float* logprobs, float* other_logprobs) {
+void write_candidates(const Candidate* candidates, int64_t k, const Row& own, const RowSummary& own_summary,
+                      const Row& other, const RowSummary& other_summary, int64_t* ids, float* logprobs,
+                      float* other_logprobs) {
   for (int64_t j = 0; j < k; ++j) {
     ids[j] = candidate_id(candidates[j]);
     logprobs[j] = static_cast<float>(own_summary.logprob(candidate_logit(candidates[j]), own.temperature));

@@ -14,8 +14,8 @@ PRUNEOPD_FORMULA double overlap_of(int count, int k) { return static_cast<double
 
 PRUNEOPD_FORMULA bool drifts_by_overlap(int count, int k, double threshold) { return overlap_of(count, k) < threshold; }
 
-/// Whether a token lies in the shortest prefix of the teacher's candidates whose mass reaches top_p. Feed the candidates in
-/// order; a padding slot is left out, a NaN log-probability rejects the token for good.
+/// Whether a token lies in the shortest prefix of the teacher's candidates whose mass reaches top_p. Feed the
+/// candidates in order; a padding slot is left out, a NaN log-probability rejects the token for good.
 struct Nucleus {
   double bound;  // top_p - 1e-6
   double mass = 0;

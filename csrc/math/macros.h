@@ -1,7 +1,7 @@
 // The formulas of this folder are shared by every compiled implementation: plain C++, no torch, no allocation.
 //
-// They are forced inline: a source compiled for a newer instruction set must never leave behind an out-of-line copy that
-// the linker could pick for everybody.
+// They are forced inline: a source compiled for a newer instruction set must never leave behind an out-of-line copy
+// that the linker could pick for everybody.
 #pragma once
 
 #ifdef __CUDACC__

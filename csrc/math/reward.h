@@ -8,7 +8,8 @@
 
 namespace pruneopd {
 
-/// One candidate's reward. `weight` is w[j]; where log q = -inf < log p it is -inf whatever the weight has underflown to.
+/// One candidate's reward. `weight` is w[j]; where log q = -inf < log p it is -inf whatever the weight has underflown
+/// to.
 PRUNEOPD_FORMULA double reward_of(double student_logprob, double teacher_logprob, double weight) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   if (student_logprob == teacher_logprob || student_logprob == -inf) return 0;

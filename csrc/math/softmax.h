@@ -1,5 +1,5 @@
-// What is known of one row, or of a pair of rows, after the row pass: the sums of a softmax relative to a reference, and the
-// statistics that follow from them.
+// What is known of one row, or of a pair of rows, after the row pass: the sums of a softmax relative to a reference,
+// and the statistics that follow from them.
 #pragma once
 
 #include <cmath>
@@ -18,8 +18,6 @@ struct RowSums {
   double mass = 0, own = 0, other = 0;
 
   PRUNEOPD_FORMULA double log2_mass() const { return log2(mass); }
-  /// logsumexp(logits / temperature). Dividing by `scale` undoes its rounding.
-  PRUNEOPD_FORMULA double lse(double temperature) const { return (reference + log2_mass() / scale) / temperature; }
   PRUNEOPD_FORMULA double entropy() const { return kLn2 * (log2_mass() - scale * own / mass); }
 };
 
@@ -29,17 +27,33 @@ PRUNEOPD_FORMULA double kl_divergence(const RowSums& p, const RowSums& q) {
   return kl < 0 ? 0 : kl;
 }
 
-/// log-probability of a logit.
-PRUNEOPD_FORMULA double logprob_of(double logit, double temperature, double lse) { return logit / temperature - lse; }
-
 /// What a trainer is told about one row.
 struct RowSummary {
-  double lse = 0;
+  double reference = 0;  // a logit, NaN where the row is broken
+  double log_mass = 0;   // logsumexp(logits / temperature) - reference / temperature
   double entropy = 0;
   bool broken = false;  // a NaN, a +inf, or no finite logit
+  double lse = 0;
 
+  PRUNEOPD_FORMULA RowSummary() = default;
+  PRUNEOPD_FORMULA RowSummary(double reference, double log_mass, double entropy, double temperature)
+      : reference(reference), log_mass(log_mass), entropy(entropy), lse(reference / temperature + log_mass) {}
+  /// Dividing by the rounded `scale` undoes its rounding.
+  PRUNEOPD_FORMULA RowSummary(const RowSums& sums, double temperature, bool stats)
+      : RowSummary(sums.reference, sums.log2_mass() / (sums.scale * temperature), stats ? sums.entropy() : 0,
+                   temperature) {}
+
+  PRUNEOPD_FORMULA static RowSummary of_broken(double lse) {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    RowSummary summary(nan, nan, nan, 1);
+    summary.broken = true;
+    summary.lse = lse;
+    return summary;
+  }
+
+  /// log-probability of a logit of this row. The reference goes first: beside a huge one the mass would vanish.
   PRUNEOPD_FORMULA double logprob(double logit, double temperature) const {
-    return broken ? std::numeric_limits<double>::quiet_NaN() : logprob_of(logit, temperature, lse);
+    return (logit - reference) / temperature - log_mass;
   }
 };
 

@@ -1,0 +1,186 @@
+#include "bindings/guard.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <stdexcept>
+
+namespace pruneopd::bindings {
+namespace {
+
+constexpr int64_t kMaxCandidates = 256;
+
+std::string text(const Shape& shape) {
+  std::string words;
+  for (const int64_t size : shape) words.append(words.empty() ? "[" : ", ").append(std::to_string(size));
+  return words.empty() ? "[]" : words.append("]");
+}
+
+std::string quoted(std::string_view name) { return std::string("'").append(name).append("'"); }
+
+Scalar scalar(const std::string& dtype) {
+  // The unsigned types serve masks alone, which are compared with zero: the signed twin of the same width will do.
+  static const std::map<std::string_view, Scalar> kScalars{
+      {"bool", Scalar::kBool},  {"uint8", Scalar::kU8},    {"int8", Scalar::kI8},       {"uint16", Scalar::kI16},
+      {"int16", Scalar::kI16},  {"uint32", Scalar::kI32},  {"int32", Scalar::kI32},     {"uint64", Scalar::kI64},
+      {"int64", Scalar::kI64},  {"float16", Scalar::kF16}, {"bfloat16", Scalar::kBF16}, {"float32", Scalar::kF32},
+      {"float64", Scalar::kF64}};
+  return kScalars.at(dtype);
+}
+
+}  // namespace
+
+const Dtypes kLogits{"float32, bfloat16 or float16", {"float32", "bfloat16", "float16"}};
+const Dtypes kLogprobs{"float32, bfloat16, float16 or float64", {"float32", "bfloat16", "float16", "float64"}};
+const Dtypes kIds{"int32 or int64", {"int32", "int64"}};
+const Dtypes kBool{"bool", {"bool"}};
+const Dtypes kMask{"bool, integer or float",
+                   {"bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16",
+                    "bfloat16", "float32", "float64"}};
+
+int64_t count(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+Shape without_last(Shape shape) {
+  shape.pop_back();
+  return shape;
+}
+
+Shape with_last(Shape shape, int64_t last) {
+  shape.push_back(last);
+  return shape;
+}
+
+void Guard::fail(const std::string& argument, const std::string& rule, const std::string& actual) const {
+  throw std::runtime_error(std::string(op_) + ": " + argument + " must " + rule + ", got " + actual);
+}
+
+/// A view whose first `axes` axes are the positions.
+View Guard::view(const char* argument, const Array& array, const Shape& shape, const Dtypes& dtypes,
+                 size_t axes) const {
+  if (array.shape != shape) fail(argument, "have shape " + text(shape), text(array.shape));
+  if (std::find(dtypes.names.begin(), dtypes.names.end(), array.dtype) == dtypes.names.end())
+    fail(argument, std::string("have dtype ") + dtypes.words, array.dtype);
+  if (array.device != "cpu") fail(argument, "be on cpu", array.device);
+  return {array.data, scalar(array.dtype),
+          Positions(array.shape.data(), array.strides.data(), static_cast<int64_t>(axes)),
+          axes < shape.size() ? array.strides.back() : 1};
+}
+
+void Guard::logits_layout(const char* argument, const Array& array) const {
+  if (array.shape.back() > 1 && array.strides.back() != 1)
+    fail(argument, "have stride 1 on its last axis", std::to_string(array.strides.back()));
+}
+
+LogitsPair Guard::logits(const Array& student, const Array& teacher, double student_temperature,
+                         double teacher_temperature, std::optional<int64_t> vocab_size, bool along_responses) const {
+  const size_t axes = student.shape.size();
+  if (along_responses && axes != 2 && axes != 3)
+    fail("student_logits", "have shape [B, T, V] or [N, V]", text(student.shape));
+  if (axes == 0) fail("student_logits", "have shape [..., V]", text(student.shape));
+
+  LogitsPair pair;
+  pair.student = view("student_logits", student, student.shape, kLogits, axes - 1);
+  logits_layout("student_logits", student);
+  const Shape positions = without_last(student.shape);
+  if (teacher.shape.size() != axes || without_last(teacher.shape) != positions) {
+    std::string expected = text(with_last(positions, 0));
+    expected.replace(expected.size() - 2, 1, "V");
+    fail("teacher_logits", "have shape " + expected, text(teacher.shape));
+  }
+  pair.teacher = view("teacher_logits", teacher, teacher.shape, kLogits, axes - 1);
+  logits_layout("teacher_logits", teacher);
+  pair.student_temperature = student_temperature;
+  pair.teacher_temperature = teacher_temperature;
+
+  const int64_t student_width = student.shape.back(), teacher_width = teacher.shape.back();
+  if (!vocab_size && student_width != teacher_width)
+    fail("vocab_size", "be given when the last axes of student_logits and teacher_logits differ",
+         std::to_string(student_width) + " and " + std::to_string(teacher_width));
+  const int64_t width = std::min(student_width, teacher_width);
+  pair.vocab_size = vocab_size.value_or(width);
+  if (pair.vocab_size < 1 || pair.vocab_size > width)
+    fail("vocab_size", "be between 1 and min(student, teacher) width = " + std::to_string(width),
+         std::to_string(pair.vocab_size));
+  pair.student.step = pair.teacher.step = 1;
+  return pair;
+}
+
+void Guard::candidates(int64_t k, int64_t vocab_size) const {
+  const int64_t most = std::min(vocab_size, kMaxCandidates);
+  if (k < 1 || k > most)
+    fail("k", "be between 1 and min(vocab_size, 256) = " + std::to_string(most), std::to_string(k));
+}
+
+View Guard::values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const {
+  return array ? view(argument, *array, positions, dtypes, positions.size()) : View{};
+}
+
+View Guard::rows(const char* argument, const MaybeArray& array, const Shape& shape, const Dtypes& dtypes) const {
+  return array ? view(argument, *array, shape, dtypes, shape.size() - 1) : View{};
+}
+
+View Guard::topk_ids(const char* argument, const Array& array) const {
+  const size_t axes = array.shape.size();
+  if ((axes != 2 && axes != 3) || array.shape.back() < 1 || array.shape.back() > kMaxCandidates)
+    fail(argument, "have shape [B, T, k] or [N, k] with 1 <= k <= 256", text(array.shape));
+  return view(argument, array, array.shape, kIds, axes - 1);
+}
+
+View Guard::drift(const Array& array) const {
+  const size_t axes = array.shape.size();
+  if (axes != 1 && axes != 2) fail("drift", "have shape [B, T] or [N]", text(array.shape));
+  return view("drift", array, array.shape, kBool, axes);
+}
+
+std::optional<std::vector<int32_t>> Guard::int32s(const char* argument, const MaybeArray& array,
+                                                  const char* shape_words) const {
+  if (!array) return std::nullopt;
+  if (array->shape.size() != 1) fail(argument, std::string("have shape ") + shape_words, text(array->shape));
+  static const Dtypes kInt32{"int32", {"int32"}};
+  const View view = this->view(argument, *array, array->shape, kInt32, 1);
+  std::vector<int32_t> values(static_cast<size_t>(array->shape[0]));
+  for (size_t n = 0; n < values.size(); ++n)
+    values[n] = static_cast<const int32_t*>(view.data)[view.at.offset(static_cast<int64_t>(n))];
+  return values;
+}
+
+Responses Guard::responses(const Shape& positions, const std::optional<std::vector<int32_t>>& cu_seqlens,
+                           const char* packed, const char* padded) const {
+  if (positions.size() == 2) {
+    if (cu_seqlens)
+      fail("cu_seqlens", std::string("be None when ") + padded,
+           std::string("shape ").append(text({static_cast<int64_t>(cu_seqlens->size())})));
+    return {positions[0], count(positions), nullptr};
+  }
+  if (!cu_seqlens) fail("cu_seqlens", std::string("be given when ") + packed, "None");
+  if (cu_seqlens->empty()) fail("cu_seqlens", "have shape [B + 1]", "[0]");
+  return {static_cast<int64_t>(cu_seqlens->size()) - 1, positions[0], cu_seqlens->data()};
+}
+
+ScanRule Guard::scan_rule(double w_drop, double w_base, double eps,
+                          const std::optional<std::vector<int32_t>>& drift_count, int64_t responses) const {
+  if (drift_count && static_cast<int64_t>(drift_count->size()) != responses)
+    fail("drift_count", "have shape " + text({responses}), text({static_cast<int64_t>(drift_count->size())}));
+  return {w_drop, w_base, eps, drift_count ? drift_count->data() : nullptr};
+}
+
+DriftRule Guard::drift_rule(std::string_view metric, double threshold, double top_p) const {
+  if (metric != "overlap" && metric != "top_p") fail("metric", "be one of 'overlap', 'top_p'", quoted(metric));
+  return {metric == "top_p" ? Metric::kTopP : Metric::kOverlap, threshold, top_p};
+}
+
+void Guard::needed_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const {
+  if (rule.metric == Metric::kTopP && !array) fail(argument, "be given when metric is 'top_p'", "None");
+}
+
+RewardWeight Guard::reward_weight(std::string_view name) const {
+  if (name == "student") return RewardWeight::kStudent;
+  if (name == "teacher") return RewardWeight::kTeacher;
+  if (name == "none") return RewardWeight::kNone;
+  fail("reward_weight", "be one of 'student', 'teacher', 'none'", quoted(name));
+}
+
+}  // namespace pruneopd::bindings

@@ -1,0 +1,83 @@
+// What a caller hands in, torch's tensors or NumPy's arrays, turned into what the core takes. The guards keep the core
+// inside its memory; the checks that a user meets are in Python (pruneopd_kernels/checks.py), in the same words.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cpu/operators.h"
+
+namespace pruneopd::bindings {
+
+using Shape = std::vector<int64_t>;
+
+int64_t count(const Shape& shape);
+Shape without_last(Shape shape);
+Shape with_last(Shape shape, int64_t last);
+
+/// A tensor of either kind.
+struct Array {
+  const void* data = nullptr;
+  std::string dtype;  // by the name that torch and NumPy share: "float32"
+  std::string device = "cpu";
+  Shape shape;
+  Shape strides;  // in elements
+};
+
+using MaybeArray = std::optional<Array>;
+
+/// The dtypes that an argument may have, and how an error names them.
+struct Dtypes {
+  const char* words;
+  std::vector<std::string_view> names;
+};
+
+extern const Dtypes kLogits, kIds, kMask, kLogprobs, kBool;
+
+/// The guards of one operator: each returns a part of what the core takes, or throws std::runtime_error with
+/// `<op>: <argument> must <rule>, got <actual>`.
+class Guard {
+ public:
+  explicit Guard(const char* op) : op_(op) {}
+
+  /// Any leading axes; `along_responses` asks for [B, T, V] or [N, V].
+  LogitsPair logits(const Array& student, const Array& teacher, double student_temperature, double teacher_temperature,
+                    std::optional<int64_t> vocab_size, bool along_responses) const;
+  void candidates(int64_t k, int64_t vocab_size) const;
+
+  /// One value a position; an argument that was not given is an empty View.
+  View values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const;
+  /// A row of values a position, along the last axis of `shape`.
+  View rows(const char* argument, const MaybeArray& array, const Shape& shape, const Dtypes& dtypes) const;
+  /// The candidates of [B, T, k] or [N, k].
+  View topk_ids(const char* argument, const Array& array) const;
+  /// The flags of [B, T] or [N].
+  View drift(const Array& array) const;
+
+  /// The responses in positions of shape [B, T], or [N] with cu_seqlens [B + 1]. `packed` and `padded` describe the
+  /// two layouts in an error; `cu_seqlens` has the values and outlives the result.
+  Responses responses(const Shape& positions, const std::optional<std::vector<int32_t>>& cu_seqlens, const char* packed,
+                      const char* padded) const;
+  /// `drift_count` has the values and outlives the result.
+  ScanRule scan_rule(double w_drop, double w_base, double eps, const std::optional<std::vector<int32_t>>& drift_count,
+                     int64_t responses) const;
+  DriftRule drift_rule(std::string_view metric, double threshold, double top_p) const;
+  void needed_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const;
+  RewardWeight reward_weight(std::string_view name) const;
+
+  /// The values of a short int32 vector, of any stride.
+  std::optional<std::vector<int32_t>> int32s(const char* argument, const MaybeArray& array,
+                                             const char* shape_words) const;
+
+ private:
+  [[noreturn]] void fail(const std::string& argument, const std::string& rule, const std::string& actual) const;
+  View view(const char* argument, const Array& array, const Shape& shape, const Dtypes& dtypes, size_t axes) const;
+  void logits_layout(const char* argument, const Array& array) const;
+
+  const char* op_;
+};
+
+}  // namespace pruneopd::bindings
