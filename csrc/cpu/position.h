@@ -21,9 +21,10 @@ inline double logprob_at(const Row& row, const RowSummary& summary, int64_t id) 
 
 /// How many of the student's k candidates are among the teacher's.
 inline int count_common_candidates(const RowScratch& scratch, int64_t k) {
-  int32_t student[256], teacher[256];
+  IdBlocks student(k);
+  int32_t teacher[256];
   for (int64_t j = 0; j < k; ++j) {
-    student[j] = static_cast<int32_t>(candidate_id(scratch.student_candidates[j]));
+    student.ids[j] = static_cast<int32_t>(candidate_id(scratch.student_candidates[j]));
     teacher[j] = static_cast<int32_t>(candidate_id(scratch.teacher_candidates[j]));
   }
   return row_kernels().count_common(student, teacher, k);

@@ -5,38 +5,51 @@
 namespace pruneopd {
 namespace {
 
-void load_ids(const View& ids, int64_t n, int64_t k, int64_t* out) {
-  const int64_t offset = ids.at.offset(n);
-  for (int64_t j = 0; j < k; ++j) out[j] = load_id(ids, offset + j * ids.step);
+/// The k ids of position n as int32, `padding` for those below 0. False: one of them does not fit.
+template <class T>
+bool narrow_ids(const View& ids, int64_t n, int64_t k, int32_t padding, int32_t* out) {
+  const T* at = static_cast<const T*>(ids.data) + ids.at.offset(n);
+  int64_t all = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t id = at[j * ids.step];
+    all |= id < 0 ? 0 : id;
+    out[j] = id < 0 ? padding : static_cast<int32_t>(id);
+  }
+  return all <= INT32_MAX;
 }
 
+bool narrow_ids(const View& ids, int64_t n, int64_t k, int32_t padding, int32_t* out) {
+  return ids.type == Scalar::kI32 ? narrow_ids<int32_t>(ids, n, k, padding, out)
+                                  : narrow_ids<int64_t>(ids, n, k, padding, out);
+}
+
+int64_t id_at(const View& ids, int64_t n, int64_t j) { return load_id(ids, ids.at.offset(n) + j * ids.step); }
+
 /// How many of the student's slots hold an id that occurs among the teacher's; ids below 0 match nothing.
-int count_common_ids(const int64_t* student, const int64_t* teacher, int64_t k) {
-  int32_t narrow_student[256], narrow_teacher[256];
-  bool narrow = true;
-  for (int64_t j = 0; j < k; ++j) {
-    narrow &= student[j] <= INT32_MAX && teacher[j] <= INT32_MAX;
-    narrow_student[j] = student[j] < 0 ? -1 : static_cast<int32_t>(student[j]);
-    narrow_teacher[j] = teacher[j] < 0 ? -2 : static_cast<int32_t>(teacher[j]);
-  }
-  if (narrow) return row_kernels().count_common(narrow_student, narrow_teacher, k);
+int count_common_ids(const ReliabilityFromTopkArgs& args, int64_t n) {
+  IdBlocks student(args.k);
+  int32_t teacher[256];
+  if (narrow_ids(args.student_topk_ids, n, args.k, -1, student.ids) &&
+      narrow_ids(args.teacher_topk_ids, n, args.k, -2, teacher))
+    return row_kernels().count_common(student, teacher, args.k);
   int count = 0;
-  for (int64_t i = 0; i < k; ++i) {
+  for (int64_t i = 0; i < args.k; ++i) {
+    const int64_t id = id_at(args.student_topk_ids, n, i);
     bool hit = false;
-    for (int64_t j = 0; j < k; ++j) hit |= student[i] >= 0 && student[i] == teacher[j];
+    for (int64_t j = 0; j < args.k; ++j) hit |= id >= 0 && id == id_at(args.teacher_topk_ids, n, j);
     count += hit;
   }
   return count;
 }
 
-bool rejected(const ReliabilityFromTopkArgs& args, const int64_t* teacher_ids, int64_t n) {
+bool rejected(const ReliabilityFromTopkArgs& args, int64_t n) {
   const int64_t token = load_id(args.token_ids, args.token_ids.at.offset(n));
   const int64_t offset = args.teacher_topk_logprobs.at.offset(n);
   Nucleus nucleus(args.drift_rule.top_p);
   for (int64_t j = 0; j < args.k; ++j) {
-    if (teacher_ids[j] < 0) continue;
-    nucleus.add(load_real(args.teacher_topk_logprobs, offset + j * args.teacher_topk_logprobs.step),
-                teacher_ids[j] == token);
+    const int64_t id = id_at(args.teacher_topk_ids, n, j);
+    if (id < 0) continue;
+    nucleus.add(load_real(args.teacher_topk_logprobs, offset + j * args.teacher_topk_logprobs.step), id == token);
   }
   return !nucleus.accepts();
 }
@@ -47,13 +60,10 @@ void pass_position(const ReliabilityFromTopkArgs& args, int64_t n) {
     args.drift[n] = false;
     return;
   }
-  int64_t student[256], teacher[256];
-  load_ids(args.student_topk_ids, n, args.k, student);
-  load_ids(args.teacher_topk_ids, n, args.k, teacher);
-  const int k = static_cast<int>(args.k), common = count_common_ids(student, teacher, args.k);
+  const int k = static_cast<int>(args.k), common = count_common_ids(args, n);
   args.overlap[n] = static_cast<float>(overlap_of(common, k));
   args.drift[n] = args.drift_rule.metric == Metric::kOverlap ? drifts_by_overlap(common, k, args.drift_rule.threshold)
-                                                             : rejected(args, teacher, n);
+                                                             : rejected(args, n);
 }
 
 }  // namespace

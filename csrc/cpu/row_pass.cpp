@@ -352,12 +352,14 @@ RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t 
   return out;
 }
 
-int count_common(const int32_t* ids, const int32_t* among, int64_t k) {
+int count_common(const IdBlocks& ids, const int32_t* among, int64_t k) {
   int count = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    int32_t hit = 0;
-    for (int64_t j = 0; j < k; ++j) hit |= ids[i] == among[j];
-    count += hit;
+  for (int64_t block = 0; block < ids.blocks; ++block) {
+    const int32_t* slots = ids.ids + block * IdBlocks::kBlock;
+    int32_t hits[IdBlocks::kBlock] = {};
+    for (int64_t j = 0; j < k; ++j)
+      for (int64_t i = 0; i < IdBlocks::kBlock; ++i) hits[i] |= slots[i] == among[j];
+    for (int32_t hit : hits) count += hit;
   }
   return count;
 }

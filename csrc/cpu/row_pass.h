@@ -50,13 +50,24 @@ struct RowPairSummary {
   bool broken() const { return student.broken || teacher.broken; }
 };
 
+/// Up to 256 ids, filled up with -1, which occurs nowhere, to whole blocks.
+struct IdBlocks {
+  static constexpr int64_t kBlock = 16;
+  int32_t ids[256];
+  int64_t blocks;
+
+  explicit IdBlocks(int64_t k) : blocks((k + kBlock - 1) / kBlock) {
+    for (int64_t j = k; j < blocks * kBlock; ++j) ids[j] = -1;
+  }
+};
+
 struct RowKernels {
   const char* instruction_set;
   /// The pass over [0, vocab_size) of both rows; entropies and KL only with `stats`.
   RowPairSummary (*row_pair)(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
                              RowScratch& scratch);
-  /// How many of the first k ids occur among the second.
-  int (*count_common)(const int32_t* ids, const int32_t* among, int64_t k);
+  /// How many of `ids` occur among the k of `among`.
+  int (*count_common)(const IdBlocks& ids, const int32_t* among, int64_t k);
   /// The maxima of two rows, read in step like row_pair reads them.
   void (*row_max)(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max);
 };
