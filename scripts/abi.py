@@ -1,0 +1,39 @@
+"""Loads the compiled operators in the torch that runs this script, and compares them with the reference.
+
+`make test-abi` runs it in two versions of torch on one build: python -m scripts.abi
+"""
+
+import torch
+
+import pruneopd_kernels  # noqa: F401  (fills torch.ops.pruneopd)
+
+
+def main() -> None:
+    """Compare every operator; end with a traceback at the first that differs or does not load."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 9, 1000, generator=generator)
+    teacher = (student + torch.randn(student.shape, generator=generator)).bfloat16()
+    mask = torch.rand(2, 9, generator=generator) < 0.8
+    token_ids = torch.randint(1000, (2, 9), generator=generator)
+    ids = torch.randint(30, (2, 2, 9, 16), generator=generator)
+    logprobs = torch.randn(2, 9, 16, generator=generator).log_softmax(-1)
+
+    calls = {
+        "reliability": (student, teacher, mask),
+        "token_stats": (student, teacher, mask, token_ids),
+        "reliability_from_topk": (ids[0], ids[1], mask, logprobs, token_ids),
+        "reliability_from_drift": (mask, None, None, torch.tensor([3, 0], dtype=torch.int32)),
+    }
+    options = {"reliability": {"reward_weight": "teacher"}, "reliability_from_topk": {"metric": "top_p"}}
+    for op, tensors in calls.items():
+        arguments = options.get(op, {})
+        operator = getattr(torch.ops.pruneopd, op)
+        outputs = operator(*tensors, **arguments, impl="cpp")
+        expected = operator(*tensors, **arguments, impl="reference")
+        for output, wanted in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
+    print(f"torch {torch.__version__}: the library loads, and {', '.join(calls)} agree with the reference")
+
+
+if __name__ == "__main__":
+    main()
