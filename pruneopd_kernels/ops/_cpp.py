@@ -1,0 +1,67 @@
+"""The compiled operators for CPU tensors: `_cpp.so` in the package, which registers `torch.ops.pruneopd_cpp.*`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .. import checks
+from ..schemas import ROW_MAX, SIGNATURES, private_schema
+
+PATH = Path(__file__).parents[1] / "_cpp.so"  # not in this folder, where it would hide this file from import
+
+_DEFINITIONS = torch.library.Library("pruneopd_cpp", "DEF")
+for _schema in [*map(private_schema, SIGNATURES), ROW_MAX]:
+    _DEFINITIONS.define(_schema)
+
+
+def _load() -> str | None:
+    """Load the library; if that fails, say why and what would help."""
+    if not PATH.exists():
+        return f"{PATH} is missing; installing the package where a C++20 compiler is found builds it"
+    try:
+        torch.ops.load_library(PATH)
+    except (OSError, RuntimeError) as error:
+        why = str(error.__cause__ or error).splitlines()[0]
+        return f"{PATH.name} does not load in torch {torch.__version__} ({why}); it needs torch >= 2.11 or a new build"
+    return None
+
+
+WHY_NOT = _load()
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that the library has and this processor runs, best first."""
+    names = _library().pruneopd_instruction_sets()
+    return str(names.decode()).split(",")
+
+
+def instruction_set() -> str:
+    """The instruction set in use: the best one, unless `use_instruction_set` chose another."""
+    return str(_library().pruneopd_instruction_set().decode())
+
+
+@contextmanager
+def use_instruction_set(name: str) -> Iterator[None]:
+    """Compute with another instruction set, in the whole process, for tests and benchmarks."""
+    checks.one_of("use_instruction_set", "name", name, instruction_sets())
+    before = instruction_set()
+    _library().pruneopd_set_instruction_set(name.encode())
+    try:
+        yield
+    finally:
+        _library().pruneopd_set_instruction_set(before.encode())
+
+
+def _library() -> ctypes.CDLL:
+    if WHY_NOT is not None:
+        raise RuntimeError(f"impl='cpp' is not usable here: {WHY_NOT}")
+    library = ctypes.CDLL(str(PATH))  # loaded already: the same one
+    library.pruneopd_instruction_sets.restype = ctypes.c_char_p
+    library.pruneopd_instruction_set.restype = ctypes.c_char_p
+    library.pruneopd_set_instruction_set.argtypes = [ctypes.c_char_p]
+    return library

@@ -1,0 +1,169 @@
+"""Rewards over the candidates of either side, or of both, from what `token_stats` returns."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .checks import RewardWeight
+from .reference._rewards import candidate_rewards, weighted
+from .reference._rows import valid_positions
+from .results import OpdRewards
+
+Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
+
+
+@torch.no_grad()
+def opd_rewards(
+    student_topk_ids: Tensor,
+    student_topk_logprobs: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor,
+    teacher_on_student_logprobs: Tensor | None = None,
+    student_on_teacher_logprobs: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    strategy: Strategy = "student",
+    reward_weight: RewardWeight = "student",
+    weight: Tensor | None = None,
+) -> OpdRewards:
+    """On-policy-distillation rewards of the candidates that a strategy takes.
+
+    With S and T the student's and the teacher's candidates and p and q their probabilities (Prune-OPD,
+    arXiv:2605.07804)
+
+        reward[j] = L * w[j] * (log q[j] - log p[j])    (11)
+
+    | strategy | candidates | taken |
+    |---|---|---|
+    | `student` | S | all |
+    | `teacher` | T | all |
+    | `intersection` | S | those in T |
+    | `union` | S, then T | S, and those of T not in S |
+    | `symmetric_difference` | S, then T | those in one only |
+
+    where w is p renormalised over the candidates taken, or q, or 1 over their number; for `symmetric_difference`
+    nothing is renormalised, and w is p, q or 1. An id below 0 is padding and is never taken. As in `reliability`, a
+    reward is 0 where log q == log p, where log p is -inf and where no mass is there to renormalise, -inf where only
+    log q is -inf, NaN where either is. The first six arguments are the first six fields of `TokenStats`, so that
+    `opd_rewards(*stats[:6])` works, and with `weight` gives the rewards of `reliability`.
+
+    Args:
+        student_topk_ids: int32 or int64 `[..., k]`: S.
+        student_topk_logprobs: float `[..., k]`: log p of S.
+        teacher_topk_ids: int32 or int64 `[..., k]`: T.
+        teacher_topk_logprobs: float `[..., k]`: log q of T.
+        teacher_on_student_logprobs: float `[..., k]`: log q of S; for `student`, `union`, `symmetric_difference`.
+        student_on_teacher_logprobs: float `[..., k]`: log p of T; for `teacher`, `union`, `symmetric_difference`.
+        mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
+        strategy: Which candidates are taken.
+        reward_weight: Rewards are weighted by the `"student"`'s or the `"teacher"`'s probabilities, or `"none"`.
+        weight: float `[...]`: L, which multiplies; where it is 0 so are the rewards. None: 1.
+
+    Returns:
+        `ids` int64, `rewards` float32 (float64 if any log-probability is) and `valid` bool, each `[..., m]` with m = k
+        or, for `union` and `symmetric_difference`, 2k. Rewards are 0 where not valid. None is differentiable.
+
+    Raises:
+        ValueError: A shape or a value is not allowed, or the strategy needs a tensor that was not given.
+        TypeError: A dtype is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> from pruneopd_kernels import opd_rewards, token_stats
+        >>> student, teacher = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 0.0]])
+        >>> stats = token_stats(student, teacher, k=2)
+        >>> opd_rewards(*stats[:6])
+        OpdRewards(ids=tensor([[1, 2]]), rewards=tensor([[ 0.0000, -0.2689]]), valid=tensor([[True, True]]))
+        >>> opd_rewards(*stats[:6], strategy="union").ids
+        tensor([[1, 2, 1, 0]])
+        >>> opd_rewards(*stats[:6], strategy="union").valid
+        tensor([[ True,  True, False,  True]])
+    """
+    if not torch.compiler.is_compiling():
+        _check(
+            {
+                "student_topk_ids": student_topk_ids,
+                "student_topk_logprobs": student_topk_logprobs,
+                "teacher_topk_ids": teacher_topk_ids,
+                "teacher_topk_logprobs": teacher_topk_logprobs,
+                "teacher_on_student_logprobs": teacher_on_student_logprobs,
+                "student_on_teacher_logprobs": student_on_teacher_logprobs,
+            },
+            mask,
+            strategy,
+            reward_weight,
+            weight,
+        )
+    from_student, from_teacher = student_topk_ids.to(torch.int64), teacher_topk_ids.to(torch.int64)
+    exists_s, exists_t = from_student >= 0, from_teacher >= 0
+    same = (from_student[..., :, None] == from_teacher[..., None, :]) & exists_s[..., :, None]
+    shared_s, shared_t = same.any(-1), same.any(-2)
+
+    a: Tensor | None
+    b: Tensor | None
+    if strategy == "student":
+        ids, valid, a, b = from_student, exists_s, student_topk_logprobs, teacher_on_student_logprobs
+    elif strategy == "teacher":
+        ids, valid, a, b = from_teacher, exists_t, student_on_teacher_logprobs, teacher_topk_logprobs
+    elif strategy == "intersection":
+        match = same.to(torch.uint8).argmax(-1)  # the first, where the teacher has an id twice
+        ids, valid, a, b = from_student, shared_s, student_topk_logprobs, teacher_topk_logprobs.gather(-1, match)
+    else:
+        assert student_on_teacher_logprobs is not None
+        assert teacher_on_student_logprobs is not None
+        taken_s = exists_s if strategy == "union" else exists_s & ~shared_s
+        ids, valid = torch.cat([from_student, from_teacher], -1), torch.cat([taken_s, exists_t & ~shared_t], -1)
+        a = torch.cat([student_topk_logprobs, student_on_teacher_logprobs], -1)
+        b = torch.cat([teacher_on_student_logprobs, teacher_topk_logprobs], -1)
+    assert a is not None
+    assert b is not None
+
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    valid = valid & valid_positions(mask, ids, ids.shape[:-1])[..., None]
+    renormalise = strategy != "symmetric_difference"
+    rewards = candidate_rewards(a.to(torch.float64), b.to(torch.float64), valid, reward_weight, renormalise)
+    if weight is not None:
+        rewards = weighted(weight.to(torch.float64), rewards)
+    return OpdRewards(ids, rewards.to(dtype), valid)
+
+
+_CROSS = {
+    "student": ("teacher_on_student_logprobs",),
+    "teacher": ("student_on_teacher_logprobs",),
+    "intersection": (),
+    "union": ("teacher_on_student_logprobs", "student_on_teacher_logprobs"),
+    "symmetric_difference": ("teacher_on_student_logprobs", "student_on_teacher_logprobs"),
+}
+
+
+def _check(
+    candidates: dict[str, Tensor | None], mask: Tensor | None, strategy: str, reward_weight: str, weight: Tensor | None
+) -> None:
+    op = "opd_rewards"
+    given = candidates | {"mask": mask, "weight": weight}
+    for name, tensor in given.items():
+        optional = name not in list(candidates)[:4]
+        checks.kind(op, name, tensor, "Tensor?" if optional else "Tensor", Tensor, "a tensor")
+    ids = candidates["student_topk_ids"]
+    assert ids is not None
+    if ids.ndim < 1 or ids.shape[-1] < 1:
+        checks.bad_value(op, "student_topk_ids", "have shape [..., k] with k >= 1", list(ids.shape))
+    for name, tensor in candidates.items():
+        if tensor is not None:
+            checks.has_shape(op, name, tensor, ids.shape)
+            checks.has_dtype(op, name, tensor, checks.IDS if name.endswith("ids") else checks.FLOATS)
+            checks.same_device(op, name, tensor, ids)
+    checks.mask_of_positions(op, mask, ids, ids.shape[:-1])
+    checks.one_of(op, "strategy", strategy, get_args(Strategy))
+    for name in _CROSS[strategy]:
+        if candidates[name] is None:
+            checks.bad_value(op, name, f"be given when strategy is {strategy!r}", None)
+    checks.one_of(op, "reward_weight", reward_weight, checks.REWARD_WEIGHTS)
+    if weight is not None:
+        checks.has_shape(op, "weight", weight, ids.shape[:-1])
+        checks.has_dtype(op, "weight", weight, checks.FLOATS)
+        checks.same_device(op, "weight", weight, ids)
