@@ -1,0 +1,1 @@
+"""Speed and memory of the operators, measured with one protocol: `python -m bench --help`."""

@@ -1,0 +1,70 @@
+"""Memory that a call needs beyond its inputs and outputs, as the growth of the process's peak resident set.
+
+Every case is measured in a process of its own (`python -m bench.memory '<case as JSON>'`), on its first call with
+these tensors: the thread pool has been started and the operator called once on two positions of 64 logits, huge pages
+are off. What the call maps for good (code, an allocator's arena) counts too, so that the figure is an upper bound.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+PR_SET_THP_DISABLE = 41
+
+
+def measure(case: object, threads: int) -> int | None:
+    """Bytes, of the whole process; None where Linux does not say."""
+    command = [sys.executable, "-m", "bench.memory", json.dumps({**asdict(case), "threads": threads})]  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"bench: memory was not measured: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    return int(done.stdout.split()[-1])
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key + ":"))
+
+
+def _measure_here(description: dict[str, object]) -> int:
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    import torch
+
+    from bench import answers, cases
+    from bench.implementations import operator, using
+
+    torch.set_num_threads(int(description.pop("threads")))  # type: ignore[call-overload]
+    case = cases.Case(**description)  # type: ignore[arg-type]
+    run = cases.call(case)
+    with using(case.isa):
+        for tensor in cases.inputs(case):
+            tensor.amax(-1)
+        if case.impl == "cpp":
+            _small_call(torch, operator(case.op, case.impl), case.op)
+        gc.collect()
+        libc.malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")  # the peak starts again from here
+        before = _status("VmRSS")
+        outputs = answers.fields(run())
+        return _status("VmHWM") - before - sum(tensor.nbytes for tensor in outputs.values())
+
+
+def _small_call(torch, function, op: str) -> None:  # type: ignore[no-untyped-def]
+    if op == "reliability_from_drift":
+        function(torch.zeros(1, 2, dtype=torch.bool))
+    elif op == "reliability_from_topk":
+        function(*torch.arange(4).expand(2, 1, 2, 4))
+    else:
+        function(*torch.zeros(2, 1, 2, 64), k=2)
+
+
+if __name__ == "__main__":
+    print(_measure_here(json.loads(sys.argv[1])))
