@@ -1,0 +1,162 @@
+// What the bindings for torch and for NumPy share: guards and the sharing out of work.
+#include <stdexcept>
+#include <thread>
+
+#include "bindings/guard.h"
+#include "bindings/parallel.h"
+#include "harness.h"
+
+namespace {
+
+using namespace pruneopd::bindings;
+
+Array array(Shape shape, std::string dtype = "float32") {
+  Shape strides(shape.size(), 1);
+  for (size_t axis = shape.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * shape[axis];
+  static int64_t somewhere[4096];
+  return {somewhere, std::move(dtype), "cpu", std::move(shape), std::move(strides)};
+}
+
+template <class Call>
+void refuses(const std::string& words, const Call& call) {
+  try {
+    call();
+    report("nothing was refused, and should have been: ", words);
+  } catch (const std::runtime_error& error) {
+    if (error.what() != words) report(error.what(), " is not ", words);
+  }
+}
+
+TEST(guards_refuse_logits) {
+  const Guard guard("reliability");
+  const auto logits = [&](const Array& student, const Array& teacher, std::optional<int64_t> vocab_size = {},
+                          bool along_responses = true) {
+    return guard.logits(student, teacher, 1, 1, vocab_size, along_responses);
+  };
+  const Array good = array({2, 8, 64});
+  CHECK(logits(good, array({2, 8, 64}, "bfloat16")).vocab_size == 64);
+  CHECK(logits(good, array({2, 8, 72}), 60).vocab_size == 60);
+  CHECK(logits(array({64}), array({64}), {}, false).student.at.count() == 1);
+  refuses("reliability: student_logits must have shape [B, T, V] or [N, V], got [3]",
+          [&] { logits(array({3}), good); });
+  refuses("reliability: student_logits must have shape [..., V], got []", [&] { logits(array({}), good, {}, false); });
+  refuses("reliability: student_logits must have dtype float32, bfloat16 or float16, got int64",
+          [&] { logits(array({2, 8, 64}, "int64"), good); });
+  refuses("reliability: teacher_logits must have shape [2, 8, V], got [2, 7, 64]",
+          [&] { logits(good, array({2, 7, 64})); });
+  refuses("reliability: teacher_logits must have shape [2, 8, V], got [64]", [&] { logits(good, array({64})); });
+  refuses(
+      "reliability: vocab_size must be given when the last axes of student_logits and teacher_logits differ, got 64 "
+      "and 72",
+      [&] { logits(good, array({2, 8, 72})); });
+  refuses("reliability: vocab_size must be between 1 and min(student, teacher) width = 64, got 65",
+          [&] { logits(good, good, 65); });
+  refuses("reliability: vocab_size must be between 1 and min(student, teacher) width = 0, got 0",
+          [&] { logits(array({2, 8, 0}), array({2, 8, 0})); });
+  Array strided = good;
+  strided.strides.back() = 2;
+  refuses("reliability: student_logits must have stride 1 on its last axis, got 2", [&] { logits(strided, good); });
+  refuses("reliability: teacher_logits must have stride 1 on its last axis, got 2", [&] { logits(good, strided); });
+  strided = array({2, 8, 1});
+  strided.strides.back() = 7;
+  CHECK(logits(strided, strided).student.step == 1);
+  Array elsewhere = good;
+  elsewhere.device = "meta";
+  refuses("reliability: teacher_logits must be on cpu, got meta", [&] { logits(good, elsewhere); });
+  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 64, got 65", [&] { guard.candidates(65, 64); });
+  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 256, got 0", [&] { guard.candidates(0, 5000); });
+}
+
+TEST(guards_refuse_what_goes_with_positions) {
+  const Guard guard("op");
+  CHECK(!guard.values("mask", std::nullopt, {2, 8}, kMask));
+  for (const std::string_view dtype : kMask.names)
+    CHECK(guard.values("mask", array({2, 8}, std::string(dtype)), {2, 8}, kMask));
+  refuses("op: mask must have shape [2, 8], got [8]", [&] { guard.values("mask", array({8}), {2, 8}, kMask); });
+  refuses("op: mask must have dtype bool, integer or float, got complex64",
+          [&] { guard.values("mask", array({2, 8}, "complex64"), {2, 8}, kMask); });
+  refuses("op: token_ids must have dtype int32 or int64, got uint32",
+          [&] { guard.values("token_ids", array({8}, "uint32"), {8}, kIds); });
+  refuses("op: student_topk_ids must have shape [B, T, k] or [N, k] with 1 <= k <= 256, got [4, 257]",
+          [&] { guard.topk_ids("student_topk_ids", array({4, 257}, "int64")); });
+  refuses("op: student_topk_ids must have shape [B, T, k] or [N, k] with 1 <= k <= 256, got [4]",
+          [&] { guard.topk_ids("student_topk_ids", array({4}, "int64")); });
+  refuses("op: drift must have shape [B, T] or [N], got []", [&] { guard.drift(array({}, "bool")); });
+  refuses("op: drift must have dtype bool, got uint8", [&] { guard.drift(array({3}, "uint8")); });
+
+  Array column = array({2, 8, 4}, "int64");
+  column.strides = {1, 2, 16};
+  const pruneopd::View rows = guard.rows("teacher_topk_ids", column, {2, 8, 4}, kIds);
+  CHECK(rows.step == 16 && rows.at.count() == 16 && rows.at.offset(9) == 3);
+}
+
+TEST(guards_refuse_layouts) {
+  const Guard guard("op");
+  const auto layout = [&](const Shape& positions, const std::optional<std::vector<int32_t>>& starts) {
+    return guard.responses(positions, starts, "drift is [N]", "drift is [B, T]");
+  };
+  const std::vector<int32_t> starts = {0, 3, 7};
+  CHECK(layout({7}, starts).count == 2 && layout({7}, starts).positions == 7);
+  CHECK(layout({3, 5}, std::nullopt).count == 3 && layout({3, 5}, std::nullopt).positions == 15);
+  refuses("op: cu_seqlens must be given when drift is [N], got None", [&] { layout({7}, std::nullopt); });
+  refuses("op: cu_seqlens must be None when drift is [B, T], got shape [3]", [&] { layout({7, 1}, starts); });
+  refuses("op: cu_seqlens must have shape [B + 1], got [0]", [&] { layout({7}, std::vector<int32_t>{}); });
+  refuses("op: cu_seqlens must have shape [B + 1], got [1, 2]",
+          [&] { guard.int32s("cu_seqlens", array({1, 2}, "int32"), "[B + 1]"); });
+  refuses("op: cu_seqlens must have dtype int32, got int64",
+          [&] { guard.int32s("cu_seqlens", array({2}, "int64"), "[B + 1]"); });
+  const std::optional<std::vector<int32_t>> counts = std::vector<int32_t>{1, 2};
+  CHECK(guard.scan_rule(0, 0, 0, counts, 2).drift_count == counts->data());
+  CHECK(guard.scan_rule(0, 0, 0, std::nullopt, 2).drift_count == nullptr);
+  refuses("op: drift_count must have shape [3], got [2]", [&] { guard.scan_rule(0, 0, 0, counts, 3); });
+}
+
+TEST(guards_refuse_words) {
+  const Guard guard("op");
+  refuses("op: metric must be one of 'overlap', 'top_p', got 'x'", [&] { guard.drift_rule("x", .7, .95); });
+  refuses("op: reward_weight must be one of 'student', 'teacher', 'none', got ''", [&] { guard.reward_weight(""); });
+  const pruneopd::DriftRule rule = guard.drift_rule("top_p", .7, .95);
+  refuses("op: token_ids must be given when metric is 'top_p', got None",
+          [&] { guard.needed_for_top_p(rule, "token_ids", std::nullopt); });
+  guard.needed_for_top_p(guard.drift_rule("overlap", .7, .95), "token_ids", std::nullopt);
+}
+
+void start_threads(int64_t workers, const std::function<void()>& worker) {
+  std::vector<std::jthread> threads;
+  for (int64_t n = 0; n < workers; ++n) threads.emplace_back(worker);
+}
+
+TEST(work_is_shared_out_once) {
+  for (const int64_t count : {0, 1, 2, 7, 100, 5000})
+    for (const int64_t grain : {0, 1, 3, 64, 10000})
+      for (const int64_t threads : {1, 2, 5}) {
+        std::vector<std::atomic<int>> visits(static_cast<size_t>(count));
+        std::atomic<int64_t> short_blocks = 0;
+        share_out(
+            count, grain, threads,
+            [&](int64_t begin, int64_t end) {
+              CHECK(begin < end && end <= count);
+              short_blocks += end - begin < grain;
+              for (int64_t n = begin; n < end; ++n) ++visits[static_cast<size_t>(n)];
+            },
+            start_threads);
+        for (const std::atomic<int>& visit : visits) CHECK(visit == 1);
+        CHECK(short_blocks <= 1);
+      }
+}
+
+TEST(an_exception_leaves_no_thread) {
+  std::atomic<int64_t> done = 0;
+  refuses("stop", [&] {
+    share_out(
+        100000, 1, 3,
+        [&](int64_t begin, int64_t) {
+          ++done;
+          if (begin == 0) throw std::runtime_error("stop");
+        },
+        start_threads);
+  });
+  CHECK(done < 100000);
+}
+
+}  // namespace

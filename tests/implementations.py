@@ -1,0 +1,77 @@
+"""Every implementation that this machine can run, called in one way: torch tensors in, a NamedTuple of tensors out."""
+
+import functools
+from contextlib import contextmanager, nullcontext
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import pruneopd_kernels
+from pruneopd_kernels.ops import _cpp
+
+OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
+
+
+class Implementation:
+    """`Implementation("cpp", "avx2").token_stats(student_logits, teacher_logits, k=4)`."""
+
+    def __init__(self, name, instruction_set=None):
+        self.name, self.instruction_set = name, instruction_set
+
+    def __repr__(self):
+        return self.name if self.instruction_set is None else f"{self.name}-{self.instruction_set}"
+
+    def __getattr__(self, op):
+        if op not in OPERATORS:
+            raise AttributeError(op)
+        return functools.partial(self.call, op)
+
+    def call(self, op, *args, **kwargs):
+        if self.name == "reference":
+            return getattr(pruneopd_kernels.reference, op)(*args, **kwargs)
+        if self.name == "host":
+            with use_instruction_set_of_host(self.instruction_set):
+                return on_arrays(getattr(pruneopd_kernels.host, op), *args, **kwargs)
+        with _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
+            return getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
+
+
+@contextmanager
+def use_instruction_set_of_host(name):
+    from pruneopd_kernels import _host
+
+    before = _host.instruction_set()
+    assert _host.set_instruction_set(name)
+    try:
+        yield
+    finally:
+        _host.set_instruction_set(before)
+
+
+def as_array(value):
+    """A NumPy view of a tensor: the same memory, strides and dtype; bfloat16 as in ml_dtypes."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    if value.dtype == torch.bfloat16:
+        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
+
+
+def on_arrays(function, *args, **kwargs):
+    result = function(*map(as_array, args), **{name: as_array(value) for name, value in kwargs.items()})
+    assert all(isinstance(array, np.ndarray) for array in result)
+    return result._make(torch.from_numpy(array) for array in result)
+
+
+# Without the library every test of it fails, with the reason; it is never left out in silence.
+INSTRUCTION_SETS = _cpp.instruction_sets() if _cpp.WHY_NOT is None else ["missing"]
+REFERENCE = Implementation("reference")
+COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
+HOST = [Implementation("host", name) for name in INSTRUCTION_SETS]
+IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST]
+
+every_implementation = pytest.mark.parametrize("impl", IMPLEMENTATIONS, ids=repr)
+every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)

@@ -1,0 +1,28 @@
+"""Python in a process of its own, warnings as errors: for what an import does, and for what a crash would end."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pruneopd_kernels
+
+ROOT = Path(pruneopd_kernels.__file__).parents[1]  # of the package under test, installed or not
+
+
+def command(*arguments, code=None):
+    return [sys.executable, "-W", "error", *(["-c", textwrap.dedent(code)] if code else []), *map(str, arguments)]
+
+
+def environment(root=ROOT):
+    return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def run(*arguments, code=None, root=ROOT, cwd=None):
+    """What `python <arguments>` or `python -c <code> <arguments>` printed; an exit status other than 0 is a failure."""
+    done = subprocess.run(command(*arguments, code=code), capture_output=True, text=True, timeout=300,
+                          env=environment(root), cwd=cwd)  # fmt: skip
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.stderr == "", done.stderr
+    return done.stdout

@@ -1,0 +1,262 @@
+"""The benchmarks: their protocol, their refusal of wrong answers, their tables. Nothing is measured here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import answers, cases, eager, memory, protocol, results, table, targets
+from bench.cases import Case
+from bench.protocol import Contender, Timing
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The whole program on 1000 ids and 64 short responses, with its results in a folder of the test's."""
+    cached: tuple[Any, ...] = (cases.logits, cases.token_ids, cases.topk_ids, cases.drift, cases.gold)
+    monkeypatch.setattr(cases, "VOCABULARY", 1000)
+    monkeypatch.setattr(cases, "LONG", (8, 32, 16))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    threads = torch.get_num_threads()
+    for function in cached:
+        function.cache_clear()
+    yield tmp_path
+    for function in cached:
+        function.cache_clear()
+    torch.set_num_threads(threads)
+
+
+def test_every_contender_is_called_in_every_round_just_after_its_inputs_are_read() -> None:
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def setting() -> Iterator[None]:
+        events.append("enter")
+        yield
+        events.append("leave")
+
+    def contender(name: str) -> Contender:
+        return Contender(name, lambda: events.append(f"run {name}"), lambda: events.append(f"read {name}"), setting)
+
+    timings = protocol.interleave([contender(name) for name in "abc"], seconds=0, min_rounds=4)
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 4, "b": 4, "c": 4}
+    rounds = events[3 * 3 :]  # after one untimed call each
+    quads = [rounds[i : i + 4] for i in range(0, len(rounds), 4)]
+    assert all(quad == ["enter", f"read {quad[1][-1]}", f"run {quad[1][-1]}", "leave"] for quad in quads)
+    order = "".join(quad[1][-1] for quad in quads)
+    assert all(sorted(order[i : i + 3]) == ["a", "b", "c"] for i in range(0, 12, 3))
+    assert len({order[i : i + 3] for i in range(0, 12, 3)}) > 1, "the order must change from round to round"
+
+
+def test_median_and_minimum_come_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, *(t for took in (3.0, 1.0, 2.0, 9.0, 5.0) for t in (10.0, 10.0 + took)), *[99.0] * 9])
+    readings: list[float] = []
+
+    def clock() -> float:
+        # the loop looks at the clock once more per round, from the sixth on: min_rounds is 5
+        readings.append(next(times))
+        return readings[-1]
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    timings = protocol.interleave([Contender("a", run=lambda: None)], seconds=1)
+    assert timings["a"] == Timing(rounds=5, median_s=3.0, min_s=1.0)
+
+
+def test_a_slow_contender_leaves_early() -> None:
+    both = [Contender("slow", run=lambda: None, max_rounds=2), Contender("fast", run=lambda: None)]
+    timings = protocol.interleave(both, seconds=0, min_rounds=6)
+    assert (timings["slow"].rounds, timings["fast"].rounds) == (2, 6)
+
+
+def test_contenders_must_have_different_names() -> None:
+    with pytest.raises(ValueError, match="contenders must have different names"):
+        protocol.interleave([Contender("a", run=lambda: None)] * 2, seconds=0)
+
+
+GOLD = {"ids": torch.tensor([[3, 1]]), "x": torch.tensor([1.0, float("nan"), float("-inf")])}
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"ids": torch.tensor([[1, 3]])}, "ids differs at 2 of 2 places"),
+        ({"x": torch.tensor([1.0001, float("nan"), float("-inf")])}, "x is off by"),
+        ({"x": torch.tensor([1.0, 0.0, float("-inf")])}, "x is off by"),
+        ({"x": torch.tensor([1.0, float("nan"), -1e30])}, "x is off by"),
+        ({"x": torch.tensor([1.0])}, "x has shape [1], not [3]"),
+    ],
+)
+def test_a_wrong_answer_is_seen(changed: dict[str, torch.Tensor], complaint: str) -> None:
+    assert answers.complaints(GOLD, GOLD) == []
+    (found,) = answers.complaints(GOLD | changed, GOLD)
+    assert found.startswith(complaint)
+    assert answers.complaints({"ids": GOLD["ids"]}, GOLD) == ["x is missing"]
+
+
+def test_a_peer_may_break_ties_its_own_way_but_not_miss_a_larger_logit() -> None:
+    logits = {"topk_ids": torch.tensor([[5.0, 4.0, 4.0, 1.0]])}
+    gold = {"topk_ids": torch.tensor([[0, 1]]), "rewards": torch.tensor([[0.1, 0.2]])}
+    tied = {"topk_ids": torch.tensor([[0, 2]]), "rewards": torch.tensor([[0.1, 0.7]])}
+    wrong = {"topk_ids": torch.tensor([[0, 3]]), "rewards": torch.tensor([[0.1, 0.2]])}
+    assert answers.peer_complaints(tied, gold, logits, 1e-4) == []
+    assert answers.peer_complaints(wrong, gold, logits, 1e-4) == ["topk_ids does not hold the largest logits"]
+    assert answers.peer_complaints(gold | {"rewards": torch.tensor([[0.1, 0.3]])}, gold, logits, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("op", cases.LOGIT_OPS)
+def test_the_peers_compute_the_same(tiny: Path, op: str, dtype: str) -> None:
+    assert cases.complaints(Case(op, dtype, "eager")) == []
+    assert cases.complaints(Case(op, dtype, "eager_native")) == []
+
+
+@pytest.mark.parametrize(("op", "dtype"), [("reliability_from_topk", "int64"), ("reliability_from_drift", "bool")])
+def test_the_peers_without_logits_compute_the_same(tiny: Path, op: str, dtype: str) -> None:
+    assert cases.complaints(Case(op, dtype, "eager")) == []
+
+
+def test_a_run_prints_and_saves_a_row_for_every_case(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dtype", "float32", "--seconds", "0", "--no-memory", "--save", "--threads", "1"]
+    assert command.main(arguments) == 0
+    (file,) = tiny.glob("*.jsonl")
+    rows = results.load(file)
+    assert {row["op"] for row in rows} >= {*cases.LOGIT_OPS, *cases.TOPK_OPS}
+    assert all(row["gb_s"] > 0 and row["rounds"] >= 2 for row in rows)
+    eager_row = next(row for row in rows if row["impl"] == "eager")
+    assert eager_row["counted_bytes"] == 2 * 64 * 1000 * 4 + 64 * (3 * 4 + 4 + 1 + 16 * 12) + 4 * 4
+    printed = capsys.readouterr().out
+    assert all(f"{row['op']} {row['dtype']} {row['impl']}" in printed for row in rows)
+
+
+def test_a_part_is_not_saved_unless_asked(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--only", "reliability_from_drift", "--seconds", "0", "--no-memory", "--no-peers"]) == 0
+    assert not list(tiny.iterdir())
+
+
+def test_what_is_wrong_is_not_timed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = eager.reliability_from_drift
+    monkeypatch.setattr(eager, "reliability_from_drift", lambda drift: right(~drift))
+    assert command.main(["--only", "reliability_from_drift", "--seconds", "0", "--no-memory", "--save"]) == 1
+    (file,) = tiny.glob("*.jsonl")
+    assert "eager" not in {row["impl"] for row in results.load(file)}
+    assert "NOT TIMED: reliability_from_drift bool eager: drift_count differs" in capsys.readouterr().err
+
+
+def test_ratios_are_of_medians_of_the_same_run(tiny: Path) -> None:
+    def timing(milliseconds: float) -> Timing:
+        return Timing(7, milliseconds / 1e3, milliseconds / 2e3)
+
+    kernel = Case("reliability", "float32", "cpp", "avx2")
+    rows = results.time_rows(
+        {
+            Case("read", "float32", "cpp", "avx2"): timing(2),
+            Case("read", "float32", "cpp", "avx2", rows="ascending"): timing(1),
+            Case("read", "float32", "cpp", "avx512"): timing(99),
+            kernel: timing(4),
+            Case("reliability", "float32", "cpp", "avx2", k=64): timing(6),
+            Case("reliability", "float32", "cpp", "avx2", rows="ascending"): timing(8),
+            Case("reliability", "float32", "eager"): timing(40),
+        }
+    )
+    by_name = {(row["op"], row["impl"], row["k"], row["rows"]): row for row in rows if row["isa"] != "avx512"}
+    row = by_name["reliability", "cpp", 16, "random"]
+    assert (row["fraction_of_read"], row["times_faster_than_eager"], row["rounds"]) == (0.5, 10, 7)
+    assert "time_over_k16_random" not in row
+    assert by_name["reliability", "cpp", 64, "random"]["time_over_k16_random"] == 1.5
+    ascending = by_name["reliability", "cpp", 16, "ascending"]
+    assert (ascending["fraction_of_read"], ascending["time_over_k16_random"]) == (0.125, 2)
+    assert "times_faster_than_eager" not in ascending
+
+
+def _row(**fields: object) -> results.Row:
+    head = {
+        "measure": "time",
+        "op": "reliability",
+        "dtype": "float32",
+        "impl": "cpp",
+        "isa": "avx512",
+        "k": 16,
+        "rows": "random",
+        "threads": 2,
+        "cpu": "Some CPU",
+        "torch": "2.13.0",
+        "date": "2026-01-01 00:00:00 UTC",
+        "median_ms": 5.0,
+    }
+    return head | fields
+
+
+def test_saving_replaces_the_row_of_the_same_case(tmp_path: Path) -> None:
+    path = tmp_path / "device.jsonl"
+    results.save([_row(median_ms=5.0), _row(isa="avx2", median_ms=6.0)], path)
+    results.save([_row(median_ms=4.0)], path)
+    assert [row["median_ms"] for row in results.load(path)] == [4.0, 6.0]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme, saved = tmp_path / "README.md", tmp_path / "device.jsonl"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "README", readme)
+    results.save(
+        [
+            _row(fraction_of_read=0.9, times_faster_than_eager=21.5),
+            _row(impl="eager", isa="none", median_ms=100.0),
+            _row(measure="memory", extra_bytes=2**19, extra_bytes_per_thread=2**18),
+        ],
+        saved,
+    )
+    assert table.write(saved) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{table.BEGIN}\n")
+    assert text.endswith(f"\n{table.END}\nafter\n")
+    assert "old" not in text
+    for cell in ("`reliability`", "float32, k=16", "100 ms", "5 ms (0.90)", "21.5x", "0.5 MiB"):
+        assert f"| {cell} |" in text
+    readme.write_text("no markers")
+    assert table.write(saved) == 1
+
+
+def test_the_readme_s_tables_are_saved_ones() -> None:
+    """`python -m bench table` has been called since the results of that machine were saved."""
+    (written,) = re.findall(f"{table.BEGIN}\n(.*?)\n{table.END}", table.README.read_text(), flags=re.DOTALL)
+    saved = [table.markdown(results.load(path)) for path in results.FOLDER.glob("*.jsonl")]
+    assert any(written.startswith(one) for one in saved)
+    for one in saved:
+        written = written.replace(one, "")
+    assert written.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("fraction", "verdict", "status"), [(0.95, "aim met", 0), (0.8, "must met", 0), (0.6, "MISSED", 1)]
+)
+def test_the_check_compares_with_the_targets(
+    fraction: float, verdict: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "device.jsonl"
+    results.save([_row(fraction_of_read=fraction)], path)
+    assert targets.report(path) == status
+    assert verdict in capsys.readouterr().out
+
+
+def test_nothing_measured_is_not_a_pass(tmp_path: Path) -> None:
+    assert targets.report(tmp_path / "missing.jsonl") == 1
+
+
+def test_extra_memory_is_what_a_call_allocates_beyond_its_outputs() -> None:
+    extra = memory.measure(Case("reliability_from_drift", "bool", "eager"), threads=1)
+    positions = cases.LONG[0] * cases.LONG[1]
+    # w_drop * C and the like, in float32: at least one tensor of temporaries, and not many
+    assert extra is not None
+    assert 4 * positions <= extra <= 40 * positions

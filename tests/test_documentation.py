@@ -1,0 +1,117 @@
+"""Every example in a docstring, in README.md and in docs/ runs; every make target that they name exists."""
+
+import doctest
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pruneopd_kernels
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if path.exists()
+]
+FUNCTIONS = [
+    "reliability",
+    "reliability_from_topk",
+    "reliability_from_drift",
+    "token_stats",
+    "opd_rewards",
+    "sampled_drift",
+    "next_drift_count",
+    "PruneConfig",
+    "ResponseBudget",
+]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def blocks(page, *languages):
+    """`(first line, text)` of the fenced blocks in these languages."""
+    found, text = [], page.read_text()
+    for match in re.finditer(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        indent, language, code = match.groups()
+        if language in languages:
+            line = text[: match.start(3)].count("\n") + 1
+            found.append((line, re.sub(f"^{indent}", "", code, flags=re.MULTILINE)))
+    return found
+
+
+def run_doctests(obj, name, module):
+    """How many examples there were; fails with doctest's own report."""
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    examples = 0
+    for test in doctest.DocTestFinder(recurse=True).find(obj, name, module=module, globs={}):
+        examples += len(test.examples)
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+    return examples
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings(name):
+    obj = getattr(pruneopd_kernels, name)
+    assert run_doctests(obj, name, importlib.import_module(obj.__module__)) > 0, f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS[:4])
+def test_docstrings_of_host(name):
+    from pruneopd_kernels import host
+
+    function = getattr(host, name)
+    assert function.__doc__
+    run_doctests(function, f"host.{name}", importlib.import_module(function.__module__))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_have_their_sections(name):
+    """One sentence; arguments; what comes back; what is raised."""
+    doc = getattr(pruneopd_kernels, name).__doc__
+    first = doc.strip().splitlines()[0]
+    assert first.endswith(".") and len(first) < 121, first
+    sections = ["Args:", "Raises:"] if name[0].isupper() else ["Args:", "Returns:", "Raises:"]
+    assert [section for section in sections if section not in doc] == []
+
+
+@each_page
+def test_python_examples(page, monkeypatch, tmp_path):
+    """The blocks of a page, one after another in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for line, code in blocks(page, "python", "py"):
+        if code.lstrip().startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
+            report = []
+            runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+            runner.run(test, out=report.append, clear_globs=False)
+            assert not runner.failures, "".join(report)
+            namespace.update(test.globs)
+        else:
+            exec(compile("\n" * (line - 1) + code, page, "exec"), namespace)
+
+
+@each_page
+def test_make_targets_exist(page):
+    commands = "\n".join(code for _, code in blocks(page, "sh", "bash", "console", "shell", "text"))
+    commands += "\n".join(re.findall(r"`(make [\w-]+)`", page.read_text()))
+    for target in sorted(set(re.findall(r"\bmake ([a-z][\w-]*)", commands))):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"make {target}: {done.stderr}"
+
+
+@each_page
+def test_links_to_files_are_whole(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
+            raise AssertionError(f"{page.name} links to {target}, which is not there")
+
+
+def test_the_parser_of_pages_sees_blocks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n```python\nx = 1\n```\n  ```py\n  y = 2\n  ```\n```sh\nmake test\n```\n")
+    assert blocks(page, "python", "py") == [(3, "x = 1\n"), (6, "y = 2\n")]

@@ -1,0 +1,109 @@
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+import gold
+from pruneopd_kernels import next_drift_count, reliability_from_drift, sampled_drift
+
+INF = float("inf")
+
+
+def test_sampled_drift():
+    student = torch.tensor([[-1.0, -1.0, -1.0, -3.0, -2.0]])
+    teacher = torch.tensor([[-1.5, -3.5, -INF, -1.0, -4.5]])
+    result = sampled_drift(student, teacher, max_log_ratio=2.5)
+    assert result.dtype == torch.bool
+    assert result.tolist() == [[False, False, True, False, False]]  # 2.5 itself is no drift
+    assert sampled_drift(student, teacher, max_log_ratio=2.0).tolist() == [[False, True, True, False, True]]
+    assert sampled_drift(student, teacher, max_log_ratio=-2.5).tolist() == [[True, True, True, True, True]]
+    mask = torch.tensor([[1, 1, 0, 1, 0]])
+    assert sampled_drift(student, teacher, mask, max_log_ratio=2.0).tolist() == [[False, True, False, False, False]]
+    with pytest.raises(TypeError):
+        sampled_drift(student, teacher)  # there is no default
+
+
+def test_sampled_drift_goes_into_reliability_from_drift():
+    student, teacher = torch.randn(2, 9), torch.randn(2, 9)
+    mask = torch.rand(2, 9) < 0.7
+    drift = sampled_drift(student, teacher, mask, max_log_ratio=0.5)
+    expected = gold.sampled_drift(student.numpy(), teacher.numpy(), mask.numpy(), max_log_ratio=0.5)
+    np.testing.assert_array_equal(drift, expected)
+    assert reliability_from_drift(drift, mask).drift_count[:, -1].tolist() == drift.sum(1).tolist()
+
+
+def test_sampled_drift_bad_input():
+    student, teacher = torch.zeros(2, 8), torch.zeros(2, 8)
+    for args, kwargs, words, error in (
+        ((student, torch.zeros(2, 7)), {}, "teacher_logprobs must have shape [2, 8], got [2, 7]", ValueError),
+        ((student, teacher, torch.zeros(8)), {}, "mask must have shape [2, 8], got [8]", ValueError),
+        (
+            (student.long(), teacher),
+            {},
+            "student_logprobs must have dtype float32, bfloat16, float16 or float64, got int64",
+            TypeError,
+        ),
+    ):
+        with pytest.raises(error) as raised:
+            sampled_drift(*args, **{"max_log_ratio": 1.0, **kwargs})
+        assert str(raised.value) == f"sampled_drift: {words}"
+    with pytest.raises(ValueError, match=r"^sampled_drift: max_log_ratio must .*, got nan$"):
+        sampled_drift(student, teacher, max_log_ratio=float("nan"))
+
+
+def test_next_drift_count():
+    counts = torch.tensor([[1, 1, 2], [0, 0, 0], [5, 6, 7]], dtype=torch.int32)
+    carry = next_drift_count(counts)
+    assert carry.dtype == torch.int32 and carry.tolist() == [2, 0, 7]
+    assert next_drift_count(counts, drift_count_in=torch.tensor([9, 9, 9], dtype=torch.int32)).tolist() == [2, 0, 7]
+    none = torch.zeros(3, 0, dtype=torch.int32)
+    assert next_drift_count(none).tolist() == [0, 0, 0]
+    assert next_drift_count(none, drift_count_in=torch.tensor([4, 0, 9], dtype=torch.int32)).tolist() == [4, 0, 9]
+    assert next_drift_count(torch.zeros(0, 5, dtype=torch.int32)).tolist() == []
+
+
+@hypothesis.given(lengths=st.lists(st.integers(0, 4), max_size=6), seed=st.integers(0, 1000), carried=st.booleans())
+def test_next_drift_count_packed(lengths, seed, carried):
+    rng = torch.Generator().manual_seed(seed)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    counts = torch.randint(0, 9, (sum(lengths),), generator=rng).int()
+    before = torch.randint(0, 9, (len(lengths),), generator=rng).int() if carried else None
+    result = next_drift_count(counts, cu_seqlens, before)
+    expected = gold.next_drift_count(counts.numpy(), cu_seqlens.numpy(), None if before is None else before.numpy())
+    assert result.dtype == torch.int32 and result.tolist() == expected.tolist()
+
+
+def test_next_drift_count_is_the_carry_of_packed_chunks():
+    """Three responses in two packed chunks, the middle one over before the second begins."""
+    drift = torch.rand(3, 10) < 0.5
+    lengths = [10, 4, 7]
+    whole = reliability_from_drift(drift).drift_count
+    first = torch.cat([drift[b, : min(5, n)] for b, n in enumerate(lengths)])
+    ends = torch.tensor([0, 5, 9, 14], dtype=torch.int32)
+    carry = next_drift_count(reliability_from_drift(first, cu_seqlens=ends).drift_count, ends)
+    second = torch.cat([drift[b, 5:n] for b, n in enumerate(lengths)])
+    ends = torch.tensor([0, 5, 5, 7], dtype=torch.int32)
+    result = reliability_from_drift(second, cu_seqlens=ends, drift_count=carry)
+    assert result.drift_count.tolist() == [*whole[0, 5:].tolist(), *whole[2, 5:7].tolist()]
+    carry = next_drift_count(result.drift_count, ends, carry)
+    assert carry.tolist() == [whole[0, 9], whole[1, 3], whole[2, 6]]
+
+
+def test_next_drift_count_bad_input():
+    counts = torch.zeros(2, 8, dtype=torch.int32)
+    for args, words, error in (
+        ((counts.long(),), "drift_count must have dtype int32, got int64", TypeError),
+        ((torch.zeros(3, 2, 8).int(),), "drift_count must have shape [B, T] or [N], got [3, 2, 8]", ValueError),
+        ((counts, None, torch.zeros(3).int()), "drift_count_in must have shape [2], got [3]", ValueError),
+        ((counts[0],), "cu_seqlens must be given when drift_count is [N], got None", ValueError),
+        (
+            (counts, torch.zeros(3).int()),
+            "cu_seqlens must be None when drift_count is [B, T], got shape [3]",
+            ValueError,
+        ),
+        ((counts[0], torch.tensor([0, 9, 8]).int()), "cu_seqlens must be non-decreasing, got 9 before 8", ValueError),
+    ):
+        with pytest.raises(error) as raised:
+            next_drift_count(*args)
+        assert str(raised.value) == f"next_drift_count: {words}"

@@ -1,0 +1,147 @@
+"""What only the NumPy twin has: arrays of every kind, num_threads. Its numbers are tested with all the others."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import comparison
+from implementations import OPERATORS, as_array
+from pruneopd_kernels import host, reliability
+from test_all_operators import example
+
+
+def arrays_of(op, layout="padded", **sizes):
+    args, kwargs = example(op, layout, **sizes)
+    return [as_array(x) for x in args], {name: as_array(x) for name, x in kwargs.items()}
+
+
+def same(a, b):
+    return all(
+        x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype == np.float32) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_num_threads_changes_no_bit(op, layout):
+    args, kwargs = arrays_of(op, layout, batch=9, length=40, width=700)
+    results = [getattr(host, op)(*args, **kwargs, num_threads=n) for n in (1, 2, 3, 8)]
+    results.append(getattr(host, op)(*args, **kwargs))
+    assert all(same(results[0], result) for result in results[1:])
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_same_bits_as_the_torch_operator(op):
+    import pruneopd_kernels
+
+    args, kwargs = example(op, width=3000)
+    by_torch = getattr(pruneopd_kernels, op)(*args, **kwargs, impl="cpp")
+    args, kwargs = arrays_of(op, width=3000)
+    by_host = getattr(host, op)(*args, **kwargs)
+    assert type(by_host)._fields == by_torch._fields
+    assert comparison.same_bits(by_torch, [torch.from_numpy(x) for x in by_host])
+
+
+def test_results_are_arrays_of_their_own():
+    logits = np.random.default_rng(0).standard_normal((2, 3, 40), np.float32)
+    first = host.reliability(logits, logits)
+    kept = first.rewards.copy()
+    host.reliability(logits * 2, logits * -1)
+    assert all(type(x) is np.ndarray and x.flags.writeable and x.flags.c_contiguous for x in first)
+    assert np.array_equal(first.rewards, kept)
+    assert not any(np.shares_memory(x, logits) for x in first)
+
+
+def test_bfloat16_is_that_of_ml_dtypes():
+    s, t = (np.random.default_rng(seed).standard_normal((2, 3, 600), np.float32) for seed in (0, 1))
+    rounded = host.token_stats(s.astype(ml_dtypes.bfloat16), t.astype(np.float16))
+    exact = host.token_stats(s.astype(ml_dtypes.bfloat16).astype(np.float32), t.astype(np.float16).astype(np.float32))
+    assert np.array_equal(rounded.student_topk_ids, exact.student_topk_ids)
+    np.testing.assert_allclose(rounded.reverse_kl, exact.reverse_kl, rtol=1e-5)
+
+
+def test_read_only_and_subclassed_and_memory_mapped_arrays(tmp_path):
+    logits = np.random.default_rng(0).standard_normal((2, 3, 600), np.float32)
+    plain = host.token_stats(logits, logits)
+    np.save(tmp_path / "logits.npy", logits)
+    mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
+    frozen = logits.copy()
+    frozen.flags.writeable = False
+    for x in (mapped, frozen):
+        assert same(host.token_stats(x, x), plain)
+
+
+def test_negative_and_unaligned_strides():
+    logits = np.random.default_rng(0).standard_normal((4, 3, 601), np.float32)
+    plain = host.token_stats(logits[::-1].copy(), logits)
+    assert same(host.token_stats(logits[::-1], logits), plain)
+    mask = np.arange(12).reshape(4, 3) % 3 != 0
+    ids = np.arange(12).reshape(4, 3)
+    expected = host.token_stats(logits, logits, mask[::-1, ::-1].copy(), token_ids=ids[::-1, ::-1].copy())
+    assert same(host.token_stats(logits, logits, mask[::-1, ::-1], token_ids=ids[::-1, ::-1]), expected)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+def test_mask_dtypes(dtype):
+    drift = np.random.default_rng(0).random((3, 20)) < 0.5
+    valid = np.random.default_rng(1).random((3, 20)) < 0.5
+    mask = (valid * 3).astype(dtype)
+    assert same(host.reliability_from_drift(drift, mask), host.reliability_from_drift(drift, valid))
+
+
+def test_logits_with_a_last_axis_that_is_not_contiguous():
+    logits = np.zeros((2, 3, 80), np.float32)
+    with pytest.raises(ValueError, match=r"^token_stats: student_logits must have stride 1 on its last axis, got 2$"):
+        host.token_stats(logits[..., ::2], logits[..., ::2])
+    with pytest.raises(ValueError, match=r"^token_stats: student_logits must have stride 1 on its last axis, got -1$"):
+        host.token_stats(logits[..., ::-1], logits)
+
+
+def test_the_lock_of_the_interpreter_is_released():
+    """Another Python thread runs while rows are read."""
+    import threading
+    import time
+
+    logits = np.zeros((64, 151936), np.float32)
+    logits[:, ::7] = 1.0
+    ticks = []
+    done = threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    start = time.perf_counter()
+    for _ in range(3):
+        host.token_stats(logits, logits, num_threads=1)
+    end = time.perf_counter()
+    done.set()
+    thread.join()
+    during = [t for t in ticks if start < t < end]
+    longest = max(b - a for a, b in zip([start, *during], [*during, end], strict=True))
+    assert longest < 0.5 * (end - start), f"the other thread stood still for {longest:.3f} s of {end - start:.3f} s"
+
+
+def test_threads_of_python_share_the_module():
+    """Calls at the same time, each with threads of its own, give the bits of one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    logits = np.random.default_rng(0).standard_normal((40, 3000), np.float32)
+    expected = host.token_stats(logits, logits[::-1])
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: host.token_stats(logits, logits[::-1], num_threads=2), range(12)))
+    assert all(same(result, expected) for result in results)
+
+
+def test_python_threads_share_the_torch_operator():
+    from concurrent.futures import ThreadPoolExecutor
+
+    logits = torch.randn(1, 40, 3000)
+    expected = reliability(logits, logits.flip(1))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: reliability(logits, logits.flip(1)), range(12)))
+    assert all(comparison.same_bits(result, expected) for result in results)

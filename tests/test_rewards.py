@@ -1,0 +1,229 @@
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+import cases
+import gold
+from pruneopd_kernels import opd_rewards, reliability, token_stats
+
+INF, NAN = float("inf"), float("nan")
+STRATEGIES = ["student", "teacher", "intersection", "union", "symmetric_difference"]
+WEIGHTS = ["student", "teacher", "none"]
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+each_weight = pytest.mark.parametrize("reward_weight", WEIGHTS)
+
+
+def check(six, mask=None, weight=None, **kwargs):
+    result = opd_rewards(*six, mask, weight=weight, **kwargs)
+    arrays = [
+        None if x is None else x.double().numpy() if x.is_floating_point() else x.numpy() for x in (*six, mask, weight)
+    ]
+    ids, rewards, valid = gold.opd_rewards(*arrays[:7], weight=arrays[7], **kwargs)
+    if mask is not None:
+        on = mask != 0
+        ids, valid, got_ids, got_valid = ids[on], valid[on], result.ids[on], result.valid[on]
+    else:
+        got_ids, got_valid = result.ids, result.valid
+    np.testing.assert_array_equal(got_ids, ids)
+    np.testing.assert_array_equal(got_valid, valid)
+    np.testing.assert_allclose(result.rewards.double(), rewards, rtol=2e-6, atol=1e-6)
+    return result
+
+
+def by_hand():
+    """One position: S = 1, 2, 3 and T = 2, 4, 1, with powers of two."""
+    student, teacher = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 4, 1]])
+    p = {1: 0.5, 2: 0.25, 3: 0.125, 4: 0.0625}
+    q = {1: 0.125, 2: 0.5, 3: 0.0625, 4: 0.25}
+    return (
+        student,
+        torch.tensor([[p[i] for i in (1, 2, 3)]]).log(),
+        teacher,
+        torch.tensor([[q[i] for i in (2, 4, 1)]]).log(),
+        torch.tensor([[q[i] for i in (1, 2, 3)]]).log(),
+        torch.tensor([[p[i] for i in (2, 4, 1)]]).log(),
+    )
+
+
+def test_worked_by_hand():
+    """In units of ln 2, log q - log p is -2, 1, -1 and 2 for the ids 1, 2, 3 and 4."""
+    ids_and_rewards = {
+        ("student", "student"): ([1, 2, 3], [-2 * 4 / 7, 2 / 7, -1 / 7]),
+        ("teacher", "teacher"): ([2, 4, 1], [4 / 7, 2 * 2 / 7, -2 * 1 / 7]),
+        ("intersection", "none"): ([1, 2, 3], [-2 / 2, 1 / 2, 0]),
+        ("intersection", "student"): ([1, 2, 3], [-2 * 2 / 3, 1 / 3, 0]),
+        ("union", "none"): ([1, 2, 3, 2, 4, 1], [-2 / 4, 1 / 4, -1 / 4, 0, 2 / 4, 0]),
+        ("symmetric_difference", "none"): ([1, 2, 3, 2, 4, 1], [0, 0, -1, 0, 2, 0]),
+        ("symmetric_difference", "student"): ([1, 2, 3, 2, 4, 1], [0, 0, -0.125, 0, 2 * 0.0625, 0]),
+        ("symmetric_difference", "teacher"): ([1, 2, 3, 2, 4, 1], [0, 0, -0.0625, 0, 2 * 0.25, 0]),
+    }
+    for (strategy, reward_weight), (ids, rewards) in ids_and_rewards.items():
+        result = check(by_hand(), strategy=strategy, reward_weight=reward_weight)
+        assert result.ids.tolist() == [ids]
+        np.testing.assert_allclose(result.rewards, [np.array(rewards) * np.log(2)], rtol=1e-6, atol=1e-7)
+        assert result.ids.dtype == torch.int64 and result.valid.dtype == torch.bool
+
+
+@each_strategy
+@each_weight
+@hypothesis.given(
+    seed=st.integers(0, 2**31),
+    k=st.sampled_from([1, 2, 5, 16]),
+    padding=st.sampled_from([0.0, 0.3, 1.0]),
+    infinite=st.sampled_from([0.0, 0.2]),
+    masked=st.booleans(),
+    weighted=st.booleans(),
+)
+@hypothesis.settings(max_examples=25)
+def test_against_gold(strategy, reward_weight, seed, k, padding, infinite, masked, weighted):
+    rng = torch.Generator().manual_seed(seed)
+    shape = (2, 3)
+
+    def ids():
+        x = torch.rand(*shape, 2 * k, generator=rng).topk(k).indices
+        return torch.where(torch.rand(*shape, k, generator=rng) < padding, -1, x)
+
+    p, q = ((torch.randn(*shape, 2 * k, generator=rng) * 2).log_softmax(-1) for _ in range(2))
+    p[torch.rand(p.shape, generator=rng) < infinite] = -INF
+    q[torch.rand(q.shape, generator=rng) < infinite] = -INF
+    s, t = ids(), ids()
+    of = lambda logprobs, ids: torch.where(ids < 0, NAN, logprobs.gather(-1, ids.clamp(min=0)))  # noqa: E731
+    six = (s, of(p, s), t, of(q, t), of(q, s), of(p, t))
+    mask = torch.rand(shape, generator=rng) < 0.7 if masked else None
+    weight = torch.tensor([[0.0, 1.5, 0.5], [1.0, 0.0, 0.25]]) if weighted else None
+    check(six, mask, weight, strategy=strategy, reward_weight=reward_weight)
+
+
+@each_weight
+def test_student_strategy_equals_the_rewards_of_reliability(reward_weight):
+    for name in (
+        "random",
+        "minus_inf_some",
+        "minus_inf_disjoint",
+        "minus_inf_all_but_few",
+        "nan_many",
+        "both_underflow",
+    ):
+        student, teacher, _ = cases.make(name, (cases.F32, cases.F32))
+        whole = reliability(student, teacher, reward_weight=reward_weight, w_drop=0.2)
+        six = token_stats(student, teacher)[:6]
+        in_parts = [six[0], six[1], six[2], six[3], six[4], six[5]]
+        by_field = token_stats(student, teacher)
+        in_parts = [
+            by_field.student_topk_ids,
+            by_field.student_topk_logprobs,
+            by_field.teacher_topk_ids,
+            by_field.teacher_topk_logprobs,
+            by_field.teacher_on_student_logprobs,
+            by_field.student_on_teacher_logprobs,
+        ]
+        assert all(
+            a is not None and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(six, in_parts, strict=True)
+        )
+        result = opd_rewards(*six, reward_weight=reward_weight, weight=whole.weight)
+        torch.testing.assert_close(result.rewards, whole.rewards, rtol=5e-5, atol=1e-6, equal_nan=True)
+        assert torch.equal(result.ids, whole.topk_ids) and result.valid.all()
+
+
+@each_strategy
+def test_masked_and_weightless_positions(strategy):
+    six = [x.repeat(3, 1) for x in by_hand()]
+    for x in (six[1], six[3], six[4], six[5]):
+        x[1] = NAN
+    mask = torch.tensor([1, 0, 1])
+    assert not opd_rewards(*six, mask, strategy=strategy).rewards[1].any()
+    weight = torch.tensor([2.0, 0.0, 1.0])
+    result = opd_rewards(*six, strategy=strategy, weight=weight)
+    assert not result.rewards[1].any()
+    torch.testing.assert_close(result.rewards[0], 2 * result.rewards[2])
+
+
+def test_what_is_not_needed_may_be_left_out():
+    s, a_s, t, b_t, b_s, a_t = by_hand()
+    for kwargs, strategy in (
+        ({"teacher_on_student_logprobs": b_s}, "student"),
+        ({"student_on_teacher_logprobs": a_t}, "teacher"),
+        ({}, "intersection"),
+    ):
+        result = opd_rewards(s, a_s, t, b_t, strategy=strategy, **kwargs)
+        assert torch.equal(result.rewards, opd_rewards(*by_hand(), strategy=strategy).rewards)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "missing"),
+    [
+        ("student", "teacher_on_student_logprobs"),
+        ("teacher", "student_on_teacher_logprobs"),
+        ("union", "teacher_on_student_logprobs"),
+        ("union", "student_on_teacher_logprobs"),
+        ("symmetric_difference", "teacher_on_student_logprobs"),
+        ("symmetric_difference", "student_on_teacher_logprobs"),
+    ],
+)
+def test_a_cross_tensor_that_is_missing(strategy, missing):
+    six = by_hand()
+    given = {"teacher_on_student_logprobs": six[4], "student_on_teacher_logprobs": six[5]}
+    del given[missing]
+    with pytest.raises(
+        ValueError, match=rf"^opd_rewards: {missing} must be given when strategy is '{strategy}', got None$"
+    ):
+        opd_rewards(*six[:4], **given, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "error"),
+    [
+        (
+            {"strategy": "x"},
+            "strategy must be one of 'student', 'teacher', 'intersection', 'union', 'symmetric_difference', got 'x'",
+            ValueError,
+        ),
+        ({"reward_weight": "x"}, "reward_weight must be one of 'student', 'teacher', 'none', got 'x'", ValueError),
+        (
+            {"teacher_topk_ids": torch.zeros(1, 4).long()},
+            "teacher_topk_ids must have shape [1, 3], got [1, 4]",
+            ValueError,
+        ),
+        (
+            {"student_topk_logprobs": torch.zeros(1, 4)},
+            "student_topk_logprobs must have shape [1, 3], got [1, 4]",
+            ValueError,
+        ),
+        (
+            {"teacher_on_student_logprobs": torch.zeros(2, 3)},
+            "teacher_on_student_logprobs must have shape [1, 3], got [2, 3]",
+            ValueError,
+        ),
+        ({"mask": torch.zeros(2)}, "mask must have shape [1], got [2]", ValueError),
+        ({"weight": torch.zeros(2)}, "weight must have shape [1], got [2]", ValueError),
+        (
+            {"student_topk_ids": torch.zeros(1, 3)},
+            "student_topk_ids must have dtype int32 or int64, got float32",
+            TypeError,
+        ),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_input(change, words, error):
+    names = [
+        "student_topk_ids",
+        "student_topk_logprobs",
+        "teacher_topk_ids",
+        "teacher_topk_logprobs",
+        "teacher_on_student_logprobs",
+        "student_on_teacher_logprobs",
+    ]
+    with pytest.raises(error) as raised:
+        opd_rewards(**{**dict(zip(names, by_hand(), strict=True)), **change})
+    assert str(raised.value) == f"opd_rewards: {words}"
+
+
+@each_strategy
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (2, 3, 4)], ids=str)
+def test_any_leading_axes(strategy, shape):
+    six = [x[0].expand(*shape, 3) for x in by_hand()]
+    result = check(six, strategy=strategy)
+    m = 6 if strategy in ("union", "symmetric_difference") else 3
+    assert all(x.shape == (*shape, m) for x in result)

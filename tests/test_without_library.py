@@ -1,0 +1,105 @@
+"""The package where nothing has been compiled: the reference computes, and every refusal says what would help."""
+
+import functools
+import shutil
+from pathlib import Path
+
+import pytest
+
+import processes
+import pruneopd_kernels
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`processes.run`, but what it finds is a copy of the package without its compiled files."""
+    folder = tmp_path_factory.mktemp("uncompiled")
+    shutil.copytree(
+        Path(pruneopd_kernels.__file__).parent,
+        folder / "pruneopd_kernels",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
+    return functools.partial(processes.run, root=folder, cwd=folder)
+
+
+def test_auto_takes_the_reference_and_cpp_refuses(run):
+    run(
+        code="""
+        import torch
+        import pruneopd_kernels
+        assert "uncompiled" in pruneopd_kernels.__file__
+        logits = torch.randn(2, 3, 40)
+        mask = torch.ones(2, 3)
+        result = pruneopd_kernels.reliability(logits, logits, mask)
+        assert result.overlap.tolist() == [[1.0] * 3] * 2
+        expected = pruneopd_kernels.reference.reliability(logits, logits)
+        assert torch.equal(torch.ops.pruneopd.reliability(logits, logits)[7], expected.rewards)
+        calls = {
+            "reliability": [logits, logits],
+            "token_stats": [logits, logits],
+            "reliability_from_topk": [result.topk_ids, result.topk_ids],
+            "reliability_from_drift": [result.drift],
+        }
+        for op, args in calls.items():
+            getattr(pruneopd_kernels, op)(*args)
+            try:
+                getattr(pruneopd_kernels, op)(*args, impl="cpp")
+            except RuntimeError as error:
+                assert str(error).startswith(f"{op}: impl='cpp' is not usable here: "), error
+                assert "_cpp.so" in str(error) and "compiler" in str(error), error
+            else:
+                raise SystemExit(op)
+        compiled = torch.compile(pruneopd_kernels.reliability, fullgraph=True, backend="eager")
+        assert compiled(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
+    """
+    )
+
+
+def test_host_refuses_in_one_sentence(run):
+    run(
+        code="""
+        import sys
+        from pruneopd_kernels import PruneConfig
+        import numpy as np
+        from pruneopd_kernels import host
+        try:
+            host.reliability_from_drift(np.zeros((1, 2), bool))
+        except RuntimeError as error:
+            assert str(error).startswith("reliability_from_drift: pruneopd_kernels.host is not usable here: "), error
+            assert "compiler" in str(error) and "\\n" not in str(error), error
+        else:
+            raise SystemExit("no error")
+        assert "torch" not in sys.modules
+    """
+    )
+
+
+def test_the_command_says_why(run):
+    out = run("-m", "pruneopd_kernels")
+    cpp = [line for line in out.splitlines() if "cpp" in line]
+    assert any("_cpp.so" in line and "compiler" in line for line in cpp), out
+    assert any("auto" in line and "reference" in line for line in out.splitlines()), out
+
+
+def test_a_library_that_does_not_load(run):
+    """As when it was built for a later torch: the reason is given, on one line."""
+    run(
+        code="""
+        from pathlib import Path
+        import pruneopd_kernels
+        path = Path(pruneopd_kernels.__file__).with_name("_cpp.so")
+        path.write_bytes(b"no library")
+        try:
+            import torch
+            logits = torch.randn(1, 2, 30)
+            pruneopd_kernels.reliability(logits, logits)
+            try:
+                pruneopd_kernels.reliability(logits, logits, impl="cpp")
+            except RuntimeError as error:
+                assert "does not load" in str(error) and "\\n" not in str(error), error
+            else:
+                raise SystemExit("no error")
+        finally:
+            path.unlink()
+    """
+    )
