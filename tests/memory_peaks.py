@@ -3,8 +3,8 @@
 Prints a JSON line a call: operator, dtype, k, peak beyond inputs and outputs in bytes, threads.
 """
 
+import ctypes
 import json
-import sys
 
 import torch
 
@@ -25,6 +25,7 @@ def reset_peak():
 
 def extra(function, *args, **kwargs):
     """Peak of the resident memory during the call, less what was there before, less the outputs."""
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would be used again unseen
     before = status("VmRSS")
     reset_peak()
     outputs = function(*args, **kwargs)
@@ -43,16 +44,15 @@ def main():
                 function(small, small)  # threads and lazily loaded code
                 for k in (16, 256):
                     peak = extra(function, student.view(shape), teacher.view(shape), k=k)
-                    print(json.dumps({"impl": impl.name, "op": op, "dtype": str(dtype), "k": k, "extra": peak}))
+                    print(json.dumps({"impl": repr(impl), "op": op, "dtype": str(dtype), "k": k, "extra": peak}))
         ids = torch.randint(1000, (64, 1024, 16))
         impl.reliability_from_topk(ids[:, :8], ids[:, :8])
         peak = extra(impl.reliability_from_topk, ids, ids.flip(0))
-        print(json.dumps({"impl": impl.name, "op": "reliability_from_topk", "extra": peak}))
+        print(json.dumps({"impl": repr(impl), "op": "reliability_from_topk", "extra": peak}))
         drift = torch.rand(64, 12288) < 0.5
         impl.reliability_from_drift(drift[:, :8])
         peak = extra(impl.reliability_from_drift, drift)
-        print(json.dumps({"impl": impl.name, "op": "reliability_from_drift", "extra": peak}))
-    sys.stdout.flush()
+        print(json.dumps({"impl": repr(impl), "op": "reliability_from_drift", "extra": peak}))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import pruneopd_kernels
-from processes import run
+from processes import command, environment, run
 
 PACKAGE = Path(pruneopd_kernels.__file__).parent
 TESTS = Path(__file__).parent
@@ -61,6 +62,18 @@ def test_only_what_is_meant_is_exported():
 
 def test_nothing_is_read_beyond_a_tensor_or_behind_a_mask():
     assert run(TESTS / "guarded_reads.py").strip() == "nothing else was read"
+
+
+def test_the_guard_pages_do_guard():
+    code = """
+        import ctypes, torch, guarded_reads
+        x = guarded_reads.between_guards(torch.zeros(3), True)
+        ctypes.string_at(x.data_ptr(), 12)
+        print("inside", flush=True)
+        ctypes.string_at(x.data_ptr(), 13)
+    """
+    done = subprocess.run(command(code=code), env=environment(), cwd=TESTS, capture_output=True, text=True)
+    assert done.stdout == "inside\n" and done.returncode == -signal.SIGSEGV
 
 
 def test_memory_beyond_inputs_and_outputs():

@@ -70,7 +70,7 @@ View Guard::view(const char* argument, const Array& array, const Shape& shape, c
 }
 
 void Guard::logits_layout(const char* argument, const Array& array) const {
-  if (array.shape.back() > 1 && array.strides.back() != 1)
+  if (array.shape.back() > 1 && array.strides.back() != 1 && count(array.shape) > 0)  // empty: any strides
     fail(argument, "have stride 1 on its last axis", std::to_string(array.strides.back()));
 }
 

@@ -115,7 +115,7 @@ STABLE_TORCH_LIBRARY_IMPL(pruneopd_cpp, CPU, m) {
 
 }  // namespace pruneopd::bindings
 
-// Which instruction set the operators use, for ctypes (pruneopd_kernels/_cpp.py). The strings live as long as the
+// Which instruction set the operators use, for ctypes (pruneopd_kernels/ops/_cpp.py). The strings live as long as the
 // library.
 #define PRUNEOPD_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -12,7 +12,7 @@ from . import _cpp
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
 IMPLS = get_args(Impl)
 
-_NOT_YET = "this version has kernels for the CPU only; a later version of pruneopd_kernels that has them makes it usable"
+_NOT_YET = "this version has kernels for the CPU only; a later pruneopd_kernels that has them makes it usable"
 
 # implementation: the kind of device it runs on
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,13 +22,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--w-drop", type=float, default=0.02, help="reliability lost with each drift [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling [%(default)s]")
     options = parser.parse_args(arguments)
+    started = time.perf_counter()
     try:
         check_packages()
         model_folder = find_model(options.model_dir)
         make_run_folder(options.out)
         from .run import run
 
-        run(model_folder, options.out, length=options.length, w_drop=options.w_drop, seed=options.seed)
+        run(
+            model_folder,
+            options.out,
+            length=options.length,
+            w_drop=options.w_drop,
+            seed=options.seed,
+            started=started,
+        )
     except DemoError as problem:
         print(f"pruneopd_demo: {problem}", file=sys.stderr)
         return 1

@@ -117,7 +117,7 @@ def draw_response(
     mask = scores.mask[index]
     texts = [str(tokenizer.decode([token])) for token in result.rollouts.response_ids[index][mask].tolist()]
     places = lay_out(texts)
-    lines = 1 + max(line for pieces in places for line, _, _ in pieces)
+    lines = 1 + max((line for pieces in places for line, _, _ in pieces), default=0)
 
     font_size, margin = 11.0, 0.25
     advance, leading = 0.602 * font_size / 72, 1.75 * font_size / 72  # of DejaVu Sans Mono, in inches

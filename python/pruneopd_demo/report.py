@@ -60,20 +60,20 @@ def summarise_student(result: Result, length: int) -> dict[str, Any]:
         "tokens_saved": budget.saved,
         "operator_s": scores.operator_s,
         "eager_s": scores.eager_s,
-        "positions_compared": scores.compared,
-        "largest_reward_difference": scores.reward_error,
+        "positions_compared": scores.positions_compared,
+        "largest_reward_difference": scores.reward_difference,
     }
 
 
 def summarise(
-    results: Sequence[Result], config: PruneConfig, length: int, seed: int, model_folder: Path, seconds: float
+    results: Sequence[Result], config: PruneConfig, length: int, seed: int, model: str, seconds: float
 ) -> dict[str, Any]:
     """Everything a run found, ready for JSON."""
     students = [summarise_student(result, length) for result in results]
     operator_s = sum(student["operator_s"] for student in students)
     eager_s = sum(student["eager_s"] for student in students)
     return {
-        "model": model_folder.name,
+        "model": model,
         "responses": len(results[0].scores.mask),
         "length": length,
         "seed": seed,
@@ -130,13 +130,15 @@ def show(summary: dict[str, Any], written: Sequence[Path]) -> None:
             f"{student['tokens_saved']:.0%}",
         )
     console.print(table)
+    rest = scoring["positions"] - scoring["positions_compared"]
+    ties = f" ({rest} more lie behind a tie at the k-th place)" if rest else ""
     console.print(
         "budget M: where ResponseBudget settles when these responses are its every batch; "
         "tokens saved: the share of them beyond it.\n"
         f"Scoring {scoring['positions']} tokens took the operators {scoring['operator_s']:.2f} s with "
         f"{scoring['implementation']} and eager PyTorch {scoring['eager_s']:.2f} s: "
         f"[bold]{scoring['speedup']:.1f} times faster[/bold].\n"
-        f"They agree at all {scoring['positions_compared']} positions before a tie at the k-th place: overlap exactly, "
+        f"They agree at all {scoring['positions_compared']} positions compared{ties}: overlap exactly, "
         f"rewards within {scoring['largest_reward_difference']:.1g}.\n"
         f"The run took {summary['seconds']:.0f} s. Written: {', '.join(map(str, written))}"
     )

@@ -16,7 +16,7 @@ from pruneopd_kernels import PruneConfig
 
 from . import pictures, report
 from .models import least_needed_layers, load_teacher, remove_layers, round_weights
-from .problems import DemoError
+from .problems import DemoError, gguf_file
 from .prompts import PROMPTS
 from .rollouts import encode_prompts, sample
 from .scoring import CHUNK, score
@@ -49,9 +49,8 @@ def make_students(teacher: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Ten
     return students
 
 
-def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int) -> None:
+def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int, started: float) -> None:
     """Runs the demonstration; prints the table, writes the pictures and `summary.json` to `out`."""
-    started = time.perf_counter()
     try:
         config = PruneConfig(w_drop=w_drop)
     except ValueError as error:
@@ -82,6 +81,7 @@ def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int)
             results.append(report.Result(student.name, student.change, rollouts, scores))
 
     written = pictures.draw(results, PROMPTS, tokenizer, config, length, out)
-    summary = report.summarise(results, config, length, seed, model_folder, time.perf_counter() - started)
+    model_name = (gguf_file(model_folder) or model_folder.name).removesuffix(".gguf")
+    summary = report.summarise(results, config, length, seed, model_name, time.perf_counter() - started)
     written.append(report.write(summary, out))
     report.show(summary, written)
