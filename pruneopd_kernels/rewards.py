@@ -100,8 +100,8 @@ def opd_rewards(
         )
     from_student, from_teacher = student_topk_ids.to(torch.int64), teacher_topk_ids.to(torch.int64)
     exists_s, exists_t = from_student >= 0, from_teacher >= 0
-    same = (from_student[..., :, None] == from_teacher[..., None, :]) & exists_s[..., :, None]
-    shared_s, shared_t = same.any(-1), same.any(-2)
+    match = _first_match(from_student, from_teacher)
+    shared_s, shared_t = match >= 0, _first_match(from_teacher, from_student) >= 0
 
     a: Tensor | None
     b: Tensor | None
@@ -110,8 +110,8 @@ def opd_rewards(
     elif strategy == "teacher":
         ids, valid, a, b = from_teacher, exists_t, student_on_teacher_logprobs, teacher_topk_logprobs
     elif strategy == "intersection":
-        match = same.to(torch.uint8).argmax(-1)  # the first, where the teacher has an id twice
-        ids, valid, a, b = from_student, shared_s, student_topk_logprobs, teacher_topk_logprobs.gather(-1, match)
+        ids, valid, a = from_student, shared_s, student_topk_logprobs
+        b = teacher_topk_logprobs.gather(-1, match.clamp(min=0))
     else:
         assert student_on_teacher_logprobs is not None
         assert teacher_on_student_logprobs is not None
@@ -129,6 +129,17 @@ def opd_rewards(
     if weight is not None:
         rewards = weighted(weight.to(torch.float64), rewards)
     return OpdRewards(ids, rewards.to(dtype), valid)
+
+
+def _first_match(ids: Tensor, among: Tensor) -> Tensor:
+    """The first slot of `among` that holds each id; -1 where there is none, and for padding.
+
+    Slot by slot: a table of all pairs would be k times as large as the candidates.
+    """
+    match = torch.full_like(ids, -1)
+    for slot in reversed(range(among.shape[-1])):
+        match = torch.where(ids == among[..., slot : slot + 1], slot, match)
+    return match.masked_fill(ids < 0, -1)
 
 
 _CROSS = {
