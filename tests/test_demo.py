@@ -196,7 +196,14 @@ def test_lines_break_between_words_and_lose_nothing():
     shown = ["".join(text for _, _, text in pieces) for pieces in places]
     assert [text.strip() for text in shown[:4]] == ["un", "believ", "able", "story"]
     assert shown[7] == " \N{WHITE SQUARE}"
-    assert len({pieces[0][0] for pieces in places[:3]}) == 1
+
+
+def test_words_of_several_tokens_stay_on_one_line():
+    places = pictures.lay_out([" trans", "form", "er"] * 20)
+    assert all(len(pieces) == 1 for pieces in places)
+    lines = [pieces[0][0] for pieces in places]
+    assert lines[::3] == lines[1::3] == lines[2::3]
+    assert max(lines) == 60 * 4 // pictures.LINE_LENGTH
 
 
 def test_depth_bands_cover_the_response():

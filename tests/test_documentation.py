@@ -64,8 +64,7 @@ def test_docstrings_of_host(name):
     from pruneopd_kernels import host
 
     function = getattr(host, name)
-    assert function.__doc__
-    run_doctests(function, f"host.{name}", importlib.import_module(function.__module__))
+    assert run_doctests(function, f"host.{name}", importlib.import_module(function.__module__)) > 0
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

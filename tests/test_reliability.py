@@ -38,11 +38,13 @@ def answer(name, dtypes, metric, reward_weight):
 
 # A metric and a reward weight meet each other at least once; the full product would only cost time.
 VARIANTS = [("overlap", "student"), ("top_p", "teacher"), ("overlap", "none")]
+TABLE = [(*row, *variant) for row in cases.TABLE for variant in VARIANTS if row[1] in cases.SAME_DTYPES]
+TABLE = [row for row in TABLE if not row[0].startswith("width_") or row[2] == "top_p"]
+TABLE += [(*row, *VARIANTS[0]) for row in cases.TABLE if row[1] not in cases.SAME_DTYPES]
 
 
 @every_implementation
-@pytest.mark.parametrize(("metric", "reward_weight"), VARIANTS)
-@pytest.mark.parametrize(("name", "dtypes"), cases.TABLE, ids=cases.case_id)
+@pytest.mark.parametrize(("name", "dtypes", "metric", "reward_weight"), TABLE, ids=cases.case_id)
 def test_table(impl, name, dtypes, metric, reward_weight):
     student, teacher, _ = cases.make(name, dtypes)
     kwargs, expected, eager = answer(name, dtypes, metric, reward_weight)

@@ -49,6 +49,24 @@ def test_full_width(impl, dtype, k):
 
 
 @every_implementation
+@pytest.mark.parametrize("k", [1, 16, 256])
+def test_orders_of_a_wide_row(impl, k):
+    """What drives a selection to its worst: ramps, plateaus, one value, a comb with a tooth in every tile."""
+    width = 60000
+    ids = torch.arange(width)
+    student = torch.stack([
+        ids / 100, -ids / 100, torch.full((width,), 0.5), -(ids // 700).float(), (ids // 700).float(),
+        (ids % 512 == 511).float(), (ids % 300 == 0) * 1.0, ids % 1000 / 10,
+    ])  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits = student.to(dtype)
+        expected = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :k]
+        result = impl.token_stats(logits, logits.flip(0), k=k)
+        assert torch.equal(result.student_topk_ids, expected)
+        assert torch.equal(result.teacher_topk_ids, expected.flip(0))
+
+
+@every_implementation
 def test_any_leading_axes(impl):
     student, teacher = cases.randn(2, 3, 4, 40, seed=1), cases.randn(2, 3, 4, 40, seed=2)
     mask = torch.rand(2, 3, 4) < 0.7

@@ -23,6 +23,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's, told apart by colour-blind readers."""
 WEIGHT_COLOURS = LinearSegmentedColormap.from_list("weight", ["#F2A65A", "#FBE3C4", "#F7F7F7", "#C6DDF0", "#6BAED6"])
 """From drifted (orange) to trusted (blue), all light enough for black text."""
+DPI = 160
 INK, FAINT = "#222222", "#8A8A8A"
 LABEL: dict[str, Any] = {
     "xycoords": ("axes fraction", "data"),
@@ -40,7 +41,7 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.grid": True,
     "grid.color": "#E6E6E6",
-    "savefig.dpi": 160,
+    "savefig.dpi": DPI,
     "text.parse_math": False,
 }
 WINDOW = 9
@@ -119,8 +120,8 @@ def draw_response(
     places = lay_out(texts)
     lines = 1 + max((line for pieces in places for line, _, _ in pieces), default=0)
 
-    font_size, margin = 11.0, 0.25
-    advance, leading = 0.602 * font_size / 72, 1.75 * font_size / 72  # of DejaVu Sans Mono, in inches
+    advance, leading = 15 / DPI, 43 / DPI  # inches; whole pixels, since letters are set on pixels
+    font_size, margin = 72 * advance / 0.602, 0.25  # in DejaVu Sans Mono a letter is 0.602 of the size wide
     width, height, above, below = LINE_LENGTH * advance, lines * leading, 0.8, 0.85
     figure = Figure(figsize=(width + 2 * margin, height + above + below))
     total_width, total_height = figure.get_size_inches()

@@ -133,14 +133,14 @@ def show(summary: dict[str, Any], written: Sequence[Path]) -> None:
     rest = scoring["positions"] - scoring["positions_compared"]
     ties = f" ({rest} more lie behind a tie at the k-th place)" if rest else ""
     console.print(
-        "budget M: where ResponseBudget settles when these responses are its every batch; "
-        "tokens saved: the share of them beyond it.\n"
+        "Means are over tokens, lengths over responses. Budget M: where ResponseBudget settles with these responses\n"
+        "as every batch. Tokens saved: the share of all tokens beyond M, which it would not have sampled.\n\n"
         f"Scoring {scoring['positions']} tokens took the operators {scoring['operator_s']:.2f} s with "
         f"{scoring['implementation']} and eager PyTorch {scoring['eager_s']:.2f} s: "
         f"[bold]{scoring['speedup']:.1f} times faster[/bold].\n"
         f"They agree at all {scoring['positions_compared']} positions compared{ties}: overlap exactly, "
         f"rewards within {scoring['largest_reward_difference']:.1g}.\n"
-        f"The run took {summary['seconds']:.0f} s. Written: {', '.join(map(str, written))}"
+        f"The run took {summary['seconds']:.0f} s and wrote\n  " + "\n  ".join(map(str, written))
     )
 
 
@@ -150,7 +150,7 @@ def settings(config: dict[str, Any]) -> str:
     names = ("k", "threshold", "w_drop", "w_base")
     changed = [f"{name} is {paper[name]} in the paper" for name in names if config[name] != paper[name]]
     values = ", ".join(f"{name} = {config[name]:g}" for name in names)
-    return f"{values} ({', '.join(changed) or 'as in the paper'}); means over tokens, lengths over responses"
+    return f"{values} ({', '.join(changed) or 'as in the paper'})"
 
 
 def number(value: float | None) -> str:

@@ -64,8 +64,9 @@ def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int,
     scoring_steps = SCORING_STEPS * -(-length // CHUNK)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=messages) as progress:
-        bars = [progress.add_task(student.name, total=length + scoring_steps) for student in students]
+        bars = [progress.add_task(student.name, total=length + scoring_steps, start=False) for student in students]
         for student, bar in zip(students, bars, strict=True):
+            progress.start_task(bar)
             model = student.make(teacher)
             rollouts = sample(
                 model,
