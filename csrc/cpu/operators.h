@@ -20,6 +20,8 @@ class Positions {
   Positions(const int64_t* sizes, const int64_t* strides, int64_t axes);
 
   int64_t count() const { return count_; }
+  /// Whether position n lies at n.
+  bool dense() const { return sizes_.empty() || (sizes_.size() == 1 && strides_[0] == 1); }
   int64_t offset(int64_t n) const {
     int64_t offset = 0;
     for (size_t axis = sizes_.size(); axis-- > 1;) {

@@ -80,10 +80,13 @@ void reliability(const ReliabilityArgs& args, const ParallelFor& parallel_for) {
     for (int64_t n = begin; n < end; ++n) pass_position(args, n, memory.scratch());
   });
   scan_responses(
-      args.responses, args.mask, args.scan_rule, args.scan, parallel_for, [&](int64_t n) { return args.drift[n]; },
-      [&](int64_t n, float weight) {
-        float* rewards = args.rewards + n * args.k;
-        for (int64_t j = 0; j < args.k; ++j) rewards[j] = weighted_reward(weight, rewards[j]);
+      args.responses, args.mask, args.scan_rule, args.scan, parallel_for,
+      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.drift + n, count, drift); },
+      [&](int64_t n, int64_t count) {
+        for (int64_t i = 0; i < count * args.k; ++i) {
+          float& reward = args.rewards[n * args.k + i];
+          reward = weighted_reward(args.scan.weight[n + i / args.k], reward);
+        }
       });
 }
 

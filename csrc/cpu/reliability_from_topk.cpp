@@ -73,8 +73,9 @@ void reliability_from_topk(const ReliabilityFromTopkArgs& args, const ParallelFo
     for (int64_t n = begin; n < end; ++n) pass_position(args, n);
   });
   scan_responses(
-      args.responses, args.mask, args.scan_rule, args.scan, parallel_for, [&](int64_t n) { return args.drift[n]; },
-      [](int64_t, float) {});
+      args.responses, args.mask, args.scan_rule, args.scan, parallel_for,
+      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.drift + n, count, drift); },
+      [](int64_t, int64_t) {});
 }
 
 }  // namespace pruneopd

@@ -1,29 +1,54 @@
 // The scan along the responses, shared by the three operators that have one.
 #pragma once
 
+#include <algorithm>
+
 #include "../math/scan.h"
 #include "operators.h"
 #include "scalars.h"
 
 namespace pruneopd {
 
-/// Walks every response: drifts(n) tells whether a valid position drifts, stored(n, L) sees each weight.
-template <class Drifts, class Stored>
+/// Positions that are scanned at a time: first the count, one by one, then the rest in loops without a chain.
+constexpr int64_t kScanBlock = 256;
+
+/// R and L of a block of positions whose C are known; returns how many count towards E.
+inline int32_t scan_block(const bool* valid, const int32_t* counts, int64_t count, const ScanRule& rule,
+                          float* __restrict reliabilities, float* __restrict weights) {
+  const double w_drop = rule.w_drop, w_base = rule.w_base, eps = rule.eps;
+  int32_t effective = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double reliability = reliability_of(counts[i], w_drop);
+    const float stored_reliability = static_cast<float>(reliability);
+    const float stored_weight = static_cast<float>(weight_of(reliability, w_base));
+    reliabilities[i] = valid[i] ? stored_reliability : 0;
+    weights[i] = valid[i] ? stored_weight : 0;
+    effective += valid[i] & is_effective(reliability, eps);
+  }
+  return effective;
+}
+
+/// Walks every response: load_drift(n, count, flags) tells which of some positions drift, stored(n, count) is told that
+/// their weights are there.
+template <class LoadDrift, class Stored>
 void scan_responses(const Responses& responses, const View& mask, const ScanRule& rule, const ScanOutputs& out,
-                    const ParallelFor& parallel_for, Drifts drifts, Stored stored) {
+                    const ParallelFor& parallel_for, LoadDrift load_drift, Stored stored) {
   parallel_for(responses.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
-      ScanState state;
-      if (rule.drift_count) state.drift_count = rule.drift_count[b];
-      for (int64_t n = responses.begin(b); n < responses.end(b); ++n) {
-        const bool valid = load_flag(mask, n);
-        state.step(valid, valid && drifts(n), rule.w_drop, rule.w_base, rule.eps);
-        out.drift_count[n] = state.stored_count();
-        out.reliability[n] = static_cast<float>(state.reliability);
-        out.weight[n] = state.weight;
-        stored(n, state.weight);
+      int64_t drift_count = rule.drift_count ? rule.drift_count[b] : 0;
+      int32_t effective_length = 0;
+      for (int64_t n = responses.begin(b); n < responses.end(b); n += kScanBlock) {
+        const int64_t count = std::min(kScanBlock, responses.end(b) - n);
+        bool valid[kScanBlock], drift[kScanBlock];
+        load_flags(mask, n, count, valid);
+        load_drift(n, count, drift);
+        int32_t counts[kScanBlock];
+        for (int64_t i = 0; i < count; ++i) counts[i] = stored_count(drift_count += valid[i] & drift[i]);
+        effective_length += scan_block(valid, counts, count, rule, out.reliability + n, out.weight + n);
+        std::copy_n(counts, count, out.drift_count + n);
+        stored(n, count);
       }
-      out.effective_length[b] = state.effective_length;
+      out.effective_length[b] = effective_length;
     }
   });
 }

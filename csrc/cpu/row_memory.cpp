@@ -1,6 +1,3 @@
-#include <algorithm>
-#include <functional>
-
 #include "row_pass.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -18,12 +15,6 @@ RowMemory::RowMemory(int64_t vocab_size, int64_t k) {
   scratch_ = {tile_max_.data(), tile_max_.data() + tiles,    integers,
               integers + tiles, integers + tiles + capacity, capacity};
 }
-
-void keep_best(Candidate* candidates, int64_t count, int64_t k) {
-  std::nth_element(candidates, candidates + k - 1, candidates + count, std::greater<>());
-}
-
-void sort_candidates(uint64_t* values, int64_t count) { std::sort(values, values + count, std::greater<>()); }
 
 #if defined(__x86_64__) || defined(__i386__)
 

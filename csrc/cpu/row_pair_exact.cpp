@@ -1,6 +1,7 @@
 #include <cmath>
 #include <limits>
 
+#include "candidates.h"
 #include "row_pass.h"
 #include "scalars.h"
 
@@ -38,12 +39,11 @@ void select(const T* row, int64_t vocab_size, int64_t k, Candidate* candidates, 
     if (candidate < kth) continue;
     candidates[count++] = candidate;
     if (count == capacity) {
-      keep_best(candidates, count, k);
+      kth = keep_best(candidates, count, k);
       count = k;
-      kth = candidates[k - 1];  // nth_element leaves the k-th best in its place
     }
   }
-  keep_best(candidates, count, k);
+  if (count > k) keep_best(candidates, count, k);
   sort_candidates(candidates, k);
 }
 

@@ -1,6 +1,7 @@
 // Compiled once for each instruction set (PRUNEOPD_ISA); see row_pass.h and simd.h.
 #include "row_pass.h"
 
+#include "candidates.h"
 #include "simd.h"
 
 namespace pruneopd::PRUNEOPD_ISA {
@@ -264,6 +265,11 @@ PRUNEOPD_INLINE int64_t collect(const T* row, int64_t first, int64_t last, float
   const Vec bounds = broadcast(bound);
   int64_t id = first;
   for (; id + 4 * kLanes <= last; id += 4 * kLanes) {
+    Vec low[2], high[2];
+    load_two<false>(row + id, low);
+    load_two<false>(row + id + 2 * kLanes, high);
+    if (at_least(max(max(low[0], low[1]), max(high[0], high[1])), bounds) == 0) [[likely]]
+      continue;
     uint64_t hits = at_least(load(row + id), bounds);
     hits |= static_cast<uint64_t>(at_least(load(row + id + kLanes), bounds)) << kLanes;
     hits |= static_cast<uint64_t>(at_least(load(row + id + 2 * kLanes), bounds)) << 2 * kLanes;
@@ -285,30 +291,36 @@ PRUNEOPD_INLINE int64_t collect(const T* row, int64_t first, int64_t last, float
 template <class T>
 void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, uint64_t* tiles, Candidate* candidates,
             int64_t capacity) {
-  const int64_t all = (vocab_size + kTile - 1) / kTile;
-  for (int64_t i = 0; i < all; ++i) tiles[i] = make_candidate(tile_max[i], static_cast<uint32_t>(i));
-  const int64_t visits = all < k ? all : k;
-  if (visits < all) keep_best(tiles, all, visits);
-  sort_candidates(tiles, visits);
-
-  // The k-th tile maximum is at most the k-th best logit; tightened whenever many elements have reached it.
-  float bound = visits < k ? kNegativeInfinity : candidate_logit(tiles[visits - 1]);
-  Candidate kth = 0;
-  int64_t count = 0;
-  for (int64_t i = 0; i < visits; ++i) {
-    const int64_t first = static_cast<int64_t>(candidate_id(tiles[i])) * kTile;
-    const int64_t last = first + kTile < vocab_size ? first + kTile : vocab_size;
-    // No element of this tile, and so of no later one, is better than its maximum at its first id.
-    if (make_candidate(candidate_logit(tiles[i]), static_cast<uint32_t>(first)) < kth) break;
-    count = collect(row, first, last, bound, candidates, count);
-    if (count >= 2 * k && (count - k >= kTile / 4 || count + kTile > capacity)) {
-      keep_best(candidates, count, k);
-      count = k;
-      kth = candidates[0];
-      for (int64_t j = 1; j < k; ++j) kth = candidates[j] < kth ? candidates[j] : kth;
-      bound = candidate_logit(kth);
-    }
+  // A tile as its maximum at its first id: none of its elements comes before that.
+  int64_t visits = (vocab_size + kTile - 1) / kTile;
+  for (int64_t i = 0; i < visits; ++i) tiles[i] = make_candidate(tile_max[i], static_cast<uint32_t>(i * kTile));
+  Candidate bound = make_candidate(kNegativeInfinity, UINT32_MAX);  // nothing that comes after it is among the k best
+  if (visits > k) {
+    bound = keep_best(tiles, visits, k) >> 32 << 32;  // any id
+    visits = k;
   }
+
+  int64_t count = 0;
+  const auto visit = [&](Candidate tile) __attribute__((always_inline)) {
+    if (tile < bound) return;
+    const int64_t first = candidate_id(tile), end = first + kTile;
+    count = collect(row, first, end < vocab_size ? end : vocab_size, candidate_logit(bound), candidates, count);
+    if (count >= 2 * k && (count - k >= kTile / 4 || count + kTile > capacity)) {
+      bound = keep_best(candidates, count, k);
+      count = k;
+    }
+  };
+  // The best tiles first, in order, so that the bound is tight early: where logits ascend, no later tile reaches it.
+  constexpr int64_t kLeaders = 16;
+  Candidate leaders[kLeaders];
+  const Candidate least_leader = visits > kLeaders ? kth_best(tiles, visits, kLeaders) : 0;
+  int64_t led = 0;
+  for (int64_t i = 0; i < visits; ++i)
+    if (tiles[i] >= least_leader) leaders[led++] = tiles[i];
+  sort_candidates(leaders, led);
+  for (int64_t i = 0; i < led; ++i) visit(leaders[i]);
+  for (int64_t i = 0; i < visits; ++i)
+    if (tiles[i] < least_leader) visit(tiles[i]);
   if (count > k) keep_best(candidates, count, k);
   sort_candidates(candidates, k);
 }

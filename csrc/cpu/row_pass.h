@@ -74,11 +74,6 @@ struct RowKernels {
 
 const RowKernels& row_kernels();
 
-/// Leaves the k best of `candidates[0, count)` first, in no order.
-void keep_best(Candidate* candidates, int64_t count, int64_t k);
-/// Sorts descending.
-void sort_candidates(uint64_t* values, int64_t count);
-
 /// The same answers by plain loops in float64, for the rare pair with a NaN, an infinity, or values whose differences
 /// overflow float32.
 RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,

@@ -74,4 +74,15 @@ inline bool load_flag(const View& view, int64_t n) {
   }
 }
 
+/// load_flag of `count` positions from n on.
+inline void load_flags(const View& view, int64_t n, int64_t count, bool* flags) {
+  if (!view) {
+    __builtin_memset(flags, 1, static_cast<size_t>(count));
+  } else if (view.type == Scalar::kBool && view.at.dense()) {
+    __builtin_memcpy(flags, address(view, n), static_cast<size_t>(count));
+  } else {
+    for (int64_t i = 0; i < count; ++i) flags[i] = load_flag(view, n + i);
+  }
+}
+
 }  // namespace pruneopd
