@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     wanted, whole = _wanted(options)
     print(f"{results.cpu()}, {', '.join(instruction_sets()) or 'reference only'}, {options.threads} threads, "
           f"torch {torch.__version__}")  # fmt: skip
-    if results.LOAD_AVERAGE > 0.5:
+    if results.LOAD_AVERAGE > results.BUSY:
         print(f"other programs are running (load average {results.LOAD_AVERAGE}): not numbers to publish")
     rows: list[results.Row] = []
     wrong: list[str] = []

@@ -23,6 +23,7 @@ from bench.protocol import Timing
 
 FOLDER = Path(__file__).parent / "results"
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
+BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
 
 

@@ -60,6 +60,9 @@ def markdown(rows: Sequence[results.Row]) -> str:
         f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {str(first['date'])[:10]}. A cell is the "
         "median time of a call; in brackets the speed as a fraction of plain reading with the same instruction set."
     )
+    busiest = max(row["load_average"] for row in rows)
+    if busiest > results.BUSY:
+        caption += f" Other programs were running (load average {busiest}): take the numbers as a first impression."
     heads = ["operator", "input", "eager PyTorch", "torch.compile", *isas]
     heads += ["against eager", "extra memory, eager", "extra memory"]
     lines = [caption, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -79,8 +82,8 @@ def markdown(rows: Sequence[results.Row]) -> str:
             _time(same.get(("compiled", "none"))),
             *map(_time, kernels),
             f"{best['times_faster_than_eager']:.3g}x" if "times_faster_than_eager" in best else "",
-            _mib(extra, same.get(("eager", "none"))),
-            _mib(extra, best),
+            _extra(extra, same.get(("eager", "none"))),
+            _extra(extra, best),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -102,6 +105,9 @@ def _time(row: results.Row | None) -> str:
     return f"{row['median_ms']:.3g} ms{fraction}"
 
 
-def _mib(extra: dict[tuple[object, ...], results.Row], row: results.Row | None) -> str:
+def _extra(extra: dict[tuple[object, ...], results.Row], row: results.Row | None) -> str:
     found = extra.get(results.key(row)[1:]) if row else None
-    return f"{found['extra_bytes'] / 2**20:.2g} MiB" if found else ""
+    if found is None:
+        return ""
+    kib = found["extra_bytes"] / 1024
+    return f"{kib:.0f} KiB" if kib < 1024 else f"{kib / 1024:.3g} MiB"

@@ -193,6 +193,7 @@ def _row(**fields: object) -> results.Row:
         "torch": "2.13.0",
         "date": "2026-01-01 00:00:00 UTC",
         "median_ms": 5.0,
+        "load_average": 0.1,
     }
     return head | fields
 
@@ -222,8 +223,10 @@ def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monke
     assert text.startswith(f"before\n{table.BEGIN}\n")
     assert text.endswith(f"\n{table.END}\nafter\n")
     assert "old" not in text
-    for cell in ("`reliability`", "float32, k=16", "100 ms", "5 ms (0.90)", "21.5x", "0.5 MiB"):
+    for cell in ("`reliability`", "float32, k=16", "100 ms", "5 ms (0.90)", "21.5x", "512 KiB"):
         assert f"| {cell} |" in text
+    assert "Other programs" not in text
+    assert "load average 3.5" in table.markdown([_row(), _row(isa="avx2", load_average=3.5)])
     readme.write_text("no markers")
     assert table.write(saved) == 1
 
