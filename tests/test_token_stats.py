@@ -115,6 +115,7 @@ seeds = st.integers(0, 2**31)
 
 @every_implementation
 @hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=100)
 def test_random_against_gold(impl, data):
     """Any width, k, dtypes, mask and temperatures; quantised logits, so that much ties; some special values."""
     width = data.draw(st.integers(1, 1600), "width")
@@ -140,7 +141,7 @@ def test_random_against_gold(impl, data):
     }
     expected = stats_gold(student, teacher, kwargs)
     eager = comparison.eager_token_stats(student, teacher, expected, **kwargs)
-    comparison.check(impl.token_stats(student, teacher, **kwargs), expected, eager)
+    comparison.check(impl.token_stats(student, teacher, **kwargs), expected, eager, least_size=1)
 
 
 @every_implementation

@@ -19,7 +19,8 @@ constexpr float kHeadroomStats = 2, kHeadroomMass = 20;
 /// One row on its way: its sums (RowSums) by lane, relative to a reference that follows the maximum.
 struct Side {
   float reference = 0;
-  float limit = kNegativeInfinity;  // a tile whose maximum exceeds it is summed again, relative to that maximum
+  float highest = kNegativeInfinity;  // of all tile maxima so far
+  float limit = kNegativeInfinity;    // a tile whose maximum exceeds it is summed again, relative to that maximum
   float scale;
   float lowest;                 // d * scale is not far above -126 there: less has no mass
   bool partner_misses = false;  // some id is -inf in the other row and not in this one
@@ -28,6 +29,19 @@ struct Side {
   explicit Side(double temperature) : scale(static_cast<float>(1 / (kLn2 * temperature))), lowest(-125 / scale) {}
 
   bool has_usable_scale() const { return scale > 1e-30f && scale < 1e30f; }
+
+  /// Whether the reference must follow the maximum of a tile of this mass: also for a peak that is most of its tile,
+  /// and so perhaps of the row. What a distribution like that has of entropy may be less than the error of one exp2,
+  /// and the rest of the mass less than the rounding of a float32 that holds the peak: so peaks, at d = 0, are added
+  /// apart.
+  bool lags_behind(float tile_max, Vec tile_mass) {
+    if (tile_max <= highest) return false;
+    highest = tile_max;
+    if (tile_max > limit) return true;
+    return 4 * __builtin_exp2f((tile_max - reference) * scale) > 3 * sum_lanes(tile_mass);
+  }
+
+  bool is_peak(float logit) const { return logit - reference == 0; }
 
   /// Moves the reference: d changes by `shift`, the mass by a factor, and with them the sums that hold them.
   void move_reference(float to, float headroom, Side* partner) {
@@ -107,34 +121,50 @@ PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) 
 
 // ---- The mass alone, row by row: what reliability needs.
 
-/// Sums `count` elements, whole steps. False: something in them is not finite.
+/// The mass and the maximum of `count` elements, whole steps; with kPeaksApart without those at the reference.
+template <bool kPeaksApart, class T>
+PRUNEOPD_INLINE void sum_tile(const T* row, int64_t count, const Side& side, Vec& mass, Vec& maximum) {
+  mass = broadcast(0);
+  maximum = broadcast(kNegativeInfinity);
+  for (int64_t i = 0; i < count; i += kStep) {
+    prefetch_ahead(row + i);
+    Vec x[2], d[2], scale[2], e[2];
+    load_two<false>(row + i, x);
+    for (int j = 0; j < 2; ++j) {
+      maximum = max(x[j], maximum);
+      d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
+      scale[j] = broadcast(side.scale);
+    }
+    exp2_scaled<true>(d, scale, e);
+    for (int j = 0; j < 2; ++j) mass = add(mass, kPeaksApart ? where_nonzero(d[j], e[j]) : e[j]);
+  }
+}
+
+/// Adds a tile whose maximum the reference must follow first.
+template <class T>
+__attribute__((noinline)) bool add_tile_with_peaks(const T* row, int64_t count, Side& side, float tile_max) {
+  if (tile_max == __builtin_inff()) return false;
+  side.move_reference(tile_max, kHeadroomMass, nullptr);
+  Vec mass, maximum;
+  sum_tile<true>(row, count, side, mass, maximum);
+  if (!all_finite(mass)) return false;
+  accumulate(mass, side.mass);
+  for (int64_t i = 0; i < count; ++i) side.mass[0] += side.is_peak(to_float(row[i]));
+  return true;
+}
+
+/// Adds `count` elements, whole steps. False: something in them is not finite.
 template <class T>
 PRUNEOPD_INLINE bool add_tile(const T* row, int64_t count, Side& side, float* tile_max) {
-  for (;;) {
-    Vec maximum = broadcast(kNegativeInfinity), mass = broadcast(0);
-    for (int64_t i = 0; i < count; i += kStep) {
-      prefetch_ahead(row + i);
-      Vec x[2], d[2], scale[2], e[2];
-      load_two<false>(row + i, x);
-      for (int j = 0; j < 2; ++j) {
-        maximum = max(x[j], maximum);
-        d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
-        scale[j] = broadcast(side.scale);
-      }
-      exp2_scaled<true>(d, scale, e);
-      for (int j = 0; j < 2; ++j) mass = add(mass, e[j]);
-    }
-    *tile_max = max_lane(maximum);
-    if (*tile_max > side.limit) [[unlikely]] {
-      if (*tile_max == __builtin_inff()) return false;
-      side.move_reference(*tile_max, kHeadroomMass, nullptr);
-      continue;
-    }
-    if (!all_finite(mass)) [[unlikely]]
-      return false;
-    accumulate(mass, side.mass);
-    return true;
-  }
+  Vec mass, maximum;
+  sum_tile<false>(row, count, side, mass, maximum);
+  *tile_max = max_lane(maximum);
+  if (side.lags_behind(*tile_max, mass)) [[unlikely]]
+    return add_tile_with_peaks(row, count, side, *tile_max);
+  if (!all_finite(mass)) [[unlikely]]
+    return false;
+  accumulate(mass, side.mass);
+  return true;
 }
 
 /// The mass of a whole row and its tile maxima. False: some value needs row_pair_exact.
@@ -162,7 +192,7 @@ struct TileSums {
   }
 };
 
-/// Adds one vector of each row. kCareful lets -inf in: nothing is multiplied by it.
+/// Adds one vector of each row. kCareful lets -inf in, by which nothing is multiplied, and leaves peaks out.
 template <bool kCareful>
 PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
                                  uint32_t& teacher_misses, uint32_t& student_misses) {
@@ -172,6 +202,8 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
   const Vec scale[2] = {broadcast(student.scale), broadcast(teacher.scale)};
   Vec e[2];
   exp2_scaled<false>(d, scale, e);
+  if constexpr (kCareful)
+    for (int side = 0; side < 2; ++side) e[side] = where_nonzero(d[side], e[side]);
   s.mass = add(s.mass, e[0]);
   t.mass = add(t.mass, e[1]);
   if constexpr (!kCareful) {
@@ -208,34 +240,53 @@ PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side
   if (student_misses) teacher.partner_misses = true;
 }
 
-/// Sums `count` elements of both rows, whole steps. False: something in them is not finite.
+/// Adds the peaks of one row to its sums: mass 1 and d = 0 each.
+template <class TX, class TY>
+void add_peaks(const TX* row, const TY* partner_row, int64_t count, Side& side, const Side& partner) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!side.is_peak(to_float(row[i]))) continue;
+    side.mass[0] += 1;
+    const double partner_d = static_cast<double>(to_float(partner_row[i])) - partner.reference;
+    if (partner_d > -__builtin_inf()) side.other[0] += partner_d;  // else -inf, and known as partner_misses
+  }
+}
+
+template <bool kCareful, class TX, class TY>
+bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, float* student_max,
+                   float* teacher_max);
+
+/// Again, with peaks apart and with -inf: rare, and kept out of the loop over tiles.
+template <class TX, class TY>
+__attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
+                                                       Side& teacher, float* student_max, float* teacher_max) {
+  return add_tile_pair<true>(x, y, count, student, teacher, student_max, teacher_max);
+}
+
+/// Adds `count` elements of both rows, whole steps. False: something in them is not finite.
 template <bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher,
                                    float* student_max, float* teacher_max) {
   TileSums s, t;
-  for (;;) {
-    sum_tile_pair<kCareful>(x, y, count, student, teacher, s, t);
-    *student_max = max_lane(s.max);
-    *teacher_max = max_lane(t.max);
-    const bool student_exceeds = *student_max > student.limit, teacher_exceeds = *teacher_max > teacher.limit;
-    if (!student_exceeds && !teacher_exceeds) [[likely]]
-      break;
+  sum_tile_pair<kCareful>(x, y, count, student, teacher, s, t);
+  *student_max = max_lane(s.max);
+  *teacher_max = max_lane(t.max);
+  const bool student_lags = student.lags_behind(*student_max, s.mass);
+  const bool teacher_lags = teacher.lags_behind(*teacher_max, t.mass);
+  if (student_lags || teacher_lags) [[unlikely]] {
     if (*student_max == __builtin_inff() || *teacher_max == __builtin_inff()) return false;
-    if (student_exceeds) student.move_reference(*student_max, kHeadroomStats, &teacher);
-    if (teacher_exceeds) teacher.move_reference(*teacher_max, kHeadroomStats, &student);
+    if (student_lags) student.move_reference(*student_max, kHeadroomStats, &teacher);
+    if (teacher_lags) teacher.move_reference(*teacher_max, kHeadroomStats, &student);
+    return add_tile_pair_carefully(x, y, count, student, teacher, student_max, teacher_max);
   }
   if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
     return false;
   s.accumulate_into(student);
   t.accumulate_into(teacher);
+  if constexpr (kCareful) {
+    add_peaks(x, y, count, student, teacher);
+    add_peaks(y, x, count, teacher, student);
+  }
   return true;
-}
-
-/// Again, for a tile with -inf in it: rare, and kept out of the loop over tiles.
-template <class TX, class TY>
-__attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
-                                                       Side& teacher, float* student_max, float* teacher_max) {
-  return add_tile_pair<true>(x, y, count, student, teacher, student_max, teacher_max);
 }
 
 /// All sums of both rows and their tile maxima. False: some value needs row_pair_exact.

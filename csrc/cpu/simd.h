@@ -75,6 +75,7 @@ PRUNEOPD_INLINE bool all_finite(Vec a) {
   return _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q) == 0;
 }
 PRUNEOPD_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a); }
+PRUNEOPD_INLINE float sum_lanes(Vec a) { return _mm512_reduce_add_ps(a); }
 PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   const __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
   _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
@@ -164,6 +165,11 @@ PRUNEOPD_INLINE float max_lane(Vec a) {
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
+PRUNEOPD_INLINE float sum_lanes(Vec a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   const __m128 low = _mm256_castps256_ps128(a), high = _mm256_extractf128_ps(a, 1);
   _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_cvtps_pd(low)));
@@ -244,6 +250,7 @@ PRUNEOPD_INLINE float max_lane(Vec a) {
   const float low = a[0] > a[1] ? a[0] : a[1], high = a[2] > a[3] ? a[2] : a[3];
   return low > high ? low : high;
 }
+PRUNEOPD_INLINE float sum_lanes(Vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   for (int i = 0; i < kLanes; ++i) sums[i] += static_cast<double>(a[i]);
 }
