@@ -49,6 +49,24 @@ def test_full_width(impl, dtype, k):
 
 
 @every_implementation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_that_are_nearly_one_token(impl, dtype, seed):
+    """All their entropy is in what a float32 that holds the peak would round away."""
+    offset, gap = [-450, 0, 30][seed % 3], [6, 9, 12, 15, 7, 17][seed]
+    student = cases.randn(3, 5000, seed=seed) * 2 + offset
+    teacher = student + cases.randn(3, 5000, seed=seed + 100)
+    for row in range(3):
+        at = 31 + 1000 * row + seed
+        student[row, at] = student[row].max() + gap
+        teacher[row, at] = teacher[row].max() + gap / (row + 1)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    expected = stats_gold(student, teacher, {})
+    eager = comparison.eager_token_stats(student, teacher, expected)
+    comparison.check(impl.token_stats(student, teacher), expected, eager)
+
+
+@every_implementation
 @pytest.mark.parametrize("k", [1, 16, 256])
 def test_orders_of_a_wide_row(impl, k):
     """What drives a selection to its worst: ramps, plateaus, one value, a comb with a tooth in every tile."""
