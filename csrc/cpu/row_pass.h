@@ -1,5 +1,6 @@
-// The row pass: everything that is read from the logits of one position, in one go over the student's row and the
-// teacher's in step. docs/design.md tells why it is built like this.
+// The row pass: everything that is read from the logits of one position. With divergences it goes over both rows in
+// step, else over one after the other.
+// docs/design.md tells why it is built like this.
 //
 // row_pass.cpp is compiled once for each instruction set; row_kernels() is the set in use.
 #pragma once
@@ -31,7 +32,7 @@ struct RowScratch {
   int64_t capacity;                                    // of each of the two
 };
 
-/// Owns a RowScratch: about 10 KB for a vocabulary of 150 000.
+/// Owns a RowScratch: some 20 KB for 16 candidates of a vocabulary of 150 000.
 class RowMemory {
  public:
   RowMemory(int64_t vocab_size, int64_t k);
