@@ -110,4 +110,4 @@ def _extra(extra: dict[tuple[object, ...], results.Row], row: results.Row | None
     if found is None:
         return ""
     kib = found["extra_bytes"] / 1024
-    return f"{kib:.0f} KiB" if kib < 1024 else f"{kib / 1024:.3g} MiB"
+    return f"{round(kib)} KiB" if kib < 1024 else f"{kib / 1024:.3g} MiB"
