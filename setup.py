@@ -75,13 +75,15 @@ class CMakeBuild(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
+        self.in_source = self.inplace  # which setuptools changes while it builds
         if self.inplace:  # also an editable install, which would start from nothing in a temporary folder each time
             self.build_temp = str(ROOT / "build" / f"inplace-{sys.implementation.cache_tag}")
 
     def get_ext_filename(self, fullname: str) -> str:
-        # The library for torch knows nothing of Python, so its name has no Python ABI tag.
+        # The libraries for torch know nothing of Python, so their names have no Python ABI tag.
         filename = Path(super().get_ext_filename(fullname))
-        return str(filename.with_name("_cpp.so") if filename.name.startswith("_cpp.") else filename)
+        name = filename.name.partition(".")[0]
+        return str(filename.with_name(f"{name}.so") if name in ("_cpp", "_cuda") else filename)
 
     def build_extensions(self) -> None:
         torch = find_torch()
@@ -108,22 +110,40 @@ class CMakeBuild(build_ext):
             "PRUNEOPD_TORCH": torch,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
+            # Where nvcc is found, or as the user says: OFF, or ON, which fails where it is not.
+            "PRUNEOPD_CUDA": os.environ.get("PRUNEOPD_CUDA", "OFF"),
+            "PRUNEOPD_CUDA_ARCHITECTURES": os.environ.get("PRUNEOPD_CUDA_ARCHITECTURES", ""),
         }
+        if "CUDA_HOME" in os.environ:
+            settings["CUDAToolkit_ROOT"] = os.environ["CUDA_HOME"]
         build.mkdir(parents=True, exist_ok=True)
+        first_time = not (build / "build.ninja").exists()
         configure = [cmake, "--log-level=WARNING", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         if subprocess.run(configure, stdout=subprocess.DEVNULL).returncode != 0:
             raise CompileError("CMake could not configure the build; its reason stands above")
         if subprocess.run([cmake, "--build", str(build)]).returncode != 0:
             raise CompileError("the compiler's message stands above")
+        without_cuda = build / "without_cuda.txt"
+        if without_cuda.exists() and first_time:
+            print(f"pruneopd-kernels: building without kernels for NVIDIA GPUs: {without_cuda.read_text()}")
         for extension in self.extensions:
-            target = self.get_ext_fullpath(extension.name)
-            self.mkpath(str(Path(target).parent))
-            self.copy_file(str(build / Path(target).name), target)  # what has not changed stays as it is
+            target = Path(self.get_ext_fullpath(extension.name))
+            if extension.optional and without_cuda.exists():
+                target.unlink(missing_ok=True)  # of an earlier build
+                if self.in_source:
+                    (ROOT / "pruneopd_kernels" / target.name).unlink(missing_ok=True)
+                continue
+            self.mkpath(str(target.parent))
+            self.copy_file(str(build / target.name), str(target))  # what has not changed stays as it is
 
 
 setup(
-    ext_modules=[Extension("pruneopd_kernels._cpp", []), Extension("pruneopd_kernels._host", [])],
+    ext_modules=[
+        Extension("pruneopd_kernels._cpp", []),
+        Extension("pruneopd_kernels._host", []),
+        Extension("pruneopd_kernels._cuda", [], optional=True),  # where there is a CUDA toolkit
+    ],
     cmdclass={"build_ext": CMakeBuild},
     # A build requirement that depends on the environment: pip reads it from here before it builds in isolation.
     setup_requires=[] if find_torch() else [TORCH_REQUIREMENT],

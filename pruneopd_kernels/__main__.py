@@ -19,7 +19,7 @@ def _torch_rows() -> list[tuple[str, str]]:
         import torch
     except ImportError as error:
         return [("operators", f"not usable: {error}; pip install 'torch>=2.11' makes them so")]
-    from .ops import _cpp
+    from .ops import _cpp, _cuda
     from .ops._implementations import AUTO, WHY_NOT
 
     def state(impl: str) -> str:
@@ -29,10 +29,17 @@ def _torch_rows() -> list[tuple[str, str]]:
         if impl == "cpp":
             chosen, others = _cpp.instruction_set(), _cpp.instruction_sets()
             return f"usable, with {chosen} (of {', '.join(others)})"
+        if impl == "cuda":
+            major, minor = _cuda.toolkit()
+            return f"usable, built with CUDA {major}.{minor} for {', '.join(_cuda.architectures())}"
+        if impl == "triton":
+            import triton
+
+            return f"usable, with triton {triton.__version__}"
         return "usable"
 
     places = {"cpu": "the CPU", "cuda": "a GPU"}
-    auto = " and ".join(f"{AUTO[device]} on {place}" for device, place in places.items())
+    auto = " and ".join(f"{AUTO[device][0]} on {place}" for device, place in places.items())
     return [("torch", torch.__version__), ("auto", f"takes {auto}"), *((impl, state(impl)) for impl in WHY_NOT)]
 
 

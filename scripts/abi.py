@@ -5,7 +5,7 @@
 
 import torch
 
-import pruneopd_kernels  # noqa: F401  (fills torch.ops.pruneopd)
+from pruneopd_kernels.ops import _cuda  # which fills torch.ops.pruneopd, too
 
 
 def main() -> None:
@@ -33,6 +33,9 @@ def main() -> None:
         for output, wanted in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
     print(f"torch {torch.__version__}: the library loads, and {', '.join(calls)} agree with the reference")
+    if _cuda.PATH.exists():
+        torch.ops.load_library(_cuda.PATH)
+        print(f"torch {torch.__version__}: the library for {', '.join(_cuda.architectures())} loads")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,24 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--require-gpu", action="store_true", help="a test that needs a GPU fails where it is skipped")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and a torch that sees it")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") and item.config.getoption("--require-gpu"):
+        report.outcome, report.longrepr = "failed", f"--require-gpu: {call.excinfo.value}"
+    return report
+
+
 @pytest.fixture(autouse=True)
 def empty_outputs_are_filled():
     """In deterministic mode torch fills empty tensors with NaN or the greatest integer: what is not written shows."""

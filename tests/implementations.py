@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import cuda_emulated
 import pruneopd_kernels
 from pruneopd_kernels.ops import _cpp
 
@@ -34,8 +35,34 @@ class Implementation:
         if self.name == "host":
             with use_instruction_set_of_host(self.instruction_set):
                 return on_arrays(getattr(pruneopd_kernels.host, op), *args, **kwargs)
+        if self.name == "cuda-emulated":
+            return on_arrays(functools.partial(cuda_emulated.call, op), *args, **kwargs)
         with _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
             return getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
+
+
+class OnGpu(Implementation):
+    """The same on a GPU: tensors go there with the strides and the memory around them that they have here."""
+
+    def __repr__(self):
+        return f"{self.name}-on-gpu"
+
+    def call(self, op, *args, **kwargs):
+        args, kwargs = on_gpu(args), dict(zip(kwargs, on_gpu(kwargs.values()), strict=True))
+        result = getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
+        assert all(tensor.is_cuda for tensor in result)
+        return result._make(tensor.cpu() for tensor in result)
+
+
+def on_gpu(values, device="cuda"):
+    return [to_device(value, device) if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def to_device(tensor, device):
+    """A copy of the tensor's whole storage, and the view of it that the tensor is: expanded, shifted or overlapping."""
+    memory = torch.empty(0, dtype=torch.uint8).set_(tensor.detach().untyped_storage()).to(device, copy=True)
+    copy = torch.empty(0, dtype=tensor.dtype, device=device)
+    return copy.set_(memory.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 @contextmanager
@@ -71,7 +98,13 @@ INSTRUCTION_SETS = _cpp.instruction_sets() if _cpp.WHY_NOT is None else ["missin
 REFERENCE = Implementation("reference")
 COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: once is enough
-IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST]
+CUDA_EMULATED = Implementation("cuda-emulated")
+IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST, CUDA_EMULATED]  # those that any machine runs
+# The package for AMD's GPUs is called cuda too, and has no CUDA.
+ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name != "cuda" or torch.version.hip is None]
 
-every_implementation = pytest.mark.parametrize("impl", IMPLEMENTATIONS, ids=repr)
+every_implementation = pytest.mark.parametrize(
+    "impl", [*IMPLEMENTATIONS, *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ON_GPU)], ids=repr
+)
+every_on_gpu = pytest.mark.parametrize("impl", ON_GPU, ids=repr)
 every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)

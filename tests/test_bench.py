@@ -8,13 +8,12 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import answers, cases, eager, memory, protocol, results, table, targets
+from bench import answers, cases, data, eager, memory, protocol, results, table, targets
 from bench.cases import Case
 from bench.protocol import Contender, Timing
 
@@ -22,16 +21,13 @@ from bench.protocol import Contender, Timing
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The whole program on 1000 ids and 64 short responses, with its results in a folder of the test's."""
-    cached: tuple[Any, ...] = (cases.logits, cases.token_ids, cases.topk_ids, cases.drift, cases.gold)
-    monkeypatch.setattr(cases, "VOCABULARY", 1000)
-    monkeypatch.setattr(cases, "LONG", (8, 32, 16))
+    monkeypatch.setattr(data, "VOCABULARY", 1000)
+    monkeypatch.setattr(data, "LONG", (8, 32, 16))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     threads = torch.get_num_threads()
-    for function in cached:
-        function.cache_clear()
+    command._forget()
     yield tmp_path
-    for function in cached:
-        function.cache_clear()
+    command._forget()
     torch.set_num_threads(threads)
 
 
@@ -112,7 +108,7 @@ def test_a_peer_may_break_ties_its_own_way_but_not_miss_a_larger_logit() -> None
     assert answers.peer_complaints(gold | {"rewards": torch.tensor([[0.1, 0.3]])}, gold, logits, 1e-4)
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("dtype", data.DTYPES)
 @pytest.mark.parametrize("op", cases.LOGIT_OPS)
 def test_the_peers_compute_the_same(tiny: Path, op: str, dtype: str) -> None:
     assert cases.complaints(Case(op, dtype, "eager")) == []
@@ -209,7 +205,10 @@ def test_saving_replaces_the_row_of_the_same_case(tmp_path: Path) -> None:
 def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme, saved = tmp_path / "README.md", tmp_path / "device.jsonl"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page = tmp_path / "page.md"
+    page.write_text(f"{table.BEGIN}\n{table.END}\n")
     monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(table, "PAGE", page)
     results.save(
         [
             _row(fraction_of_read=0.9, times_faster_than_eager=21.5),
@@ -231,14 +230,11 @@ def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monke
     assert table.write(saved) == 1
 
 
-def test_the_readme_s_tables_are_saved_ones() -> None:
-    """`python -m bench table` has been called since the results of that machine were saved."""
-    (written,) = re.findall(f"{table.BEGIN}\n(.*?)\n{table.END}", table.README.read_text(), flags=re.DOTALL)
-    saved = [table.markdown(results.load(path)) for path in results.FOLDER.glob("*.jsonl")]
-    assert any(written.startswith(one) for one in saved)
-    for one in saved:
-        written = written.replace(one, "")
-    assert written.strip() == ""
+def test_the_tables_are_those_of_the_saved_lines() -> None:
+    """`python -m bench table` has been called since anything was saved."""
+    for file, expected in ((table.README, table.tables()), (table.PAGE, table.predictions())):
+        (written,) = re.findall(f"{table.BEGIN}\n(.*?)\n{table.END}", file.read_text(), flags=re.DOTALL)
+        assert written == expected, f"python -m bench table would change {file.name}"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +255,7 @@ def test_nothing_measured_is_not_a_pass(tmp_path: Path) -> None:
 
 def test_extra_memory_is_what_a_call_allocates_beyond_its_outputs() -> None:
     extra = memory.measure(Case("reliability_from_drift", "bool", "eager"), threads=1)
-    positions = cases.LONG[0] * cases.LONG[1]
+    positions = data.LONG[0] * data.LONG[1]
     # w_drop * C and the like, in float32: at least one tensor of temporaries, and not many
     assert extra is not None
     assert 4 * positions <= extra <= 40 * positions

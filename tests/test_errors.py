@@ -379,15 +379,6 @@ def test_float64_logits_are_for_the_reference(op):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("impl", ["cuda", "triton"])
-def test_an_implementation_that_is_not_usable(op, impl):
-    args, kwargs = example(op)
-    for function in (getattr(pruneopd_kernels, op), raw(op)):
-        with pytest.raises(RuntimeError, match=rf"^{op}: impl='{impl}' is not usable here: .{{20,}}"):
-            function(*args, **kwargs, impl=impl)
-
-
-@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("num_threads", [0, -1])
 def test_num_threads(op, num_threads):
     args, kwargs = example(op)

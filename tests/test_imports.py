@@ -74,6 +74,40 @@ def test_the_import_hook_steps_aside():
     )
 
 
+def test_operators_are_registered_without_triton_and_without_initialising_cuda():
+    run(
+        code="""
+        import sys
+        import torch, pruneopd_kernels
+        logits = torch.randn(2, 3, 40)
+        for op in ("reliability", "token_stats"):
+            getattr(pruneopd_kernels, op)(logits, logits)
+            for impl in ("cuda", "triton"):
+                try:
+                    getattr(pruneopd_kernels, op)(logits, logits, impl=impl)
+                except RuntimeError as error:
+                    assert "not usable here" in str(error)
+                else:
+                    raise SystemExit("no error")
+        assert "triton" not in sys.modules and not torch.cuda.is_initialized()
+    """
+    )
+
+
+def test_without_triton_only_it_is_missing():
+    run(
+        code="""
+        import sys
+        sys.modules["triton"] = None  # import triton raises ModuleNotFoundError
+        import torch, pruneopd_kernels
+        from pruneopd_kernels.ops._implementations import WHY_NOT
+        logits = torch.randn(2, 3, 40)
+        assert pruneopd_kernels.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
+        assert "pip install" in WHY_NOT["triton"]
+    """
+    )
+
+
 def test_import_when_torch_is_missing():
     """The name stays importable; what needs torch says so, and the NumPy twin works."""
     run(

@@ -23,6 +23,10 @@ def files(pattern):
     return found
 
 
+def torch_libraries():
+    return [*files("_cpp*.so"), *PACKAGE.glob("_cuda*.so")]  # the latter where there was nvcc
+
+
 def undefined_symbols(path):
     nm = shutil.which("nm")
     assert nm, "nm is missing: install binutils"
@@ -31,7 +35,7 @@ def undefined_symbols(path):
 
 
 def test_the_operators_use_the_stable_abi_only():
-    for path in files("_cpp*.so"):
+    for path in torch_libraries():
         symbols = undefined_symbols(path)
         assert any("aoti_torch" in name or name.startswith("torch_") for name in symbols)  # it does use torch
         unstable = [name for name in symbols if re.search(r"\b(at|c10|torch|caffe2)::", name)]
@@ -47,9 +51,29 @@ def test_the_numpy_module_knows_no_torch():
         assert "torch" not in linked and "c10" not in linked
 
 
+def test_the_cuda_library_needs_no_other_than_torch_s():
+    """The CUDA runtime is inside, so one build serves a torch of another CUDA."""
+    for path in PACKAGE.glob("_cuda*.so"):
+        linked = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
+        needed = set(re.findall(r"NEEDED +(\S+)\.so", linked))
+        assert {"libtorch", "libtorch_cpu"} <= needed
+        assert needed <= {
+            "libtorch",
+            "libtorch_cpu",
+            "libc10",
+            "libstdc++",
+            "libm",
+            "libgcc_s",
+            "libc",
+            "ld-linux-x86-64",
+        }
+        weak = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+        assert " w aoti_torch_get_current_cuda_stream\n" in weak
+
+
 def test_only_what_is_meant_is_exported():
-    """The two libraries live in one process: neither shows its insides to the other."""
-    for path in [*files("_cpp*.so"), *files("_host*.so")]:
+    """The libraries live in one process: none shows its insides to the others."""
+    for path in [*torch_libraries(), *files("_host*.so")]:
         out = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
         names = [line.split()[-1].partition("@")[0] for line in out.splitlines()]
         other = [

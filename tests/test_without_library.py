@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     return functools.partial(processes.run, root=folder, cwd=folder)
 
 
-def test_auto_takes_the_reference_and_cpp_refuses(run):
+def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
     run(
         code="""
         import torch
@@ -42,13 +42,14 @@ def test_auto_takes_the_reference_and_cpp_refuses(run):
         }
         for op, args in calls.items():
             getattr(pruneopd_kernels, op)(*args)
-            try:
-                getattr(pruneopd_kernels, op)(*args, impl="cpp")
-            except RuntimeError as error:
-                assert str(error).startswith(f"{op}: impl='cpp' is not usable here: "), error
-                assert "_cpp.so" in str(error) and "compiler" in str(error), error
-            else:
-                raise SystemExit(op)
+            for impl, needs in (("cpp", "compiler"), ("cuda", "nvcc")):
+                try:
+                    getattr(pruneopd_kernels, op)(*args, impl=impl)
+                except RuntimeError as error:
+                    assert str(error).startswith(f"{op}: impl={impl!r} is not usable here: "), error
+                    assert f"_{impl}.so" in str(error) and needs in str(error), error
+                else:
+                    raise SystemExit(op)
         compiled = torch.compile(pruneopd_kernels.reliability, fullgraph=True, backend="eager")
         assert compiled(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
     """
@@ -76,8 +77,8 @@ def test_host_refuses_in_one_sentence(run):
 
 def test_the_command_says_why(run):
     out = run("-m", "pruneopd_kernels")
-    cpp = [line for line in out.splitlines() if "cpp" in line]
-    assert any("_cpp.so" in line and "compiler" in line for line in cpp), out
+    for impl, needs in (("cpp", "compiler"), ("cuda", "nvcc")):
+        assert any(f"_{impl}.so" in line and needs in line for line in out.splitlines()), out
     assert any("auto" in line and "reference" in line for line in out.splitlines()), out
 
 

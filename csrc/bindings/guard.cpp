@@ -29,6 +29,8 @@ Scalar scalar(const std::string& dtype) {
   return kScalars.at(dtype);
 }
 
+const Dtypes kInt32{"int32", {"int32"}};
+
 }  // namespace
 
 const Dtypes kLogits{"float32, bfloat16 or float16", {"float32", "bfloat16", "float16"}};
@@ -63,7 +65,7 @@ View Guard::view(const char* argument, const Array& array, const Shape& shape, c
   if (array.shape != shape) fail(argument, "have shape " + text(shape), text(array.shape));
   if (std::find(dtypes.names.begin(), dtypes.names.end(), array.dtype) == dtypes.names.end())
     fail(argument, std::string("have dtype ") + dtypes.words, array.dtype);
-  if (array.device != "cpu") fail(argument, "be on cpu", array.device);
+  if (array.device != device_) fail(argument, "be on " + device_, array.device);
   return {array.data, scalar(array.dtype),
           Positions(array.shape.data(), array.strides.data(), static_cast<int64_t>(axes)),
           axes < shape.size() ? array.strides.back() : 1};
@@ -135,36 +137,21 @@ View Guard::drift(const Array& array) const {
   return view("drift", array, array.shape, kBool, axes);
 }
 
-std::optional<std::vector<int32_t>> Guard::int32s(const char* argument, const MaybeArray& array,
-                                                  const char* shape_words) const {
-  if (!array) return std::nullopt;
-  if (array->shape.size() != 1) fail(argument, std::string("have shape ") + shape_words, text(array->shape));
-  static const Dtypes kInt32{"int32", {"int32"}};
-  const View view = this->view(argument, *array, array->shape, kInt32, 1);
-  std::vector<int32_t> values(static_cast<size_t>(array->shape[0]));
-  for (size_t n = 0; n < values.size(); ++n)
-    values[n] = static_cast<const int32_t*>(view.data)[view.at.offset(static_cast<int64_t>(n))];
-  return values;
-}
-
-Responses Guard::responses(const Shape& positions, const std::optional<std::vector<int32_t>>& cu_seqlens,
-                           const char* packed, const char* padded) const {
+Responses Guard::responses(const Shape& positions, const MaybeArray& cu_seqlens, const char* packed,
+                           const char* padded) const {
   if (positions.size() == 2) {
-    if (cu_seqlens)
-      fail("cu_seqlens", std::string("be None when ") + padded,
-           std::string("shape ").append(text({static_cast<int64_t>(cu_seqlens->size())})));
-    return {positions[0], count(positions), nullptr};
+    if (cu_seqlens) fail("cu_seqlens", std::string("be None when ") + padded, "shape " + text(cu_seqlens->shape));
+    return {positions[0], count(positions), View{}};
   }
   if (!cu_seqlens) fail("cu_seqlens", std::string("be given when ") + packed, "None");
-  if (cu_seqlens->empty()) fail("cu_seqlens", "have shape [B + 1]", "[0]");
-  return {static_cast<int64_t>(cu_seqlens->size()) - 1, positions[0], cu_seqlens->data()};
+  const Shape& shape = cu_seqlens->shape;
+  if (shape.size() != 1 || shape[0] == 0) fail("cu_seqlens", "have shape [B + 1]", text(shape));
+  return {shape[0] - 1, positions[0], view("cu_seqlens", *cu_seqlens, shape, kInt32, 1)};
 }
 
-ScanRule Guard::scan_rule(double w_drop, double w_base, double eps,
-                          const std::optional<std::vector<int32_t>>& drift_count, int64_t responses) const {
-  if (drift_count && static_cast<int64_t>(drift_count->size()) != responses)
-    fail("drift_count", "have shape " + text({responses}), text({static_cast<int64_t>(drift_count->size())}));
-  return {w_drop, w_base, eps, drift_count ? drift_count->data() : nullptr};
+ScanRule Guard::scan_rule(double w_drop, double w_base, double eps, const MaybeArray& drift_count,
+                          int64_t responses) const {
+  return {w_drop, w_base, eps, values("drift_count", drift_count, {responses}, kInt32)};
 }
 
 DriftRule Guard::drift_rule(std::string_view metric, double threshold, double top_p) const {

@@ -6,9 +6,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "operators.h"
 
 namespace pruneopd::bindings {
 
@@ -41,7 +42,8 @@ extern const Dtypes kLogits, kIds, kMask, kLogprobs, kBool;
 /// `<op>: <argument> must <rule>, got <actual>`.
 class Guard {
  public:
-  explicit Guard(const char* op) : op_(op) {}
+  /// Every tensor must be on `device`.
+  Guard(const char* op, std::string device) : op_(op), device_(std::move(device)) {}
 
   /// Any leading axes; `along_responses` asks for [B, T, V] or [N, V].
   LogitsPair logits(const Array& student, const Array& teacher, double student_temperature, double teacher_temperature,
@@ -58,19 +60,13 @@ class Guard {
   View drift(const Array& array) const;
 
   /// The responses in positions of shape [B, T], or [N] with cu_seqlens [B + 1]. `packed` and `padded` describe the
-  /// two layouts in an error; `cu_seqlens` has the values and outlives the result.
-  Responses responses(const Shape& positions, const std::optional<std::vector<int32_t>>& cu_seqlens, const char* packed,
+  /// two layouts in an error.
+  Responses responses(const Shape& positions, const MaybeArray& cu_seqlens, const char* packed,
                       const char* padded) const;
-  /// `drift_count` has the values and outlives the result.
-  ScanRule scan_rule(double w_drop, double w_base, double eps, const std::optional<std::vector<int32_t>>& drift_count,
-                     int64_t responses) const;
+  ScanRule scan_rule(double w_drop, double w_base, double eps, const MaybeArray& drift_count, int64_t responses) const;
   DriftRule drift_rule(std::string_view metric, double threshold, double top_p) const;
   void needed_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const;
   RewardWeight reward_weight(std::string_view name) const;
-
-  /// The values of a short int32 vector, of any stride.
-  std::optional<std::vector<int32_t>> int32s(const char* argument, const MaybeArray& array,
-                                             const char* shape_words) const;
 
  private:
   [[noreturn]] void fail(const std::string& argument, const std::string& rule, const std::string& actual) const;
@@ -78,6 +74,7 @@ class Guard {
   void logits_layout(const char* argument, const Array& array) const;
 
   const char* op_;
+  std::string device_;
 };
 
 }  // namespace pruneopd::bindings

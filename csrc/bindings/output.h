@@ -5,14 +5,15 @@
 
 namespace pruneopd::bindings {
 
-/// A world is where tensors come from: Torch (csrc/torch) or NumPy (csrc/host). It has
+/// A world is where tensors come from and operators run, for one call. It has
 ///   Tensor, Text                  what holds a tensor, and a string argument
 ///   describe(tensor) -> Array
-///   empty<T>(shape) -> Tensor     contiguous and not initialised;  data<T>(tensor) -> T*
-///   run(f)                        calls f(const ParallelFor&)
+///   device()                      where every tensor of the call must be
+///   empty<T>(shape) -> Tensor     on that device, contiguous and not initialised;  data<T>(tensor) -> T*
+///   compute(args)                 what csrc/operators.h describes
 template <class World, class T>
 struct Output {
-  explicit Output(const Shape& shape) : tensor(World::template empty<T>(shape)) {}
+  Output(const World& world, const Shape& shape) : tensor(world.template empty<T>(shape)) {}
   operator T*() { return World::template data<T>(tensor); }
 
   typename World::Tensor tensor;

@@ -15,7 +15,7 @@ auto reliability(const World& world, const Tensor& student_logits, const Tensor&
                  double threshold, double w_drop, double w_base, double eps, const Text& metric, double top_p,
                  const Text& reward_weight, double student_temperature, double teacher_temperature,
                  std::optional<int64_t> vocab_size) {
-  const Guard guard("reliability");
+  const Guard guard("reliability", world.device());
   const Array student = World::describe(student_logits);
   const MaybeArray ids = describe<World>(token_ids);
 
@@ -27,25 +27,24 @@ auto reliability(const World& world, const Tensor& student_logits, const Tensor&
   const Shape positions = without_last(student.shape);
   args.mask = guard.values("mask", describe<World>(mask), positions, kMask);
   args.token_ids = guard.values("token_ids", ids, positions, kIds);
-  const auto starts = guard.int32s("cu_seqlens", describe<World>(cu_seqlens), "[B + 1]");
-  args.responses = guard.responses(positions, starts, "student_logits are [N, V]", "student_logits are [B, T, V]");
-  const auto counts = guard.int32s("drift_count", describe<World>(drift_count), "[B]");
-  args.scan_rule = guard.scan_rule(w_drop, w_base, eps, counts, args.responses.count);
+  args.responses = guard.responses(positions, describe<World>(cu_seqlens), "student_logits are [N, V]",
+                                   "student_logits are [B, T, V]");
+  args.scan_rule = guard.scan_rule(w_drop, w_base, eps, describe<World>(drift_count), args.responses.count);
   args.drift_rule = guard.drift_rule(metric, threshold, top_p);
   guard.needed_for_top_p(args.drift_rule, "token_ids", ids);
   args.reward_weight = guard.reward_weight(reward_weight);
 
-  Output<World, float> overlap(positions), scanned_reliability(positions), weight(positions);
-  Output<World, bool> drift(positions);
-  Output<World, int32_t> scanned_count(positions), effective_length({args.responses.count});
-  Output<World, int64_t> topk_ids(with_last(positions, k));
-  Output<World, float> rewards(with_last(positions, k));
+  Output<World, float> overlap(world, positions), scanned_reliability(world, positions), weight(world, positions);
+  Output<World, bool> drift(world, positions);
+  Output<World, int32_t> scanned_count(world, positions), effective_length(world, {args.responses.count});
+  Output<World, int64_t> topk_ids(world, with_last(positions, k));
+  Output<World, float> rewards(world, with_last(positions, k));
   args.overlap = overlap;
   args.drift = drift;
   args.scan = {scanned_count, scanned_reliability, weight, effective_length};
   args.topk_ids = topk_ids;
   args.rewards = rewards;
-  world.run([&](const ParallelFor& parallel_for) { pruneopd::reliability(args, parallel_for); });
+  world.compute(args);
   return std::tuple(overlap.tensor, drift.tensor, scanned_count.tensor, scanned_reliability.tensor, weight.tensor,
                     effective_length.tensor, topk_ids.tensor, rewards.tensor);
 }

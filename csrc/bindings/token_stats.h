@@ -1,5 +1,4 @@
 // token_stats over the tensors of either world: the arguments are those of pruneopd_kernels/schemas.py, in its order.
-// row_max, which only reads the same logits, stands beside it for the benchmarks.
 #pragma once
 
 #include <tuple>
@@ -13,7 +12,7 @@ template <class World, class Tensor = typename World::Tensor>
 auto token_stats(const World& world, const Tensor& student_logits, const Tensor& teacher_logits,
                  const std::optional<Tensor>& mask, const std::optional<Tensor>& token_ids, int64_t k,
                  double student_temperature, double teacher_temperature, std::optional<int64_t> vocab_size) {
-  const Guard guard("token_stats");
+  const Guard guard("token_stats", world.device());
   const Array student = World::describe(student_logits);
 
   TokenStatsArgs args;
@@ -27,13 +26,13 @@ auto token_stats(const World& world, const Tensor& student_logits, const Tensor&
   args.token_ids = guard.values("token_ids", describe<World>(token_ids), positions, kIds);
 
   const Shape candidates = with_last(positions, k);
-  Output<World, int64_t> student_topk_ids(candidates), teacher_topk_ids(candidates);
-  Output<World, float> student_topk_logprobs(candidates), teacher_topk_logprobs(candidates);
-  Output<World, float> teacher_on_student_logprobs(candidates), student_on_teacher_logprobs(candidates);
-  Output<World, float> overlap(positions), student_lse(positions), teacher_lse(positions);
-  Output<World, float> student_entropy(positions), teacher_entropy(positions);
-  Output<World, float> reverse_kl(positions), forward_kl(positions);
-  Output<World, float> student_token_logprob(positions), teacher_token_logprob(positions);
+  Output<World, int64_t> student_topk_ids(world, candidates), teacher_topk_ids(world, candidates);
+  Output<World, float> student_topk_logprobs(world, candidates), teacher_topk_logprobs(world, candidates);
+  Output<World, float> teacher_on_student_logprobs(world, candidates), student_on_teacher_logprobs(world, candidates);
+  Output<World, float> overlap(world, positions), student_lse(world, positions), teacher_lse(world, positions);
+  Output<World, float> student_entropy(world, positions), teacher_entropy(world, positions);
+  Output<World, float> reverse_kl(world, positions), forward_kl(world, positions);
+  Output<World, float> student_token_logprob(world, positions), teacher_token_logprob(world, positions);
   args.student_topk_ids = student_topk_ids;
   args.teacher_topk_ids = teacher_topk_ids;
   args.student_topk_logprobs = student_topk_logprobs;
@@ -49,26 +48,12 @@ auto token_stats(const World& world, const Tensor& student_logits, const Tensor&
   args.forward_kl = forward_kl;
   args.student_token_logprob = student_token_logprob;
   args.teacher_token_logprob = teacher_token_logprob;
-  world.run([&](const ParallelFor& parallel_for) { pruneopd::token_stats(args, parallel_for); });
+  world.compute(args);
   return std::tuple(student_topk_ids.tensor, student_topk_logprobs.tensor, teacher_topk_ids.tensor,
                     teacher_topk_logprobs.tensor, teacher_on_student_logprobs.tensor,
                     student_on_teacher_logprobs.tensor, overlap.tensor, student_lse.tensor, teacher_lse.tensor,
                     student_entropy.tensor, teacher_entropy.tensor, reverse_kl.tensor, forward_kl.tensor,
                     student_token_logprob.tensor, teacher_token_logprob.tensor);
-}
-
-template <class World, class Tensor = typename World::Tensor>
-auto row_max(const World& world, const Tensor& student_logits, const Tensor& teacher_logits) {
-  const Array student = World::describe(student_logits);
-  const LogitsPair logits = Guard("row_max").logits(student, World::describe(teacher_logits), 1, 1, std::nullopt,
-                                                    /*along_responses=*/false);
-  const Shape positions = without_last(student.shape);
-  Output<World, float> student_max(positions), teacher_max(positions);
-  float *student_out = student_max, *teacher_out = teacher_max;
-  world.run([&](const ParallelFor& parallel_for) {
-    pruneopd::row_max(logits, count(positions), student_out, teacher_out, parallel_for);
-  });
-  return std::tuple(student_max.tensor, teacher_max.tensor);
 }
 
 }  // namespace pruneopd::bindings

@@ -73,7 +73,7 @@ void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch) 
 
 }  // namespace
 
-void reliability(const ReliabilityArgs& args, const ParallelFor& parallel_for) {
+void compute(const ReliabilityArgs& args, const ParallelFor& parallel_for) {
   parallel_for(args.responses.positions, 1, [&](int64_t begin, int64_t end) {
     const FloatMode mode;
     RowMemory memory(args.logits.vocab_size, args.k);

@@ -68,7 +68,7 @@ void pass_position(const ReliabilityFromTopkArgs& args, int64_t n) {
 
 }  // namespace
 
-void reliability_from_topk(const ReliabilityFromTopkArgs& args, const ParallelFor& parallel_for) {
+void compute(const ReliabilityFromTopkArgs& args, const ParallelFor& parallel_for) {
   parallel_for(args.responses.positions, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) pass_position(args, n);
   });

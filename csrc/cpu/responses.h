@@ -9,6 +9,20 @@
 
 namespace pruneopd {
 
+/// Where response b lies among the positions, whatever cu_seqlens may say.
+struct Extent {
+  int64_t begin, end;
+};
+inline Extent extent_of(const Responses& responses, int64_t b) {
+  const int64_t positions = responses.positions;
+  if (!responses.cu_seqlens) {
+    const int64_t length = positions / responses.count;
+    return {b * length, (b + 1) * length};
+  }
+  const auto start = [&](int64_t i) { return std::clamp<int64_t>(load_int32(responses.cu_seqlens, i), 0, positions); };
+  return {start(b), start(b + 1)};
+}
+
 /// Positions that are scanned at a time: first the count, one by one, then the rest in loops without a chain.
 constexpr int64_t kScanBlock = 256;
 
@@ -35,10 +49,11 @@ void scan_responses(const Responses& responses, const View& mask, const ScanRule
                     const ParallelFor& parallel_for, LoadDrift load_drift, Stored stored) {
   parallel_for(responses.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
-      int64_t drift_count = rule.drift_count ? rule.drift_count[b] : 0;
+      const Extent extent = extent_of(responses, b);
+      int64_t drift_count = rule.drift_count ? load_int32(rule.drift_count, b) : 0;
       int32_t effective_length = 0;
-      for (int64_t n = responses.begin(b); n < responses.end(b); n += kScanBlock) {
-        const int64_t count = std::min(kScanBlock, responses.end(b) - n);
+      for (int64_t n = extent.begin; n < extent.end; n += kScanBlock) {
+        const int64_t count = std::min(kScanBlock, extent.end - n);
         bool valid[kScanBlock], drift[kScanBlock];
         load_flags(mask, n, count, valid);
         load_drift(n, count, drift);

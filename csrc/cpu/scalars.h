@@ -57,6 +57,11 @@ inline int64_t load_id(const View& view, int64_t offset) {
   return view.type == Scalar::kI32 ? *static_cast<const int32_t*>(at) : *static_cast<const int64_t*>(at);
 }
 
+/// Value n of a vector of int32.
+inline int32_t load_int32(const View& vector, int64_t n) {
+  return static_cast<const int32_t*>(vector.data)[vector.at.offset(n)];
+}
+
 /// Whether position n is valid or drifts: any type, non-zero is true; a view that is not given is all true.
 inline bool load_flag(const View& view, int64_t n) {
   if (!view) return true;

@@ -61,7 +61,7 @@ void pass_position(const TokenStatsArgs& args, int64_t n, RowScratch& scratch) {
 
 }  // namespace
 
-void token_stats(const TokenStatsArgs& args, const ParallelFor& parallel_for) {
+void compute(const TokenStatsArgs& args, const ParallelFor& parallel_for) {
   parallel_for(args.positions, 1, [&](int64_t begin, int64_t end) {
     const FloatMode mode;
     RowMemory memory(args.logits.vocab_size, args.k);

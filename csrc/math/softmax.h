@@ -35,7 +35,7 @@ struct RowSummary {
   bool broken = false;  // a NaN, a +inf, or no finite logit
   double lse = 0;
 
-  PRUNEOPD_FORMULA RowSummary() = default;
+  RowSummary() = default;
   PRUNEOPD_FORMULA RowSummary(double reference, double log_mass, double entropy, double temperature)
       : reference(reference), log_mass(log_mass), entropy(entropy), lse(reference / temperature + log_mass) {}
   /// Dividing by the rounded `scale` undoes its rounding.

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 
 from .. import checks, reference
-from . import _cpp
+from . import _cpp, _cuda, _triton
 
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
 IMPLS = get_args(Impl)
 
-_NOT_YET = "this version has kernels for the CPU only; a later pruneopd_kernels that has them makes it usable"
-
-# implementation: the kind of device it runs on
+# implementation: the kind of device it runs on, which an AMD GPU is too
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 # implementation: why it is not usable here, or None; found out once, at import
-WHY_NOT = {"reference": None, "cpp": _cpp.WHY_NOT, "cuda": _NOT_YET, "triton": _NOT_YET}
+WHY_NOT = {"reference": None, "cpp": _cpp.WHY_NOT, "cuda": _cuda.WHY_NOT, "triton": _triton.WHY_NOT}
+# kind of device: what computes there best, and next best
+_PREFERENCES = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
-def _first_usable(*impls: str) -> str:
-    return next(impl for impl in impls if WHY_NOT[impl] is None)
+def _usable(why_not: Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
+    """For each kind of device, what impl='auto' chooses from, best first; the reference on any other."""
+    return {kind: tuple(impl for impl in impls if why_not[impl] is None) for kind, impls in _PREFERENCES.items()}
 
 
-# kind of device: what impl='auto' takes there; the reference on any other
-AUTO = {"cpu": _first_usable("cpp", "reference"), "cuda": _first_usable("cuda", "triton", "reference")}
+AUTO = _usable(WHY_NOT)
 
 
-def choose(op: str, impl: str, device: torch.device) -> str:
-    """The implementation that a call with this `impl` on this device means, usable or not."""
+def choose(op: str, impl: str, device: torch.device, real: bool = True) -> str:
+    """The implementation that a call with this `impl` on this device means, usable or not.
+
+    Where the tensors are not `real`, no device is asked anything: the answer may be what a newer GPU would get.
+    """
     checks.one_of(op, "impl", impl, IMPLS)
-    return AUTO.get(device.type, "reference") if impl == "auto" else impl
+    if impl != "auto":
+        return impl
+    usable = AUTO.get(device.type, ("reference",))
+    return next(impl for impl in usable if not real or _why_not_on(impl, device) is None)
+
+
+def _why_not_on(impl: str, device: torch.device) -> str | None:
+    """Why an implementation that is usable here does not run on this very device."""
+    if device.type != DEVICES.get(impl, device.type):
+        return f"it computes on {DEVICES[impl]} and the tensors are on {device}; move them there or pass impl='auto'"
+    return _cuda.why_not_on(device) if impl == "cuda" else None
 
 
 def require_usable(op: str, impl: str, device: torch.device) -> None:
     """An implementation that was asked for runs or raises; there is no falling back."""
-    why = WHY_NOT[impl]
-    if why is None and device.type != DEVICES.get(impl, device.type):
-        why = f"it computes on {DEVICES[impl]} and the tensors are on {device}; move them there or pass impl='auto'"
+    why = WHY_NOT[impl] or _why_not_on(impl, device)
     if why is not None:
         raise RuntimeError(f"{op}: impl={impl!r} is not usable here: {why}")
 
@@ -47,4 +59,6 @@ def run(op: str, impl: str, arguments: dict[str, Any]) -> tuple[torch.Tensor, ..
     """Compute, with arguments that have been checked."""
     if impl == "reference":
         return tuple(getattr(reference, op)(**arguments))
+    if impl == "triton":
+        return _triton.run(op, arguments)
     return tuple(getattr(getattr(torch.ops, f"pruneopd_{impl}"), op)(**arguments))

@@ -29,21 +29,21 @@ def register(op: str, fake: Callable[..., Outputs]) -> None:
     check = getattr(checks, op)
     takes_logits = "student_logits" in defaults  # which may be float64 in the reference
 
-    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any], values: bool) -> tuple[str, dict[str, Any]]:
+    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any], real: bool) -> tuple[str, dict[str, Any]]:
         # The dispatcher leaves out arguments that equal their default.
         arguments = {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
-        impl = implementations.choose(op, arguments.pop("impl"), args[0].device)
+        impl = implementations.choose(op, arguments.pop("impl"), args[0].device, real)
         options = {"float64": impl == "reference"} if takes_logits else {}
-        check(**arguments, **options, values=values and args[0].device.type == "cpu")
+        check(**arguments, **options, values=real and args[0].device.type == "cpu")
         return impl, arguments
 
     def kernel(*args: Any, **kwargs: Any) -> Outputs:
-        impl, arguments = prepare(args, kwargs, values=True)
+        impl, arguments = prepare(args, kwargs, real=True)
         implementations.require_usable(op, impl, args[0].device)
         return implementations.run(op, impl, arguments)
 
     def fake_kernel(*args: Any, **kwargs: Any) -> Outputs:
-        _, arguments = prepare(args, kwargs, values=False)
+        _, arguments = prepare(args, kwargs, real=False)
         return fake(**arguments)
 
     def mark_non_differentiable(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Outputs) -> None:

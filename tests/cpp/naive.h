@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "cpu/responses.h"
 
 namespace naive {
 
@@ -135,9 +135,10 @@ inline bool in_nucleus(const std::vector<int64_t>& ids, const std::vector<double
 inline void scan(const Responses& responses, const ScanRule& rule, const std::vector<bool>& is_valid,
                  const std::vector<bool>& drift, const ScanOutputs& out) {
   for (int64_t b = 0; b < responses.count; ++b) {
-    int64_t drifted = rule.drift_count ? rule.drift_count[b] : 0;
+    const Extent extent = extent_of(responses, b);
+    int64_t drifted = rule.drift_count ? load_int32(rule.drift_count, b) : 0;
     out.effective_length[b] = 0;
-    for (int64_t n = responses.begin(b); n < responses.end(b); ++n) {
+    for (int64_t n = extent.begin; n < extent.end; ++n) {
       const bool here = is_valid[static_cast<size_t>(n)];
       drifted += here && drift[static_cast<size_t>(n)];
       const double lost = rule.w_drop * static_cast<double>(drifted);

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "operators.h"
 
 using namespace pruneopd;
 
@@ -97,6 +97,12 @@ class Tensor {
   std::shared_ptr<char> memory_;
   char* data_;
 };
+
+/// The view of a vector of int32 that outlives it.
+inline View view_of(const std::vector<int32_t>& values) {
+  const int64_t size = static_cast<int64_t>(values.size()), stride = 1;
+  return {values.data(), Scalar::kI32, Positions(&size, &stride, 1)};
+}
 
 inline Shape contiguous(const Shape& shape) {
   Shape strides(shape.size(), 1);

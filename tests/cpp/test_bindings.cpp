@@ -28,7 +28,7 @@ void refuses(const std::string& words, const Call& call) {
 }
 
 TEST(guards_refuse_logits) {
-  const Guard guard("reliability");
+  const Guard guard("reliability", "cpu");
   const auto logits = [&](const Array& student, const Array& teacher, std::optional<int64_t> vocab_size = {},
                           bool along_responses = true) {
     return guard.logits(student, teacher, 1, 1, vocab_size, along_responses);
@@ -61,14 +61,17 @@ TEST(guards_refuse_logits) {
   strided.strides.back() = 7;
   CHECK(logits(strided, strided).student.step == 1);
   Array elsewhere = good;
-  elsewhere.device = "meta";
-  refuses("reliability: teacher_logits must be on cpu, got meta", [&] { logits(good, elsewhere); });
+  elsewhere.device = "cuda:0";
+  refuses("reliability: teacher_logits must be on cpu, got cuda:0", [&] { logits(good, elsewhere); });
+  const Guard second_gpu("reliability", "cuda:1");
+  refuses("reliability: student_logits must be on cuda:1, got cuda:0",
+          [&] { second_gpu.logits(elsewhere, elsewhere, 1, 1, {}, true); });
   refuses("reliability: k must be between 1 and min(vocab_size, 256) = 64, got 65", [&] { guard.candidates(65, 64); });
   refuses("reliability: k must be between 1 and min(vocab_size, 256) = 256, got 0", [&] { guard.candidates(0, 5000); });
 }
 
 TEST(guards_refuse_what_goes_with_positions) {
-  const Guard guard("op");
+  const Guard guard("op", "cpu");
   CHECK(!guard.values("mask", std::nullopt, {2, 8}, kMask));
   for (const std::string_view dtype : kMask.names)
     CHECK(guard.values("mask", array({2, 8}, std::string(dtype)), {2, 8}, kMask));
@@ -91,28 +94,28 @@ TEST(guards_refuse_what_goes_with_positions) {
 }
 
 TEST(guards_refuse_layouts) {
-  const Guard guard("op");
-  const auto layout = [&](const Shape& positions, const std::optional<std::vector<int32_t>>& starts) {
+  const Guard guard("op", "cpu");
+  const auto layout = [&](const Shape& positions, const MaybeArray& starts) {
     return guard.responses(positions, starts, "drift is [N]", "drift is [B, T]");
   };
-  const std::vector<int32_t> starts = {0, 3, 7};
+  const Array starts = array({3}, "int32");
   CHECK(layout({7}, starts).count == 2 && layout({7}, starts).positions == 7);
   CHECK(layout({3, 5}, std::nullopt).count == 3 && layout({3, 5}, std::nullopt).positions == 15);
   refuses("op: cu_seqlens must be given when drift is [N], got None", [&] { layout({7}, std::nullopt); });
   refuses("op: cu_seqlens must be None when drift is [B, T], got shape [3]", [&] { layout({7, 1}, starts); });
-  refuses("op: cu_seqlens must have shape [B + 1], got [0]", [&] { layout({7}, std::vector<int32_t>{}); });
-  refuses("op: cu_seqlens must have shape [B + 1], got [1, 2]",
-          [&] { guard.int32s("cu_seqlens", array({1, 2}, "int32"), "[B + 1]"); });
-  refuses("op: cu_seqlens must have dtype int32, got int64",
-          [&] { guard.int32s("cu_seqlens", array({2}, "int64"), "[B + 1]"); });
-  const std::optional<std::vector<int32_t>> counts = std::vector<int32_t>{1, 2};
-  CHECK(guard.scan_rule(0, 0, 0, counts, 2).drift_count == counts->data());
-  CHECK(guard.scan_rule(0, 0, 0, std::nullopt, 2).drift_count == nullptr);
+  refuses("op: cu_seqlens must have shape [B + 1], got [0]", [&] { layout({7}, array({0}, "int32")); });
+  refuses("op: cu_seqlens must have shape [B + 1], got [1, 2]", [&] { layout({7}, array({1, 2}, "int32")); });
+  refuses("op: cu_seqlens must have dtype int32, got int64", [&] { layout({7}, array({2}, "int64")); });
+  Array counts = array({2}, "int32");
+  counts.strides = {3};
+  const pruneopd::View carried = guard.scan_rule(0, 0, 0, counts, 2).drift_count;
+  CHECK(carried.data == counts.data && carried.at.count() == 2 && carried.at.offset(1) == 3);
+  CHECK(!guard.scan_rule(0, 0, 0, std::nullopt, 2).drift_count);
   refuses("op: drift_count must have shape [3], got [2]", [&] { guard.scan_rule(0, 0, 0, counts, 3); });
 }
 
 TEST(guards_refuse_words) {
-  const Guard guard("op");
+  const Guard guard("op", "cpu");
   refuses("op: metric must be one of 'overlap', 'top_p', got 'x'", [&] { guard.drift_rule("x", .7, .95); });
   refuses("op: reward_weight must be one of 'student', 'teacher', 'none', got ''", [&] { guard.reward_weight(""); });
   const pruneopd::DriftRule rule = guard.drift_rule("top_p", .7, .95);

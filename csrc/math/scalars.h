@@ -1,0 +1,70 @@
+// The element types of tensors, one value at a time.
+#pragma once
+
+#include <cstdint>
+
+#include "../operators.h"
+#include "order.h"
+
+namespace pruneopd {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+PRUNEOPD_FORMULA float to_float(float x) { return x; }
+PRUNEOPD_FORMULA float to_float(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+PRUNEOPD_FORMULA float to_float(Half x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return bits_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // inf, NaN
+  if (rest >= 0x0400u) return bits_float(sign | ((rest << 13) + 0x38000000u));
+  const float subnormal = static_cast<float>(rest) * 0x1p-24f;  // exact
+  return bits_float(sign | float_bits(subnormal));
+}
+
+PRUNEOPD_FORMULA int64_t bytes_of(Scalar type) {
+  switch (type) {
+    case Scalar::kI16:
+    case Scalar::kF16:
+    case Scalar::kBF16: return 2;
+    case Scalar::kI32:
+    case Scalar::kF32: return 4;
+    case Scalar::kI64:
+    case Scalar::kF64: return 8;
+    default: return 1;
+  }
+}
+
+/// The value at `offset` elements: floating types.
+PRUNEOPD_FORMULA double load_real(const void* data, Scalar type, int64_t offset) {
+  switch (type) {
+    case Scalar::kF16: return to_float(static_cast<const Half*>(data)[offset]);
+    case Scalar::kBF16: return to_float(static_cast<const BFloat16*>(data)[offset]);
+    case Scalar::kF64: return static_cast<const double*>(data)[offset];
+    default: return static_cast<const float*>(data)[offset];
+  }
+}
+
+/// The value at `offset` elements: ids.
+PRUNEOPD_FORMULA int64_t load_id(const void* data, Scalar type, int64_t offset) {
+  return type == Scalar::kI32 ? static_cast<const int32_t*>(data)[offset] : static_cast<const int64_t*>(data)[offset];
+}
+
+/// Whether the value at `offset` elements is not zero: any type.
+PRUNEOPD_FORMULA bool load_flag(const void* data, Scalar type, int64_t offset) {
+  switch (type) {
+    case Scalar::kI16: return static_cast<const int16_t*>(data)[offset] != 0;
+    case Scalar::kI32:
+    case Scalar::kI64: return load_id(data, type, offset) != 0;
+    case Scalar::kF16:
+    case Scalar::kBF16: return (static_cast<const uint16_t*>(data)[offset] & 0x7fff) != 0;  // no subnormal is flushed
+    case Scalar::kF32:
+    case Scalar::kF64: return load_real(data, type, offset) != 0;
+    default: return static_cast<const uint8_t*>(data)[offset] != 0;
+  }
+}
+
+}  // namespace pruneopd

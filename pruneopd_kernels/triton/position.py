@@ -1,0 +1,216 @@
+"""Where a position's rows and its program's working memory lie, and the launches that the logits operators share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import device_of, flags, float32, float64_bits
+from .order import KEY_SHIFT
+from .row_pass import BLOCK, FIELDS, NUM_WARPS, SEGMENT, TILE, TILES, sum_segment
+from .selection import list_size
+from .summary import float64
+
+# How many row passes a multiprocessor is to hold at a time, each 4 warps with 8 loads of 16 bytes under way: while one
+# selects, the others read. The registers that leaves to a thread are enough for the loop; tests see to it that nothing
+# is spilled.
+PROGRAMS_PER_PROCESSOR = {"mass": 4, "stats": 3}
+REGISTERS = {"mass": 128, "stats": 168}
+
+# Arguments of which nothing is gained by compiling for a 1 or a multiple of 16.
+DO_NOT_SPECIALIZE = ["positions", "words", "segments", "x_scale", "y_scale"]
+DO_NOT_SPECIALIZE += ["x_temperature", "y_temperature"]
+
+
+
+
+@triton.jit
+def row_at(logits, n, inner, outer_stride, inner_stride, VEC: tl.constexpr, ALIGNED: tl.constexpr):
+    """The row of position n; with ALIGNED its address is known to allow loads of 16 bytes."""
+    offset = n // inner * outer_stride + n % inner * inner_stride
+    if ALIGNED:
+        offset = tl.multiple_of(offset, VEC)
+    return logits + offset
+
+
+@triton.jit
+def is_valid(mask, n):
+    if mask is None:
+        return True
+    else:
+        return tl.load(mask + n) != 0
+
+
+@triton.constexpr_function
+def span_of(way):
+    """Positions that a program looks at together: for rare ones, whether there are any."""
+    return 32 if way == "exact" else 1
+
+
+@triton.jit
+def end_of_span(rare, first, positions, SPAN: tl.constexpr):
+    """Where the positions of a span end; where it begins if there is nothing to do in it."""
+    if SPAN == 1:
+        return first + 1
+    else:
+        n = first + tl.arange(0, SPAN)
+        some = tl.max(tl.load(rare + n, mask=n < positions, other=0).to(tl.int32), 0)
+        return tl.where(some > 0, tl.minimum(first + SPAN, positions), first)
+
+
+@triton.jit
+def is_due(mask, rare, n, WAY: tl.constexpr):
+    """Whether the rows of a position are to be read: it is valid, or on the exact way rare."""
+    if WAY == "exact":
+        return tl.load(rare + n) != 0
+    else:
+        return is_valid(mask, n)
+
+
+@triton.jit
+def memory_of(scratch, slot, words, x_logits, y_logits, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
+              K_PADDED: tl.constexpr):  # fmt: skip
+    """A program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
+
+    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32.
+    """
+    x_candidates = scratch + slot.to(tl.int64) * words
+    y_candidates = x_candidates + K_PADDED
+    lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
+    records = (lists + LISTS).to(tl.pointer_type(tl.float32), bitcast=True)
+    logits: tl.constexpr = x_logits.dtype if x_logits.dtype == y_logits.dtype else tl.pointer_type(tl.float32)
+    maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
+    return x_candidates, y_candidates, lists, records, maxima
+
+
+@triton.jit(do_not_specialize=["words", "segments", "x_scale", "y_scale"])
+def segments_kernel(x_logits, y_logits, mask, scratch, words, x_inner, x_outer_stride, x_inner_stride, y_inner,
+                    y_outer_stride, y_inner_stride, vocab_size, segments, x_scale, y_scale,
+                    VEC: tl.constexpr, ALIGNED: tl.constexpr, STATS: tl.constexpr, LISTS: tl.constexpr,
+                    SEGMENTS: tl.constexpr, K_PADDED: tl.constexpr):  # fmt: skip
+    """One segment of one position a program: where there are few positions."""
+    x_scale, y_scale = float64(x_scale).to(tl.float32), float64(y_scale).to(tl.float32)
+    n = (tl.program_id(0) // segments).to(tl.int64)
+    segment = tl.program_id(0) % segments
+    if is_valid(mask, n):
+        x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
+        y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
+        _, _, _, records, maxima = memory_of(
+            scratch, n, words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED
+        )
+        sum_segment(
+            x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS
+        )
+
+
+class Launch:
+    """The launches of a kernel over a pair of logits: what it takes of them, its working memory, its programs.
+
+    Many positions: as many programs as the device holds walk over them, each with working memory of its own. Few: a
+    kernel with a program for each segment of each position comes first, so that all of the device reads.
+    """
+
+    def __init__(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        mask: Tensor | None,
+        k: int,
+        vocab_size: int | None,
+        student_temperature: float,
+        teacher_temperature: float,
+        stats: bool,
+    ) -> None:
+        vocab_size = student_logits.shape[-1] if vocab_size is None else vocab_size
+        logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
+        self.logits, self.mask, self.stats = logits, flags(mask), stats
+        self.sums = "stats" if stats else "mass"
+        self.positions = math.prod(student_logits.shape[:-1])
+        self.segments = triton.cdiv(vocab_size, SEGMENT.value)
+        k_padded, segments_padded = triton.next_power_of_2(k), triton.next_power_of_2(self.segments)
+        tile_slots = triton.cdiv(vocab_size, BLOCK.value) * TILES.value
+        lists = list_size(k_padded)
+        bytes_of_memory = 16 * k_padded + 4 * (lists + 2 * FIELDS.value * segments_padded)
+        same = student_logits.dtype == teacher_logits.dtype
+        bytes_of_memory += 2 * tile_slots * (student_logits.element_size() if same else 4)
+        self.words = bytes_of_memory // 8
+        self.shape = [*(number for x in logits for number in positions_of(x)), vocab_size, self.segments]
+        self.scales = [float64_bits(float32(1 / (math.log(2) * temperature))) for temperature in temperatures]
+        self.temperatures = [float64_bits(temperature) for temperature in temperatures]
+        self.layout = {
+            "VEC": 16 // max(x.element_size() for x in logits),
+            "ALIGNED": all(is_aligned(x) for x in logits),
+            "LISTS": lists,
+            "SEGMENTS": segments_padded,
+            "K_PADDED": k_padded,
+        }
+        self.selection = {
+            "K": k,
+            "TILES_PADDED": max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value))),
+            "X_SHIFT": KEY_SHIFT[student_logits.dtype],
+            "Y_SHIFT": KEY_SHIFT[teacher_logits.dtype],
+        }
+
+    def run(
+        self, kernel: Any, token_ids: Tensor | None, outputs: list[Tensor], scalars: list[int], **constants: Any
+    ) -> None:
+        if self.positions == 0:
+            return
+        device = self.logits[0].device
+        at_once = PROGRAMS_PER_PROCESSOR[self.sums] * processors(device)
+        fused = 2 * self.positions >= at_once
+        programs = min(self.positions, at_once) if fused else self.positions
+        scratch = torch.empty(programs * self.words, dtype=torch.int64, device=device)
+        rare = torch.empty(self.positions, dtype=torch.int8, device=device)
+        with device_of(scratch):
+            if not fused:
+                segments_kernel[(self.positions * self.segments,)](
+                    *self.logits, self.mask, scratch, self.words, *self.shape, *self.scales,
+                    STATS=self.stats, **self.layout, num_warps=NUM_WARPS,
+                )  # fmt: skip
+            for way in ("fused" if fused else "merge", "exact"):
+                kernel[(programs,)](
+                    *self.logits, self.mask, token_ids, scratch, rare, *outputs, self.positions, self.words,
+                    *self.shape, *self.scales, *self.temperatures, *scalars,
+                    WAY=way, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
+                    **registers(REGISTERS[self.sums] if way == "fused" else 255),
+                )  # fmt: skip
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    if device.type == "cpu":  # in Triton's interpreter
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def registers(limit: int) -> dict[str, int]:
+    """The option that limits a thread's registers; AMD's compiler has none."""
+    return {} if torch.version.hip else {"maxnreg": limit}
+
+
+def positions_of(logits: Tensor) -> tuple[int, int, int]:
+    """Position n's row begins at n // inner * outer_stride + n % inner * inner_stride: the numbers of that."""
+    sizes, strides = logits.shape[:-1], logits.stride()[:-1]
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == size * stride:
+            axes[-1] = (axes[-1][0] * size, stride)
+        else:
+            axes.append((size, stride))
+    (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(axes)) + axes
+    return inner, outer_stride, inner_stride
+
+
+def is_aligned(logits: Tensor) -> bool:
+    """Whether every row begins at a multiple of 16 bytes."""
+    _, *strides = positions_of(logits)
+    return all(number % 16 == 0 for number in (logits.data_ptr(), *(n * logits.element_size() for n in strides)))

@@ -1,0 +1,109 @@
+"""Along a response: cumulative drift C, reliability R, weight L, effective length E; and rewards times L.
+
+A kernel of its own, after the one that finds the drift: no program ever waits for another, which Triton could not make
+sound on every device. Launched with fusion of multiply and add off, for the product is rounded before the difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import device_of, flags, float64_bits
+from .summary import float64
+
+
+@triton.jit
+def response_bound(cu_seqlens, stride, b, length, positions):
+    """Where response b begins; cu_seqlens is never trusted."""
+    bound = b.to(tl.int64) * length
+    if cu_seqlens is not None:
+        bound = tl.load(cu_seqlens + b.to(tl.int64) * stride).to(tl.int64)
+    return tl.minimum(tl.maximum(bound, 0), positions)
+
+
+@triton.jit(do_not_specialize=["positions", "length", "w_drop", "w_base", "eps"])
+def scan_kernel(drift, mask, cu_seqlens, cu_seqlens_stride, carried, carried_stride, drift_count, reliability, weight,
+                effective_length, rewards, positions, length, w_drop, w_base, eps, K: tl.constexpr,
+                K_PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    w_drop, w_base, eps = float64(w_drop), float64(w_base), float64(eps)
+    b = tl.program_id(0)
+    begin = response_bound(cu_seqlens, cu_seqlens_stride, b, length, positions)
+    end = response_bound(cu_seqlens, cu_seqlens_stride, b + 1, length, positions)
+    count = tl.zeros([], tl.int64)
+    if carried is not None:
+        count += tl.load(carried + b.to(tl.int64) * carried_stride).to(tl.int64)
+    effective = tl.zeros([], tl.int32)
+    for first in range(begin, end, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        inside = n < end
+        valid = inside
+        if mask is not None:
+            valid = inside & (tl.load(mask + n, mask=inside, other=0) != 0)
+        drifts = (valid & (tl.load(drift + n, mask=inside, other=0) != 0)).to(tl.int32)
+        counts = tl.minimum(count + tl.cumsum(drifts, 0), 2147483647)
+        count += tl.sum(drifts, 0)
+        tl.store(drift_count + n, counts.to(tl.int32), mask=inside)
+        lost = w_drop * counts.to(tl.float64)
+        left = tl.maximum(1.0 - lost, 0.0)
+        effective += tl.sum((valid & (left > eps)).to(tl.int32), 0)
+        tl.store(reliability + n, tl.where(valid, left, 0.0).to(tl.float32), mask=inside)
+        stored_weight = tl.where(valid, left + w_base, 0.0).to(tl.float32)
+        tl.store(weight + n, stored_weight, mask=inside)
+        if rewards is not None:
+            j = tl.arange(0, K_PADDED)
+            at = rewards + n[:, None] * K + j[None, :]
+            exists = inside[:, None] & (j < K)[None, :]
+            reward = tl.load(at, mask=exists, other=0.0)
+            factor = stored_weight[:, None]
+            tl.store(at, tl.where(factor == 0, 0.0, factor * reward), mask=exists)  # 0 silences even a NaN
+    tl.store(effective_length + b, effective)
+
+
+def scan(
+    drift: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    drift_count: Tensor | None,
+    w_drop: float,
+    w_base: float,
+    eps: float,
+    rewards: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """C, R, L and E; `rewards` `[..., k]` are multiplied by L where they are."""
+    responses = drift.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    counts = torch.empty(drift.shape, dtype=torch.int32, device=drift.device)
+    reliability, weight = (torch.empty(drift.shape, dtype=torch.float32, device=drift.device) for _ in range(2))
+    effective_length = torch.empty(responses, dtype=torch.int32, device=drift.device)
+    k = 1 if rewards is None else rewards.shape[-1]
+    k_padded = triton.next_power_of_2(k)
+    if responses:
+        with device_of(drift):
+            scan_kernel[(responses,)](
+                flags(drift),
+                flags(mask),
+                cu_seqlens,
+                0 if cu_seqlens is None else cu_seqlens.stride(0),
+                drift_count,
+                0 if drift_count is None else drift_count.stride(0),
+                counts,
+                reliability,
+                weight,
+                effective_length,
+                rewards,
+                drift.numel(),
+                0 if cu_seqlens is not None else drift.shape[1],
+                float64_bits(w_drop),
+                float64_bits(w_base),
+                float64_bits(eps),
+                K=k,
+                K_PADDED=k_padded,
+                BLOCK=min(1024, 4096 // k_padded),
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
+    return counts, reliability, weight, effective_length

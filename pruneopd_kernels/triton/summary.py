@@ -1,0 +1,169 @@
+"""What is known of a pair of rows after the row pass: log-sum-exp, entropy, KL, log-probabilities. All in float64.
+
+A summary is a tuple: reference (a logit), log of the mass relative to it, log-sum-exp, entropy.
+"""
+
+import triton
+import triton.language as tl
+
+from .row_pass import FIELDS, LOWEST, MASS, OTHER, OWN, PARTNER, PEAK, REFERENCE, TILE
+
+LN2 = tl.constexpr(0.693147180559945309417232121458176568)
+TAME = tl.constexpr(2.0**22)  # references beyond it are too coarse: the exact way
+EXACT_BLOCK = tl.constexpr(1024)
+
+
+@triton.jit
+def float64(bits):
+    """A float64 argument: Triton's own are float32, so its bits are passed as an integer."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def logprob(x, summary, temperature):
+    """The reference goes first: beside a huge one the mass would vanish."""
+    reference, log_mass, _, _ = summary
+    return (x.to(tl.float64) - reference) / temperature - log_mass
+
+
+@triton.jit
+def load_field(record, FIELD: tl.constexpr, segment, SEGMENTS: tl.constexpr, exists, other):
+    return tl.load(record + FIELD * SEGMENTS + segment, mask=exists, other=other).to(tl.float64)
+
+
+@triton.jit
+def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: tl.constexpr, STATS: tl.constexpr):
+    """Reference, mass, own and other of a row, in log2 units, from its segments."""
+    segment = tl.arange(0, SEGMENTS)
+    exists = segment < segments
+    references = load_field(record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
+    masses = load_field(record, MASS, segment, SEGMENTS, exists, 0.0)
+    reference = tl.max(references, 0)
+    move = references - reference
+    factor = tl.exp2(move)
+    mass = tl.sum(factor * masses, 0)
+    own, other = mass, mass
+    if STATS:
+        partner_references = load_field(partner_record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
+        partner_move = partner_references - tl.max(partner_references, 0)
+        owns = load_field(record, OWN, segment, SEGMENTS, exists, 0.0)
+        others = load_field(record, OTHER, segment, SEGMENTS, exists, 0.0)
+        peak = load_field(record, PEAK, segment, SEGMENTS, exists, float("-inf"))
+        is_peak = peak > float("-inf")
+        partner = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0)
+        d = tl.where(is_peak, peak * scale - reference, 0.0)
+        e = tl.where(is_peak, tl.exp2(d), 0.0)
+        partner_d = partner * partner_scale - tl.max(partner_references, 0)
+        mass += tl.sum(e, 0)
+        own = tl.sum(factor * (owns + move * masses) + e * d, 0)
+        other = tl.sum(factor * (others + partner_move * masses) + e * partner_d, 0)
+    return reference, mass, own, other
+
+
+@triton.jit
+def is_tame(sums, scale, STATS: tl.constexpr):
+    """Whether everything is finite and the reference fine enough."""
+    reference, mass, own, other = sums
+    tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > 1e-30) & (scale < 1e30)
+    if STATS:
+        tame &= (tl.abs(own) < float("inf")) & (tl.abs(other) < float("inf"))
+    return tame
+
+
+@triton.jit
+def summary_of(sums, scale, temperature):
+    """Dividing by the rounded scale undoes its rounding."""
+    reference, mass, own, _ = sums
+    log2_mass = tl.log2(mass)
+    log_mass = log2_mass / (scale * temperature)
+    lse = reference / scale / temperature + log_mass
+    return reference / scale, log_mass, lse, (log2_mass - own / mass) * LN2
+
+
+@triton.jit
+def kl_of(p, q):
+    _, p_mass, p_own, p_other = p
+    _, q_mass, _, _ = q
+    kl = ((p_own - p_other) / p_mass - tl.log2(p_mass) + tl.log2(q_mass)) * LN2
+    return tl.where(kl < 0, 0.0, kl)
+
+
+@triton.jit
+def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS: tl.constexpr,
+              STATS: tl.constexpr):  # fmt: skip
+    """Both summaries, KL(x || y), KL(y || x), and whether all of that is to be computed the exact way instead."""
+    y_records = records + FIELDS * SEGMENTS
+    p_scale, q_scale = x_scale.to(tl.float64), y_scale.to(tl.float64)
+    p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS)
+    q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS)
+    x, y = summary_of(p, p_scale, x_temperature), summary_of(q, q_scale, y_temperature)
+    is_rare = (is_tame(p, p_scale, STATS) & is_tame(q, q_scale, STATS)) == 0
+    return x, y, kl_of(p, q), kl_of(q, p), is_rare
+
+
+# --- The exact way, from the definitions: rows with a NaN, an infinity, or values whose differences float32 cannot tell.
+
+
+@triton.jit
+def summarize_exactly(x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, STATS: tl.constexpr):
+    """Both summaries, KL(x || y), KL(y || x), and whether a row is broken."""
+    x, x_broken = exact_summary(x_row, maxima, vocab_size, x_temperature)
+    y, y_broken = exact_summary(y_row, maxima + 1, vocab_size, y_temperature)
+    reverse_kl, forward_kl = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
+    if STATS:
+        reverse_kl = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
+        forward_kl = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
+    tl.debug_barrier()
+    return x, y, reverse_kl, forward_kl, x_broken | y_broken
+
+
+@triton.jit
+def exact_logits(row, first, vocab_size):
+    ids = first + tl.arange(0, EXACT_BLOCK)
+    inside = ids < vocab_size
+    return tl.load(row + ids, mask=inside, other=float("-inf")).to(tl.float64)
+
+
+@triton.jit
+def exact_summary(row, maxima, vocab_size, temperature):
+    """The summary of a row and whether it is broken; NaN takes its place among the tile maxima."""
+    ROWS: tl.constexpr = EXACT_BLOCK // TILE
+    greatest = tl.full([], float("-inf"), tl.float64)
+    has_nan = tl.zeros([], tl.int32)
+    for first in range(0, vocab_size, EXACT_BLOCK):
+        x = tl.reshape(exact_logits(row, first, vocab_size), [ROWS, TILE])
+        tile_nan = tl.max((x != x).to(tl.int32), 1)
+        maximum = tl.max(tl.where(x != x, float("-inf"), x), 1)
+        stored = tl.where(tile_nan > 0, float("nan"), maximum)
+        tile = first // TILE + tl.arange(0, ROWS)
+        tl.store(maxima + 2 * tile, stored.to(maxima.dtype.element_ty))
+        greatest = tl.maximum(greatest, tl.max(maximum, 0))
+        has_nan = tl.maximum(has_nan, tl.max(tile_nan, 0))
+    broken = (has_nan > 0) | (tl.abs(greatest) == float("inf"))
+    masses, owns = tl.zeros([EXACT_BLOCK], tl.float64), tl.zeros([EXACT_BLOCK], tl.float64)
+    for first in range(0, vocab_size, EXACT_BLOCK):
+        d = (exact_logits(row, first, vocab_size) - greatest) / temperature
+        e = tl.exp(d)
+        masses += e
+        owns += tl.where(e > 0, e * d, 0.0)
+    mass = tl.sum(masses, 0)
+    nan = tl.full([], float("nan"), tl.float64)
+    log_mass = tl.log(mass)
+    lse = tl.where(broken, tl.where(has_nan > 0, nan, greatest), greatest / temperature + log_mass)
+    reference = tl.where(broken, nan, greatest)
+    return (reference, log_mass, lse, tl.where(broken, nan, log_mass - tl.sum(owns, 0) / mass)), broken
+
+
+@triton.jit
+def exact_kl(p_row, q_row, p, q, p_temperature, q_temperature, vocab_size):
+    """KL(p || q), +inf where an id has log q = -inf < log p, however small p is."""
+    sums = tl.zeros([EXACT_BLOCK], tl.float64)
+    for first in range(0, vocab_size, EXACT_BLOCK):
+        log_p = logprob(exact_logits(p_row, first, vocab_size), p, p_temperature)
+        log_q = logprob(exact_logits(q_row, first, vocab_size), q, q_temperature)
+        mass = tl.exp(log_p)
+        term = tl.where(mass == 0, 0.0, mass * (log_p - log_q))
+        term = tl.where(log_q == float("-inf"), float("inf"), term)
+        sums += tl.where(log_p == float("-inf"), 0.0, term)
+    kl = tl.sum(sums, 0)
+    return tl.where(kl < 0, 0.0, kl)

@@ -1,0 +1,122 @@
+"""What nvcc made of the CUDA sources: machine code for every architecture, and nothing of it in local memory.
+
+The library that the build made is looked at, not built again. Where there is no nvcc there is nothing to look at, and
+the reason stands in pytest's summary.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import sass
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multiprocessor
+
+
+def why_not() -> str | None:
+    """Why the library is rightly not there."""
+    if os.environ.get("PRUNEOPD_CUDA") == "OFF":
+        return "PRUNEOPD_CUDA is OFF: nothing of the CUDA sources was compiled, and nothing of them is tested here"
+    places = [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    if any(map(shutil.which, [*places, "nvcc", "/usr/local/cuda/bin/nvcc"])):
+        return None
+    return "there is no nvcc: the CUDA sources are not compiled, and nothing of their machine code is tested here"
+
+
+@pytest.fixture(scope="module")
+def library():
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    assert LIBRARY.exists(), "there is an nvcc, so `make build` must make _cuda.so"
+    try:
+        sass.tool("cuobjdump")
+    except FileNotFoundError as missing:
+        pytest.skip(f"the CUDA library was built, but its machine code is not tested here: {missing}")
+    return LIBRARY
+
+
+@pytest.fixture(scope="module")
+def kernels(library):
+    return sass.kernels(library)
+
+
+@pytest.fixture(scope="module")
+def row_loops(kernels):
+    """(operator, dtype, architecture) -> kernel and row loop, for the kernels over logits."""
+    found = {}
+    for kernel in kernels:
+        if name := re.fullmatch(r"(reliability|token_stats)_kernel<(\w+)>", kernel.short_name):
+            found[name[1], name[2], kernel.arch] = kernel, sass.row_loop(kernel)
+    return found
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request):
+    return request.param
+
+
+def where(kernels):
+    return [f"{kernel.arch} {kernel.short_name}" for kernel in kernels]
+
+
+def test_every_source_was_compiled_for_every_architecture(kernels):
+    by_architecture = {
+        arch: sorted(kernel.short_name for kernel in kernels if kernel.arch == arch) for arch in ARCHITECTURES
+    }
+    first = by_architecture[ARCHITECTURES[0]]
+    assert {kernel.arch for kernel in kernels} == set(ARCHITECTURES)
+    assert all(names == first for names in by_architecture.values())
+    over_logits = {
+        f"{operator}_kernel<{dtype}>"
+        for operator in ("reliability", "token_stats")
+        for dtype in ("float", "Half", "BFloat16", "AnyLogit")
+    }
+    assert set(first) == over_logits | {"drift_kernel", "scan_kernel"}
+
+
+def test_newer_architectures_find_ptx(library):
+    listing = subprocess.run([sass.tool("cuobjdump"), "-lptx", library], capture_output=True, text=True, check=True)
+    assert "sm_100.ptx" in listing.stdout
+
+
+def test_no_kernel_spills_or_uses_local_memory(kernels):
+    spilling = [kernel for kernel in kernels if kernel.stack_bytes or kernel.local_bytes]
+    assert where(spilling) == []
+    assert where(kernel for kernel in kernels if kernel.uses("LDL", "STL")) == []
+
+
+def test_two_blocks_fit_on_a_multiprocessor(kernels):
+    assert where(kernel for kernel in kernels if kernel.registers * THREADS * 2 > REGISTERS) == []
+
+
+@pytest.mark.parametrize("dtype", ["float", "Half", "BFloat16"])
+@pytest.mark.parametrize("operator", ["reliability", "token_stats"])
+def test_the_row_pass_loads_16_bytes_at_a_time(operator, dtype, architecture, row_loops):
+    _, loop = row_loops[operator, dtype, architecture]
+    loads = [found for found in loop.instructions if found.bits_loaded]
+    assert {found.bits_loaded for found in loads} == {128}
+    assert loop.element_bytes == (4 if dtype == "float" else 2)
+    assert loop.exponentials == 2 * loop.pairs, "one exponential for each element, and each element loaded once"
+
+
+@pytest.mark.parametrize("dtype", ["Half", "BFloat16"])
+@pytest.mark.parametrize(("operator", "most"), [("reliability", 13), ("token_stats", 18)])
+def test_the_row_pass_is_bound_by_memory(operator, most, dtype, architecture, row_loops):
+    """While 4 bytes reach an H200's multiprocessor it can issue 27 instructions: the rest is for the selection."""
+    _, loop = row_loops[operator, dtype, architecture]
+    assert loop.slots_per_pair < most
+
+
+def test_nothing_is_contracted_in_the_scan(kernels):
+    """1 - w_drop * C is rounded twice: a product and a sum. The other kernels have DFMA from libm and from division."""
+    scans = [kernel for kernel in kernels if kernel.short_name == "scan_kernel"]
+    assert [kernel.arch for kernel in scans] == ARCHITECTURES
+    for kernel in scans:
+        assert kernel.uses("DMUL") and kernel.uses("DADD") and not kernel.uses("DFMA"), kernel.short_name

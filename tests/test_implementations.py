@@ -1,0 +1,169 @@
+"""Which implementation computes: what `auto` takes where, and why another one does not."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import pruneopd_kernels
+from implementations import OPERATORS
+from pruneopd_kernels.ops import _cuda
+from pruneopd_kernels.ops import _implementations as implementations
+from test_all_operators import example, raw
+
+CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
+BUILT_FOR = ["sm_80", "sm_90", "sm_100", "compute_100"]
+
+
+@pytest.fixture
+def usable(monkeypatch):
+    """Makes these implementations the usable ones, on GPUs of the given compute capability."""
+
+    def make(*names, capability=(9, 0)):
+        why_not = {name: None if name in names else "for this test" for name in implementations.WHY_NOT}
+        monkeypatch.setattr(implementations, "WHY_NOT", why_not)
+        monkeypatch.setattr(implementations, "AUTO", implementations._usable(why_not))
+        monkeypatch.setattr(_cuda, "why_not_on", lambda _: _cuda._why_not_with_capability(capability, BUILT_FOR))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("names", "on_cpu", "on_gpu"),
+    [
+        (["reference"], "reference", "reference"),
+        (["reference", "cpp"], "cpp", "reference"),
+        (["reference", "cpp", "triton"], "cpp", "triton"),
+        (["reference", "cpp", "cuda"], "cpp", "cuda"),
+        (["reference", "cpp", "cuda", "triton"], "cpp", "cuda"),
+    ],
+    ids=str,
+)
+def test_auto_takes_the_best_that_is_usable(usable, names, on_cpu, on_gpu):
+    usable(*names)
+    for device, expected in ((CPU, on_cpu), (GPU, on_gpu), (OTHER, "reference")):
+        assert implementations.choose("op", "auto", device) == expected
+        for impl in implementations.WHY_NOT:
+            assert implementations.choose("op", impl, device) == impl  # usable or not: that one or an error
+
+
+def test_auto_passes_over_the_library_on_a_gpu_that_it_has_no_code_for(usable):
+    usable("reference", "cuda", "triton", capability=(7, 5))
+    assert implementations.choose("op", "auto", GPU) == "triton"
+    assert implementations.choose("op", "auto", GPU, real=False) == "cuda"  # the same results, and no device to ask
+    usable("reference", "cuda", capability=(7, 5))
+    assert implementations.choose("op", "auto", GPU) == "reference"
+    with pytest.raises(RuntimeError, match=r"^op: impl='cuda' is not usable here: _cuda\.so has code for sm_80, "):
+        implementations.require_usable("op", "cuda", GPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "words"),
+    [
+        ((8, 0), BUILT_FOR, None),
+        ((8, 9), BUILT_FOR, None),
+        ((9, 0), BUILT_FOR, None),
+        ((10, 3), BUILT_FOR, None),
+        ((12, 0), BUILT_FOR, None),  # the driver compiles compute_100
+        ((7, 5), BUILT_FOR, "7.5; impl='triton' computes there"),
+        (
+            (8, 6),
+            ["sm_89", "sm_90", "compute_90"],
+            "8.6; PRUNEOPD_CUDA_ARCHITECTURES=86 while building adds it, or impl='triton' computes there",
+        ),
+        (
+            (9, 0),
+            ["sm_80", "sm_100", "compute_100"],
+            "9.0; PRUNEOPD_CUDA_ARCHITECTURES=90 while building adds it, or impl='triton' computes there",
+        ),
+    ],
+    ids=str,
+)
+def test_code_for_a_gpu(capability, built_for, words):
+    has = f"_cuda.so has code for {', '.join(built_for)} and the GPU is of compute capability "
+    assert _cuda._why_not_with_capability(capability, built_for) == (words and has + words)
+
+
+def test_a_driver_for_the_library():
+    with_driver = _cuda._why_not_with_driver
+    assert with_driver((13, 0), (13, 0)) is with_driver((13, 1), (13, 0)) is with_driver((12, 2), (12, 8)) is None
+    assert with_driver((12, 8), (13, 0)) == (
+        "the driver runs CUDA 12.8 and _cuda.so has been built with 13.0; update it, or build with an older toolkit"
+    )
+    assert with_driver(None, (13, 0)) == (
+        "this machine has no working NVIDIA driver (libcuda.so.1); install one, where there is a GPU"
+    )
+
+
+def test_a_library_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_cuda, "PATH", tmp_path / "_cuda.so")
+    assert _cuda._load() == (
+        f"{tmp_path}/_cuda.so is missing; installing the package where nvcc (of a CUDA toolkit) is found builds it"
+    )
+    (tmp_path / "_cuda.so").write_bytes(b"no library")
+    why = _cuda._load()
+    assert why.startswith(f"_cuda.so does not load in torch {torch.__version__} (") and "\n" not in why
+    assert why.endswith("; it needs torch >= 2.11 or a new build")
+
+
+def test_the_library_that_is_built(monkeypatch):
+    """It loads in every torch, also in one without CUDA, where nothing runs it."""
+    if not _cuda.PATH.exists():
+        pytest.skip("built without nvcc")
+    assert _cuda.toolkit() >= (12, 0)
+    assert _cuda.architectures()[-1].startswith("compute_")
+    assert all(name.startswith("sm_") for name in _cuda.architectures()[:-1])
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _cuda._load() == (
+        f"torch {torch.__version__} has been built without CUDA; install one that has been built with it"
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_cuda, "_driver_version", lambda: _cuda.toolkit())
+    assert _cuda._load() is None
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+def test_asked_for_on_tensors_of_the_cpu(op, impl):
+    args, kwargs = example(op)
+    why = implementations.WHY_NOT[impl]
+    why = why or "it computes on cuda and the tensors are on cpu; move them there or pass impl='auto'"
+    for function in (getattr(pruneopd_kernels, op), raw(op)):
+        with pytest.raises(RuntimeError) as raised:
+            function(*args, **kwargs, impl=impl)
+        assert str(raised.value) == f"{op}: impl='{impl}' is not usable here: {why}"
+
+
+def test_asked_for_where_it_is_usable_and_the_tensors_are_elsewhere(usable):
+    usable("reference", "cpp", "cuda", "triton")
+    for impl, device in (("cuda", CPU), ("triton", CPU), ("cpp", GPU), ("cuda", OTHER)):
+        with pytest.raises(RuntimeError) as raised:
+            implementations.require_usable("token_stats", impl, device)
+        assert str(raised.value) == (
+            f"token_stats: impl={impl!r} is not usable here: it computes on {implementations.DEVICES[impl]} and the "
+            f"tensors are on {device}; move them there or pass impl='auto'"
+        )
+    for impl, device in (("cuda", GPU), ("triton", GPU), ("cpp", CPU), ("reference", OTHER), ("reference", GPU)):
+        implementations.require_usable("token_stats", impl, device)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("impl", ["auto", "cuda", "triton"])
+def test_tensors_on_different_devices(op, impl):
+    """On fake tensors, which need no GPU: the check is the same one."""
+    args, kwargs = example(op)
+    names = [argument.name for argument in raw(op).default._schema.arguments]
+    tensors = dict(zip(names, args, strict=False)) | {n: x for n, x in kwargs.items() if isinstance(x, torch.Tensor)}
+    scalars = {name: value for name, value in kwargs.items() if name not in tensors}
+
+    def on(device, name):
+        return torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device=device)
+
+    with FakeTensorMode():
+        fakes = {name: on("cuda:0", name) for name in tensors}
+        result = raw(op)(**fakes, **scalars, impl=impl)
+        assert all(x.device == torch.device("cuda:0") for x in result)
+        for name in list(tensors)[1:]:
+            for device in ("cpu", "cuda:1"):
+                with pytest.raises(ValueError) as raised:
+                    raw(op)(**(fakes | {name: on(device, name)}), **scalars, impl=impl)
+                assert str(raised.value) == f"{op}: {name} must be on cuda:0, got {device}"
