@@ -8,12 +8,13 @@ pip = $(bin)/python -m pip --quiet --disable-pip-version-check install --constra
 sources = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 cpp_tests := build/tests
 
-.PHONY: help build demo test lint test-cpp test-python test-abi bench docs clean
+.PHONY: help build demo test lint test-cpp test-python test-abi bench gpu docs clean
 
 help:
 	@echo "make demo      compare two real language models, token by token"
 	@echo "make test      lint, the C++ tests under sanitizers, the Python tests"
 	@echo "make bench     measure the operators; tables of numbers"
+	@echo "make gpu       on a machine with a GPU: build, test, measure, in eight minutes; OUT=folder"
 	@echo "make docs      build the documentation into site/"
 	@echo "make build     compile only; 'make test' and the others do it by themselves"
 	@echo "make lint      ruff, mypy, clang-format"
@@ -42,6 +43,10 @@ lint: $(stamps)/dev
 
 bench: build
 	$(bin)/python -m bench $(ARGS)
+
+# Sets nothing up: a machine with a GPU may have no network. What it needs to have stands in the script.
+gpu:
+	@$(or $(wildcard $(bin)/python),$(PYTHON)) -m scripts.gpu
 
 docs: build $(stamps)/docs
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict

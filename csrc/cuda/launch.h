@@ -1,0 +1,36 @@
+// How the host starts kernels.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "operators.h"
+
+namespace pruneopd::cuda {
+
+inline void require(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
+}
+
+inline int64_t device_attribute(cudaDeviceAttr attribute, const Queue& queue) {
+  int value = 0;
+  require(cudaDeviceGetAttribute(&value, attribute, queue.device));
+  return value;
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, const Queue& queue,
+            const Arguments&... arguments) {
+  constexpr int64_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking)
+    require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  [&](Parameters... parameters) {
+    void* addresses[] = {static_cast<void*>(&parameters)...};
+    require(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                             addresses, static_cast<size_t>(shared_bytes), queue.stream));
+  }(arguments...);
+}
+
+}  // namespace pruneopd::cuda

@@ -1,0 +1,20 @@
+// reliability_from_drift: a block takes a response.
+#include "scan.cuh"
+
+namespace pruneopd::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kScanThreads, 2) scan_kernel(Scan scan) { scan_response(scan, blockIdx.x); }
+
+}  // namespace
+
+void scan_responses(const Scan& scan, const Queue& queue) {
+  if (scan.responses.count == 0) return;
+  launch(&scan_kernel, scan.responses.count, kScanThreads, sizeof(ScanMemory), queue, scan);
+}
+
+void compute(const ReliabilityFromDriftArgs& args, const Queue& queue) {
+  scan_responses(Scan(args.mask, DeviceView(args.drift), args.responses, args.scan_rule, args.scan), queue);
+}
+
+}  // namespace pruneopd::cuda

@@ -1,0 +1,244 @@
+// What one thread holds of a row, and how it gets there: 16 bytes at a time, whatever the row's alignment. Ids fit in
+// an int: a vocabulary is limited by the shared memory that its tile maxima need.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace pruneopd::cuda {
+
+/// Logits of a type that is known only when the kernel runs; for pairs of different types.
+struct AnyLogit {};
+
+template <class T>
+struct NegativeInfinity;
+template <>
+struct NegativeInfinity<float> {
+  static constexpr uint32_t kBits = 0xff800000u;
+};
+template <>
+struct NegativeInfinity<BFloat16> {
+  static constexpr uint32_t kBits = 0xff80u;
+};
+template <>
+struct NegativeInfinity<Half> {
+  static constexpr uint32_t kBits = 0xfc00u;
+};
+
+/// Bytes [offset, offset + 16) of two neighbours. `offset` is the same for the whole block.
+__device__ __forceinline__ uint4 join(uint4 low, uint4 high, unsigned offset) {
+  uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 6; ++i) words[i] = offset & 8 ? words[i + 2] : words[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) words[i] = offset & 4 ? words[i + 1] : words[i];
+  const unsigned shift = (offset & 2) * 8;
+  return {__funnelshift_r(words[0], words[1], shift), __funnelshift_r(words[1], words[2], shift),
+          __funnelshift_r(words[2], words[3], shift), __funnelshift_r(words[3], words[4], shift)};
+}
+
+/// The logits of one row, in one type.
+template <class T>
+struct TypedRow {
+  static constexpr int kIds = 16 / sizeof(T);  // in 16 bytes
+
+  const T* logits;
+  int vocab_size;
+
+  __device__ unsigned misalignment() const { return reinterpret_cast<uintptr_t>(logits) & 15; }
+  /// Whether 16 bytes from any id in [first, last] on lie in the row, with the aligned words that hold them.
+  __device__ bool has_around(int first, int last) const {
+    return misalignment() ? first >= kIds && last + 2 * kIds <= vocab_size : last + kIds <= vocab_size;
+  }
+  __device__ uint4 load_aligned(int id) const { return load_once(reinterpret_cast<const uint4*>(logits + id)); }
+  __device__ uint4 load_misaligned(int id) const {
+    const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<uintptr_t>(logits + id) & ~uintptr_t{15});
+    return join(aligned[0], aligned[1], misalignment());
+  }
+  /// One by one; beyond the end there is -inf.
+  __device__ uint4 load_edge(int id) const {
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int i = 0; i < kIds; ++i) {
+      uint32_t bits = NegativeInfinity<T>::kBits;
+      if (id + i < vocab_size) {
+        if constexpr (sizeof(T) == 2)
+          bits = reinterpret_cast<const uint16_t*>(logits)[id + i];
+        else
+          bits = reinterpret_cast<const uint32_t*>(logits)[id + i];
+      }
+      words[i / (kIds / 4)] |= bits << (i % (kIds / 4) * 16);
+    }
+    return {words[0], words[1], words[2], words[3]};
+  }
+  __device__ uint4 load_inside(int id) const { return misalignment() ? load_misaligned(id) : load_aligned(id); }
+  __device__ uint4 load(int id) const { return has_around(id, id) ? load_inside(id) : load_edge(id); }
+  __device__ float logit(int id) const { return to_float(logits[id]); }
+};
+
+/// Puts a value in registers at a number that the compiler does not know, or takes it from there.
+template <class One, int kCount>
+__device__ __forceinline__ void put(One (&values)[kCount], int j, const One& value) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (i == j) values[i] = value;
+}
+template <class One, int kCount>
+__device__ __forceinline__ One pick(const One (&values)[kCount], int j) {
+  One value = values[0];
+#pragma unroll
+  for (int i = 1; i < kCount; ++i)
+    if (i == j) value = values[i];
+  return value;
+}
+
+/// Vectors of 16 bytes: from `id`, `id + stride`, ... on. `first` to `last` are the ids of the whole block.
+template <class T, int kCount>
+__device__ __forceinline__ void load_vectors(const TypedRow<T>& row, int id, int stride, int first, int last,
+                                             uint4 (&vectors)[kCount]) {
+  if (!row.has_around(first, last)) {
+#pragma unroll 1
+    for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
+  } else if (row.misalignment()) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_misaligned(id + j * stride);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_aligned(id + j * stride);
+  }
+}
+
+/// What a thread holds of a row in one step: kCount vectors of kIds neighbours.
+template <class T>
+struct Vectors;
+
+template <class T>
+  requires(sizeof(T) == 2)
+struct Vectors<T> {
+  static constexpr int kIds = 8, kCount = 4, kOrderShift = std::is_same_v<T, BFloat16> ? 16 : 13;
+  using Row = TypedRow<T>;
+  using One = uint4;
+
+  One vectors[kCount];
+
+  __device__ void load(const Row& row, int id, int stride, int first, int last) {
+    load_vectors(row, id, stride, first, last, vectors);
+  }
+  __device__ float max() const {
+    uint32_t max = vectors[0].x;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      max = max_or_nan_2<T>(max_or_nan_2<T>(max, vectors[j].x), vectors[j].y);
+      max = max_or_nan_2<T>(max_or_nan_2<T>(max, vectors[j].z), vectors[j].w);
+    }
+    float low, high;
+    unpack<T>(max, low, high);
+    return max_or_nan(low, high);
+  }
+  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
+  __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
+    unpack<T>(vector.x, x[0], x[1]);
+    unpack<T>(vector.y, x[2], x[3]);
+    unpack<T>(vector.z, x[4], x[5]);
+    unpack<T>(vector.w, x[6], x[7]);
+  }
+};
+
+template <>
+struct Vectors<float> {
+  static constexpr int kIds = 4, kCount = 4, kOrderShift = 0;
+  using Row = TypedRow<float>;
+  using One = uint4;
+
+  One vectors[kCount];
+
+  __device__ void load(const Row& row, int id, int stride, int first, int last) {
+    load_vectors(row, id, stride, first, last, vectors);
+  }
+  __device__ float max() const {
+    float max = bits_float(vectors[0].x);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      float x[kIds];
+      logits(j, x);
+      max = max_or_nan(max_or_nan(max_or_nan(max, x[0]), x[1]), max_or_nan(x[2], x[3]));
+    }
+    return max;
+  }
+  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
+  __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
+    x[0] = bits_float(vector.x);
+    x[1] = bits_float(vector.y);
+    x[2] = bits_float(vector.z);
+    x[3] = bits_float(vector.w);
+  }
+};
+
+template <>
+struct Vectors<AnyLogit> {
+  static constexpr int kIds = 8, kCount = 2, kOrderShift = 0;
+
+  struct One {
+    float x[kIds];
+  };
+
+  struct Row {
+    const void* data;
+    Scalar type;
+    int vocab_size;
+
+    template <class T>
+    __device__ TypedRow<T> as() const {
+      return {static_cast<const T*>(data), vocab_size};
+    }
+    __device__ float logit(int id) const { return static_cast<float>(load_real(data, type, id)); }
+    __device__ bool has_around(int, int) const { return false; }
+    __device__ One load_inside(int id) const { return load(id); }
+    __device__ One load(int id) const {
+      One one;
+      if (type == Scalar::kBF16) {
+        Vectors<BFloat16>::logits(as<BFloat16>().load(id), one.x);
+      } else if (type == Scalar::kF16) {
+        Vectors<Half>::logits(as<Half>().load(id), one.x);
+      } else {
+        float low[4], high[4];
+        Vectors<float>::logits(as<float>().load(id), low);
+        Vectors<float>::logits(as<float>().load(id + 4), high);
+        for (int i = 0; i < 4; ++i) {
+          one.x[i] = low[i];
+          one.x[4 + i] = high[i];
+        }
+      }
+      return one;
+    }
+  };
+
+  One vectors[kCount];
+
+  __device__ void load(const Row& row, int id, int stride, int, int) {
+#pragma unroll 1
+    for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
+  }
+  __device__ float max() const {
+    float max = vectors[0].x[0];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+#pragma unroll
+      for (int i = 0; i < kIds; ++i) max = max_or_nan(max, vectors[j].x[i]);
+    return max;
+  }
+  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
+  __device__ static void logits(const One& vector, float (&x)[kIds]) {
+#pragma unroll
+    for (int i = 0; i < kIds; ++i) x[i] = vector.x[i];
+  }
+};
+
+template <class T>
+__device__ typename Vectors<T>::Row make_row(const void* logits, Scalar type, int vocab_size) {
+  if constexpr (std::is_same_v<T, AnyLogit>)
+    return {logits, type, vocab_size};
+  else
+    return {static_cast<const T*>(logits), vocab_size};
+}
+
+}  // namespace pruneopd::cuda

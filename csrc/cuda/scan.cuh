@@ -1,0 +1,115 @@
+// Along a response: C, R, L and E (Prune-OPD eq. 8-10, 12), by one block.
+#pragma once
+
+#include "../math/reward.h"
+#include "../math/scan.h"
+#include "launch.h"
+#include "views.cuh"
+#include "warp.cuh"
+
+namespace pruneopd::cuda {
+
+constexpr int kScanThreads = 256, kScanWarps = kScanThreads / kWarpSize;
+
+struct Scan {
+  DeviceView mask, drift, drift_count;  // drift is that of the positions, or what another kernel wrote
+  DeviceResponses responses;
+  double w_drop, w_base, eps;
+  int32_t* counts;
+  float *reliability, *weight;
+  int32_t* effective_length;
+  float* rewards;  // [positions, k], to be weighted; null: none
+  int k;
+
+  Scan(const View& mask, const DeviceView& drift, const Responses& responses, const ScanRule& rule,
+       const ScanOutputs& out)
+      : mask(mask),
+        drift(drift),
+        drift_count(rule.drift_count),
+        responses(responses),
+        w_drop(rule.w_drop),
+        w_base(rule.w_base),
+        eps(rule.eps),
+        counts(out.drift_count),
+        reliability(out.reliability),
+        weight(out.weight),
+        effective_length(out.effective_length),
+        rewards(nullptr),
+        k(0) {}
+};
+
+/// The beginning of the shared memory, whatever lay there before.
+struct ScanMemory {
+  int32_t drifts[2][kScanWarps];  // of the warps' positions; two, so that one barrier a chunk is enough
+  int32_t effective_length;
+
+  __device__ static ScanMemory& get() { return *reinterpret_cast<ScanMemory*>(shared_memory); }
+};
+
+/// The positions [begin, end) of response b. What other blocks have written is read past the L1 cache.
+__device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
+  ScanMemory& memory = ScanMemory::get();
+  constexpr int kRounds = 4, kWarpPositions = kRounds * kWarpSize, kChunk = kScanWarps * kWarpPositions;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t begin = scan.responses.begin(b), end = scan.responses.end(b);
+  int64_t carried = scan.drift_count ? scan.drift_count.id(b) : 0;
+  int32_t effective = 0;
+  if (threadIdx.x == 0) memory.effective_length = 0;
+
+  int parity = 0;
+  for (int64_t chunk = begin; chunk < end; chunk += kChunk, parity ^= 1) {
+    const int64_t first = chunk + warp * kWarpPositions + lane;
+    bool valid[kRounds];
+    int32_t before[kRounds], drifts = 0;  // of this warp
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int64_t n = first + round * kWarpSize;
+      valid[round] = n < end && scan.mask.flag(n);
+      const unsigned ballot = __ballot_sync(kWholeWarp, valid[round] && scan.drift.flag(n));
+      before[round] = drifts + __popc(ballot & (0xffffffffu >> (kWarpSize - 1 - lane)));  // this position included
+      drifts += __popc(ballot);
+    }
+    if (lane == 0) memory.drifts[parity][warp] = drifts;
+    __syncthreads();
+    int32_t of_chunk = 0, of_warps_before = 0;
+#pragma unroll
+    for (int other = 0; other < kScanWarps; ++other) {
+      if (other == warp) of_warps_before = of_chunk;
+      of_chunk += memory.drifts[parity][other];
+    }
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int64_t n = first + round * kWarpSize;
+      float weight = 0;
+      if (n < end) {
+        const int32_t count = stored_count(carried + of_warps_before + before[round]);
+        const double reliability = reliability_of(count, scan.w_drop);
+        weight = valid[round] ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
+        scan.counts[n] = count;
+        scan.reliability[n] = valid[round] ? static_cast<float>(reliability) : 0;
+        scan.weight[n] = weight;
+        effective += valid[round] && is_effective(reliability, scan.eps);
+      }
+      if (scan.rewards) {  // of the 32 positions of this round, which lie side by side
+        const int64_t start = n - lane;
+        const int positions = static_cast<int>(min(int64_t{kWarpSize}, end - start));
+        for (int i = lane; i - lane < positions * scan.k; i += kWarpSize) {
+          const float of_reward = __shfl_sync(kWholeWarp, weight, i / scan.k % kWarpSize);
+          float* const reward = scan.rewards + start * scan.k + i;
+          if (i < positions * scan.k) *reward = weighted_reward(of_reward, __ldcg(reward));
+        }
+      }
+    }
+    carried += of_chunk;
+  }
+  effective = __reduce_add_sync(kWholeWarp, effective);
+  __syncthreads();
+  if (lane == 0) atomicAdd(&memory.effective_length, effective);
+  __syncthreads();
+  if (threadIdx.x == 0) scan.effective_length[b] = memory.effective_length;
+}
+
+/// Scans every response, a block each.
+void scan_responses(const Scan& scan, const Queue& queue);
+
+}  // namespace pruneopd::cuda

@@ -1,0 +1,180 @@
+// From what the pass left to what there is to say about both rows: sums, log-sum-exp, entropies, divergences.
+#pragma once
+
+#include "selection.cuh"
+
+namespace pruneopd::cuda {
+
+/// The summaries' part of the shared memory.
+struct Summaries {
+  RowSums sums[kSides];
+  bool partner_misses[kSides];
+  double partner_origins[kSides];  // what sums.other counts the partner's d from, unless set_peak_apart has moved it
+  RowSummary rows[kSides];
+  double divergences[kSides];  // of this row from the other: reverse, forward
+  double of_warps[kWarps][3];  // for sum_over_block
+};
+
+/// 2^d for a whole d <= 0, in float64.
+__device__ __forceinline__ double exp2_whole(double d) {
+  const auto bits = static_cast<uint64_t>(static_cast<int64_t>(d < -1023 ? -1023 : d) + 1023) << 52;
+  double power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+/// Adds up values of all threads; every thread gets the sums, in an order that is always the same.
+template <int kCount>
+__device__ __forceinline__ void sum_over_block(double (&values)[kCount], double (&of_warps)[kWarps][3]) {
+  static_assert(kCount <= 3);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sum(values[i]);
+    if (thread_in_block() % kWarpSize == 0) of_warps[thread_in_block() / kWarpSize][i] = values[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = 0;
+    for (int warp = 0; warp < kWarps; ++warp) values[i] += of_warps[warp][i];
+  }
+  __syncthreads();
+}
+
+/// The sums of a row from its records, but for the one at `left_out`; by one warp. Also where the partner's d are from.
+template <bool kStats>
+__device__ __forceinline__ void combine(const Record* records, const Record* partner_records, int count, int left_out,
+                                        float scale, float partner_scale, int lane, RowSums& sums, bool& partner_misses,
+                                        double& partner_origin) {
+  float reference = -INFINITY, partner_reference = -INFINITY;
+  for (int i = lane; i < count; i += kWarpSize) {
+    if (records[i].mass != 0) reference = fmaxf(reference, records[i].reference);
+    if (partner_records[i].mass != 0) partner_reference = fmaxf(partner_reference, partner_records[i].reference);
+  }
+  reference = warp_max(reference);
+  partner_reference = warp_max(partner_reference);
+  double mass = 0, own = 0, other = 0;
+  bool misses = false;
+  for (int i = lane; i < count; i += kWarpSize) {
+    const Record record = records[i];
+    if (record.mass == 0) continue;
+    misses |= record.other == -INFINITY;
+    if (i == left_out) continue;
+    const double shift = static_cast<double>(record.reference) - reference, factor = exp2_whole(shift);
+    mass += factor * record.mass;
+    if constexpr (kStats) {
+      const double partner_shift = static_cast<double>(partner_records[i].reference) - partner_reference;
+      own += factor * (record.own + shift * record.mass);
+      if (record.other != -INFINITY) other += factor * (record.other + partner_shift * record.mass);
+    }
+  }
+  mass = warp_sum(mass);
+  if constexpr (kStats) {
+    own = warp_sum(own);
+    other = warp_sum(other);
+  }
+  misses = __any_sync(kWholeWarp, misses);
+  if (lane != 0) return;
+  sums.reference = static_cast<double>(reference) / scale;
+  sums.scale = scale;
+  sums.mass = mass;
+  sums.own = own / scale;
+  sums.other = other / partner_scale;
+  partner_misses = misses;
+  partner_origin = static_cast<double>(partner_reference) / partner_scale;
+}
+
+/// Rows whose logits, over the temperature, lie farther out than this in log2 units have lost digits in the pass.
+constexpr double kFarthestExact = 0x1p20;
+
+__device__ __forceinline__ bool has_lost_digits(const RowSums& sums) {
+  return !(sums.mass > 0 && sums.mass < INFINITY && fabs(sums.reference * sums.scale) < kFarthestExact);
+}
+
+__device__ __forceinline__ bool is_broken(float greatest_logit) { return !(fabsf(greatest_logit) < INFINITY); }
+
+/// Where one token has most of the mass, the rest of it, which is all there is to the entropy, may be less than the
+/// rounding of a float32 that holds the peak: sums again the record that does, relative to the peak, with the peak
+/// itself in float64. By the block.
+template <class T, bool kStats>
+__device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& row,
+                                               const typename Vectors<T>::Row& partner, const Record* records,
+                                               const Record* partner_records, int record_count, Candidate peak,
+                                               int side, Summaries& out) {
+  RowSums &sums = out.sums[side], &partner_sums = out.sums[1 - side];
+  using C = Cut<T>;
+  const int peak_id = candidate_id(peak);
+  const float peak_logit = candidate_logit(peak);
+  if (!(4 * exp2(sums.scale * (peak_logit - sums.reference)) > 3 * sums.mass)) return;
+  const auto scale = static_cast<float>(sums.scale), partner_scale = static_cast<float>(partner_sums.scale);
+  __syncthreads();  // everyone has looked
+  const int unit = peak_id / C::kUnit, warp = peak_id % C::kStep / C::kWarp, lane = thread_in_block() % kWarpSize;
+  if (thread_in_block() < kWarpSize)
+    combine<kStats>(records, partner_records, record_count, unit * kWarps + warp, scale, partner_scale, lane, sums,
+                    out.partner_misses[side], out.partner_origins[side]);
+  double added[3] = {};  // mass, own, other
+#pragma unroll 1
+  for (int i = thread_in_block(); i < C::kWarp * C::kUnitSteps; i += kThreads) {
+    const int id = unit * C::kUnit + i / C::kWarp * C::kStep + warp * C::kWarp + i % C::kWarp;
+    if (id >= row.vocab_size || id == peak_id) continue;
+    const float d = row.logit(id) - peak_logit;
+    const float e = exp2_approximately(d * scale);
+    added[0] += e;
+    if constexpr (kStats) {
+      const float y = partner.logit(id);
+      if (e != 0) added[1] += static_cast<double>(e) * d;
+      if (e != 0 && y != -INFINITY) added[2] += e * (y - partner_sums.reference);
+    }
+  }
+  sum_over_block(added, out.of_warps);
+  if (thread_in_block() == 0) {
+    const double shift = sums.reference - peak_logit, factor = exp2(shift * sums.scale);
+    if constexpr (kStats) {
+      const double y = partner.logit(peak_id);
+      sums.other += (out.partner_origins[side] - partner_sums.reference) * sums.mass;
+      sums.own = factor * (sums.own + shift * sums.mass) + added[1];
+      sums.other = factor * sums.other + added[2] + (y != -INFINITY ? y - partner_sums.reference : 0);
+      partner_sums.other += shift * partner_sums.mass;
+    }
+    sums.mass = factor * sums.mass + added[0] + 1;
+    sums.reference = peak_logit;
+  }
+  __syncthreads();
+}
+
+/// The summary of a row that has lost digits, by its definition in float64. By the block.
+template <class Row>
+__device__ __forceinline__ RowSummary summarize_exactly(const Row& row, float greatest, double temperature,
+                                                        Summaries& out) {
+  double sums[2] = {};  // mass, own
+#pragma unroll 1
+  for (int id = thread_in_block(); id < row.vocab_size; id += kThreads) {
+    const double t = (static_cast<double>(row.logit(id)) - greatest) / temperature, e = exp(t);
+    sums[0] += e;
+    if (e > 0) sums[1] += e * t;
+  }
+  sum_over_block(sums, out.of_warps);
+  return RowSummary(greatest, log(sums[0]), log(sums[0]) - sums[1] / sums[0], temperature);
+}
+
+/// KL(p‖q) by its definition. By the block.
+template <class Row>
+__device__ __forceinline__ double diverge_exactly(const Row& p_row, const Row& q_row, const RowSummary& p,
+                                                  const RowSummary& q, double p_temperature, double q_temperature,
+                                                  Summaries& out) {
+  double sums[1] = {};
+#pragma unroll 1
+  for (int id = thread_in_block(); id < p_row.vocab_size; id += kThreads) {
+    const double log_p = p.logprob(p_row.logit(id), p_temperature), log_q = q.logprob(q_row.logit(id), q_temperature);
+    if (log_p == -INFINITY) continue;
+    const double mass = exp(log_p);
+    if (log_q == -INFINITY)
+      sums[0] = INFINITY;
+    else if (mass > 0)
+      sums[0] += mass * (log_p - log_q);
+  }
+  sum_over_block(sums, out.of_warps);
+  return sums[0] < 0 ? 0 : sums[0];
+}
+
+}  // namespace pruneopd::cuda

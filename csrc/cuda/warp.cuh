@@ -1,0 +1,36 @@
+// What the 32 threads of a warp work out together.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace pruneopd::cuda {
+
+extern __shared__ __align__(16) unsigned char shared_memory[];
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+/// In an order that is always the same; every thread gets the result.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) value += __shfl_xor_sync(kWholeWarp, value, apart);
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) {
+    const T other = __shfl_xor_sync(kWholeWarp, value, apart);
+    value = value < other ? other : value;
+  }
+  return value;
+}
+
+/// How many of the threads before this one have the bit set.
+__device__ __forceinline__ int count_before(unsigned ballot, int lane) { return __popc(ballot & ((1u << lane) - 1)); }
+
+}  // namespace pruneopd::cuda

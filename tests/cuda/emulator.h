@@ -1,0 +1,64 @@
+// CUDA's blocks, warps and barriers on a CPU, for tests. Each thread of a block is a fibre, blocks run one after the
+// other, and of the threads that can go on it is always the first in a chosen order that does: a warp runs as far ahead
+// of the others as it can. The names of CUDA that kernels use are in include/cuda_runtime.h.
+//
+// What is thrown as a std::logic_error, and never hangs: threads that wait for each other at different places or for
+// one that has left, a warp's operation without some of its lanes, a shuffle from a lane that takes no part.
+// ThreadSanitizer knows what orders memory (barriers; __threadfence beside an atomic operation, also between blocks)
+// and what does not (shuffles, votes, and how fibres happen to take turns), so that it finds a fence that is missing.
+// A block that waits for another one hangs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+enum class Order { kForward, kBackward, kShuffled };
+
+/// What launches go by from now on.
+struct Settings {
+  Order threads = Order::kForward, blocks = Order::kForward;
+  uint64_t seed = 0;
+  int multiprocessors = 132;
+  int shared_bytes_of_a_block = 227 << 10;
+};
+inline Settings settings;
+
+/// The places of all barriers (__syncthreads and its kin, __syncwarp) and of all __threadfence that have been reached
+/// since the last call.
+std::vector<std::string> take_fences();
+/// One of them that does nothing: threads pass by, each as if it were alone.
+inline std::string ignored_fence;
+
+// --- what cuda_runtime.h is made of ---------------------------------------------------------------------------------
+
+using Place = std::source_location;
+
+constexpr int kWarpSize = 32;
+constexpr int kMostThreads = 1024;
+
+/// Runs a grid of threads, each of which calls `thread`.
+void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& thread);
+
+/// All threads of the block wait for each other; returns how many hold the condition.
+int block_barrier(const char* name, bool condition, Place place);
+
+/// Lanes of a warp wait for each other, all that are in the mask.
+void warp_barrier(uint32_t mask, Place place);
+/// The value of another lane.
+uint64_t shuffle(const char* name, uint32_t mask, uint64_t value, int source, Place place);
+/// For each lane whether it holds the condition.
+uint32_t ballot(const char* name, uint32_t mask, bool condition, Place place);
+/// The values of all lanes in one.
+uint64_t reduce(const char* name, uint32_t mask, uint64_t value, uint64_t (*join)(uint64_t, uint64_t), Place place);
+
+void thread_fence(Place place);
+/// Follows an atomic operation, which makes known to other blocks what a fence has ordered.
+void note_atomic(const void* at);
+
+}  // namespace emulator
