@@ -5,10 +5,11 @@ ABI_TORCH ?= 2.11.0
 bin := .venv/bin
 stamps := .venv/stamps
 pip = $(bin)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-sources = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 cpp_tests := build/tests
+cuda_tests := build/tests-cuda
 
-.PHONY: help build demo test lint test-cpp test-python test-abi bench gpu docs clean
+.PHONY: help build demo test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 
 help:
 	@echo "make demo      compare two real language models, token by token"
@@ -24,9 +25,10 @@ help:
 demo: build $(stamps)/demo $(stamps)/model
 	$(bin)/python -m pruneopd_demo $(ARGS)
 
-test: lint test-cpp test-python
+test: lint test-cpp test-cuda test-python
 
-test-python: build $(stamps)/dev
+test-python: build $(stamps)/dev $(cuda_tests)/build.ninja
+	@$(bin)/cmake --build $(cuda_tests) --target _cuda_emulated
 	$(bin)/python -m pytest $(ARGS)
 
 test-cpp: build
@@ -34,6 +36,16 @@ test-cpp: build
 	@$(bin)/cmake --build $(cpp_tests)
 	$(cpp_tests)/core_tests
 	$(bin)/python scripts/variants.py build/inplace-*
+
+# The CUDA sources, run on the CPU by an emulator of blocks and warps: no GPU, no CUDA.
+test-cuda: $(cuda_tests)/build.ninja
+	@$(bin)/cmake --build $(cuda_tests)
+	$(cuda_tests)/cuda_tests_address
+	$(bin)/python tests/cuda/races.py $(cuda_tests)/cuda_tests_thread
+
+$(cuda_tests)/build.ninja: build
+	@$(bin)/cmake --log-level=WARNING -G Ninja -S tests/cuda -B $(cuda_tests) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) \
+		-DPython_EXECUTABLE=$(abspath $(bin)/python) -Dpybind11_DIR=$$($(bin)/python -m pybind11 --cmakedir) > /dev/null
 
 lint: $(stamps)/dev
 	$(bin)/ruff check .

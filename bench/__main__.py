@@ -3,7 +3,9 @@
 python -m bench                                    everything, under five minutes on two cores; writes the results
 python -m bench --only reliability --dtype bfloat16 --isa avx512      a part; prints only, unless --save is given
 python -m bench check                              the saved results against the project's targets
-python -m bench table                              writes the saved results into the README
+python -m bench table                              writes the saved results into the README and the documentation
+
+Where there is a GPU, it is what is measured; --device cpu measures the processor there.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from bench import cases, memory, results, table, targets
-from bench.cases import Case, Wanted
+from bench import cases, cpu, data, gpu, memory, others, plan, protocol, results, table, targets
+from bench.cases import Case
 from bench.implementations import instruction_sets
-from bench.protocol import interleave
+from bench.plan import Wanted
+from bench.protocol import Contender
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "table":
         return table.write(options.file)
     if options.command == "check":
-        return targets.report(options.file or results.FOLDER / f"{results.device()}.jsonl")
+        files = [options.file] if options.file else results.saved()
+        return max([targets.report(file) for file in files], default=1)
+    options.file = options.file or results.FOLDER / f"{results.file_name(options.device)}.jsonl"
     return _run(options)
 
 
@@ -35,45 +40,82 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     torch.set_num_threads(options.threads)
     wanted, whole = _wanted(options)
-    print(f"{results.cpu()}, {', '.join(instruction_sets()) or 'reference only'}, {options.threads} threads, "
-          f"torch {torch.__version__}")  # fmt: skip
-    if results.LOAD_AVERAGE > results.BUSY:
-        print(f"other programs are running (load average {results.LOAD_AVERAGE}): not numbers to publish")
-    rows: list[results.Row] = []
-    wrong: list[str] = []
-    runs = [cases.logit_cases(dtype, wanted) for dtype in options.dtype or cases.DTYPES] + [
-        [case for case in cases.topk_cases(wanted) if case.op == op] for op in cases.TOPK_OPS
-    ]
-    for run in filter(None, runs):
-        rows += _time(run, options.seconds, wrong)
-    if options.memory:
-        rows += _memory([row for row in rows if row["k"] == 16 and row["rows"] == "random"], options.threads)
-    if (whole and not wrong) or options.save:
-        path = results.FOLDER / f"{results.device()}.jsonl"
-        results.save(rows, path)
-        print(f"\nwritten to {path}")
+    run = _on_cpu if options.device == "cpu" else _on_gpu
+    wrong = run(options, wanted, whole)
     for complaint in wrong:
         print(f"NOT TIMED: {complaint}", file=sys.stderr)
     print(f"{time.perf_counter() - started:.0f} s")
     return 1 if wrong else 0
 
 
-def _time(run: list[Case], seconds: float, wrong: list[str]) -> list[results.Row]:
-    right = []
+def _on_cpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[str]:
+    """Everything is saved at the end, if it is right."""
+    print(f"{results.cpu()}, {', '.join(instruction_sets()) or 'reference only'}, {options.threads} threads, "
+          f"torch {torch.__version__}")  # fmt: skip
+    if results.LOAD_AVERAGE > results.BUSY:
+        print(f"other programs are running (load average {results.LOAD_AVERAGE}): not numbers to publish")
+    rows: list[results.Row] = []
+    wrong: list[str] = []
+    for run in filter(None, plan.on_cpu(wanted)):
+        contenders = _contenders(run, cpu.contender, wrong)
+        timings = protocol.interleave(list(contenders.values()), seconds=options.seconds)
+        rows += _rows(contenders, timings)
+        _forget()
+    if options.memory:
+        rows += _memory_on_cpu([row for row in rows if row["k"] == 16 and row["rows"] == "random"], options.threads)
+    if (whole and not wrong) or options.save:
+        results.save(rows, options.file)
+        print(f"\nwritten to {options.file}")
+    return wrong
+
+
+def _on_gpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[str]:
+    """Each run is saved when it ends: the machine may be gone before the last one."""
+    print(f"{results.gpu(options.device)}, torch {torch.__version__}", flush=True)
+    wrong: list[str] = []
+    for run in filter(None, plan.on_gpu(wanted, options.device)):
+        contenders = _contenders(run, gpu.contender, wrong)
+        timings = protocol.interleave(list(contenders.values()), seconds=options.seconds, clock=gpu.clock)
+        rows = _rows(contenders, timings)
+        measured = [case for case in contenders if options.memory and case.op in cases.LOGIT_OPS + cases.TOPK_OPS]
+        del contenders  # and their graphs, which hold memory
+        if whole or options.save:
+            results.save(rows, options.file)
+            memory_rows = [results.memory_row(case, gpu.extra_bytes(case), options.threads) for case in measured]
+            results.save(memory_rows, options.file)
+            print(f"written to {options.file}", flush=True)
+        _forget()
+    return wrong
+
+
+def _contenders(run: list[Case], make: Callable[[Case], Contender], wrong: list[str]) -> dict[Case, Contender]:
+    """Those that give the right answer."""
+    found = {}
     for case in run:
-        if complaints := cases.complaints(case):
-            wrong.append(f"{case.name}: {'; '.join(complaints)}")
-        else:
-            right.append(case)
-    timings = interleave([cases.contender(case) for case in right], seconds=seconds)
-    rows = results.time_rows({case: timings[case.name] for case in right})
-    cases.logits.cache_clear()
-    cases.gold.cache_clear()
+        try:
+            if complaints := cases.complaints(case):
+                wrong.append(f"{case.name}: {'; '.join(complaints)}")
+            else:
+                found[case] = make(case)
+        except Exception as error:  # out of memory, a kernel's error, another library's: the rest may still run
+            wrong.append(f"{case.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return found
+
+
+def _rows(contenders: dict[Case, Contender], timings: dict[str, protocol.Timing]) -> list[results.Row]:
+    rows = results.time_rows({case: timings[contender.name] for case, contender in contenders.items()})
     print("\n" + table.plain(rows), flush=True)
     return rows
 
 
-def _memory(timed: list[results.Row], threads: int) -> list[results.Row]:
+def _forget() -> None:
+    data.forget()
+    cases.gold.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
     """One process a case; of the instruction sets only the best, for the buffers are the same."""
     best = (instruction_sets() or ("none",))[0]
     rows = []
@@ -90,30 +132,36 @@ def _memory(timed: list[results.Row], threads: int) -> list[results.Row]:
 
 
 def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
-    chosen = (options.only, options.dtype, options.isa, options.k, options.rows)
+    chosen = (options.only, options.dtype, options.isa, options.impl, options.k, options.rows)
     whole = not any(chosen) and not options.no_peers
     peers = () if options.no_peers else cases.PEERS if whole or options.compiled else ("eager", "eager_native")
-    ops, dtypes, isas, ks, rows = map(tuple, chosen)
-    return Wanted(ops, dtypes, isas, ks, rows, peers=peers, reference=whole), whole
+    ops, dtypes, isas, impls, ks, rows = map(tuple, chosen)
+    return Wanted(ops, dtypes, isas, impls, ks, rows, peers=peers, reference=whole), whole
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    ops = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *others.PARTS)
     parser.add_argument("command", nargs="?", choices=("run", "table", "check"), default="run")
-    parser.add_argument("--only", action="append", default=[], choices=cases.LOGIT_OPS + cases.TOPK_OPS, metavar="OP")
-    parser.add_argument("--dtype", action="append", default=[], choices=cases.DTYPES)
+    parser.add_argument("--only", action="append", default=[], choices=ops, metavar="OP")
+    parser.add_argument("--dtype", action="append", default=[], choices=data.DTYPES)
     parser.add_argument("--isa", action="append", default=[], choices=("avx512", "avx2", "portable"))
+    parser.add_argument("--impl", action="append", default=[], choices=("cpp", "cuda", "triton", "reference"))
     parser.add_argument("--k", action="append", default=[], type=int, choices=(16, 64, 256))
     parser.add_argument("--rows", action="append", default=[], choices=("random", "ascending"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10, help="how long one run takes turns (default: 10)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, help="how long one run takes turns (default: 10; on a GPU, 2)")
     parser.add_argument("--no-peers", action="store_true", help="without PyTorch to compare with")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile's peers in a part, too")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--save", action="store_true", help="write the results of a part, too")
-    parser.add_argument("--file", type=Path, help="table, check: the results to take")
-    return parser.parse_args(arguments)
+    parser.add_argument("--file", type=Path, help="the results to write, to check, or to make the table of")
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = 10 if options.device == "cpu" else 2
+    return options
 
 
 if __name__ == "__main__":

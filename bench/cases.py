@@ -1,4 +1,4 @@
-"""What is timed: the rows of the results, their tensors, and the contenders of a run."""
+"""What is timed: the rows of the results, and what belongs to each: its inputs, its call, its answer."""
 
 from __future__ import annotations
 
@@ -9,143 +9,81 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import answers, eager
-from bench.implementations import NO_SET, instruction_sets, operator, read_logits, using
-from bench.protocol import Contender
+from bench import answers, data, eager, others
+from bench.implementations import NO_SET, operator, read_logits, using
 
-VOCABULARY = 151936
-RESPONSES, POSITIONS = 4, 16  # 64 positions of logits: more than any cache holds
-CHECKED = slice(0, None, RESPONSES - 1)  # the first response and the last
-LONG = (64, 12288, 16)  # a training batch's top-k ids
-DTYPES = ("float32", "bfloat16", "float16")
 LOGIT_OPS = ("reliability", "token_stats")
 TOPK_OPS = ("reliability_from_topk", "reliability_from_drift")
+YARDSTICKS = ("read", "copy")  # what a CPU's and a GPU's rows are compared with
 PEERS = ("eager", "eager_native", "compiled")
+BEYOND_CACHES = 2**28  # bytes; the L2 of an H200 holds 60 MB, of a B200 126 MB
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: an operator on some data by one implementation. `op` is "read" for the plain reading of the logits."""
+    """One row: an operator on some data by one implementation.
+
+    `op` may also be a yardstick, "read" or "copy" (a CPU's and a GPU's), or a part that others offer, "topk" or "kl".
+    """
 
     op: str
     dtype: str  # of the logits; "int64" or "bool" for the operators without
-    impl: str  # cpp, reference, or a peer: eager, eager_native, compiled
+    impl: str  # an implementation, or a peer: eager, eager_native, compiled, flashinfer, liger
     isa: str = NO_SET
     k: int = 16
-    rows: str = "random"  # or "ascending": every logit larger than the one before it
+    rows: str = "random"  # or "ascending": no logit smaller than the one before it
+    device: str = "cpu"
+    positions: int = 64  # of logits: on a CPU more than any cache holds
 
     @property
     def name(self) -> str:
         parts = [self.op, self.dtype]
-        parts += [] if self.op in ("read", "reliability_from_drift") else [f"k={self.k}"]
+        parts += [] if self.op in (*YARDSTICKS, "kl", "reliability_from_drift") else [f"k={self.k}"]
         parts += [] if self.op in TOPK_OPS else [self.rows]
+        parts += [] if self.op in TOPK_OPS or self.device == "cpu" else [f"N={self.positions}"]
         return " ".join([*parts, self.impl, *([] if self.isa == NO_SET else [self.isa])])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Responses, and positions in each."""
+        if self.op in TOPK_OPS:
+            return data.LONG[:2]
+        responses = 4 if self.device == "cpu" else min(16, self.positions)
+        return responses, self.positions // responses
 
-@dataclass(frozen=True)
-class Wanted:
-    """The command line's choice; an empty tuple is everything."""
-
-    ops: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    isas: tuple[str, ...] = ()
-    ks: tuple[int, ...] = ()
-    rows: tuple[str, ...] = ()
-    peers: tuple[str, ...] = PEERS
-    reference: bool = False  # float32 only: it takes seconds a call
-
-    def takes(self, case: Case) -> bool:
-        pairs = [
-            (case.op, self.ops), (case.dtype, () if case.op in TOPK_OPS else self.dtypes), (case.isa, self.isas),
-            (case.k, self.ks), (case.rows, self.rows),
-        ]  # fmt: skip
-        return all(not wanted or value in wanted for value, wanted in pairs)
+    @property
+    def sets(self) -> int:
+        """Inputs that take turns, so that a GPU does not find in its cache what the call before it has read."""
+        if self.device == "cpu":
+            return 1
+        row_bytes = {"reliability_from_topk": 2 * 8 * data.LONG[2], "reliability_from_drift": 14}
+        logit_bytes = 2 * data.VOCABULARY * (4 if self.dtype == "float32" else 2)
+        responses, positions = self.shape
+        return -(-BEYOND_CACHES // (responses * positions * row_bytes.get(self.op, logit_bytes)))
 
 
-def kernels() -> list[tuple[str, str]]:
-    """(impl, isa) for each that can be timed here."""
-    return [("cpp", isa) for isa in instruction_sets()] or [("reference", NO_SET)]
-
-
-def logit_cases(dtype: str, wanted: Wanted) -> list[Case]:
-    """The rows of the run for one dtype, the readings and peers that they are compared with included."""
-    rows = [
-        Case(op, dtype, impl, isa, k, order)
-        for op in LOGIT_OPS
-        for k, order in [(16, "random"), (64, "random"), (256, "random"), (16, "ascending")]
-        for impl, isa in kernels()
-        if op == "reliability" or k == 16
-    ]
-    if instruction_sets() and wanted.reference and dtype == "float32":
-        rows += [Case(op, dtype, "reference") for op in LOGIT_OPS]
-    chosen = [row for row in rows if wanted.takes(row)]
-    # A longer k and ascending rows are compared with k=16 on random rows, and everything with reading.
-    base = [Case(row.op, dtype, row.impl, row.isa) for row in chosen]
-    reads = [Case("read", dtype, row.impl, row.isa, rows=row.rows) for row in chosen if row.impl != "reference"]
-    native = () if dtype == "float32" else ("eager_native",)
-    peers = [
-        Case(row.op, dtype, peer)
-        for row in chosen
-        for peer in ("eager", *native, "compiled")
-        if peer in wanted.peers and not (peer == "compiled" and dtype == "float16")
-    ]
-    return list(dict.fromkeys(reads + base + chosen + peers))
-
-
-def topk_cases(wanted: Wanted) -> list[Case]:
-    dtypes = {"reliability_from_topk": "int64", "reliability_from_drift": "bool"}
-    rows = [Case(op, dtypes[op], impl, isa) for op in TOPK_OPS for impl, isa in kernels()[:1]]
-    chosen = [row for row in rows if wanted.takes(row)]
-    peers = [Case(row.op, row.dtype, peer) for row in chosen for peer in ("eager", "compiled") if peer in wanted.peers]
-    return chosen + peers
-
-
-@functools.cache
-def logits(dtype: str, rows: str) -> tuple[Tensor, Tensor]:
-    """Student and teacher. Random rows overlap by about .65 at k=16; in half precision equal logits are common."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (RESPONSES, POSITIONS, VOCABULARY)
-    student = torch.randn(shape, generator=generator).mul_(2.5)
-    teacher = torch.randn(shape, generator=generator).mul_(0.4).add_(student)
-    pair = (student, teacher) if rows == "random" else (student.sort(-1).values, teacher.sort(-1).values)
-    return pair[0].to(getattr(torch, dtype)), pair[1].to(getattr(torch, dtype))
-
-
-@functools.cache
-def token_ids() -> Tensor:
-    return torch.randint(VOCABULARY, (RESPONSES, POSITIONS), generator=torch.Generator().manual_seed(1))
-
-
-@functools.cache
-def topk_ids() -> tuple[Tensor, Tensor]:
-    """Different ids in a row; about a third of the teacher's are not among the student's."""
-    generator = torch.Generator().manual_seed(2)
-    start = torch.randint(VOCABULARY, (*LONG[:2], 1), generator=generator)
-    step = torch.randint(1, VOCABULARY // LONG[2], (*LONG[:2], 1), generator=generator)
-    student = (start + step * torch.arange(LONG[2])) % VOCABULARY
-    other = (torch.rand(LONG, generator=generator) < 0.3) * 7
-    return student, (student.roll(3, -1) + other) % VOCABULARY
-
-
-@functools.cache
-def drift() -> Tensor:
-    return torch.rand(LONG[:2], generator=torch.Generator().manual_seed(3)) < 0.02
-
-
-def inputs(case: Case) -> tuple[Tensor, ...]:
+def inputs(case: Case, number: int = 0) -> tuple[Tensor, ...]:
+    """The tensors that are read, of one set."""
     if case.op == "reliability_from_topk":
-        return topk_ids()
+        student_ids, teacher_ids = data.topk_ids(case.sets, case.device)
+        return student_ids[number], teacher_ids[number]
     if case.op == "reliability_from_drift":
-        return (drift(),)
-    return logits(case.dtype, case.rows)
+        return (data.drift(case.sets, case.device)[number],)
+    student, teacher = data.logits(case.dtype, case.rows, (case.sets, *case.shape), case.device)
+    return (student[number],) if case.op == "copy" else (student[number], teacher[number])
 
 
-def call(case: Case) -> Callable[[], object]:
-    """The call that is timed."""
-    tensors = inputs(case)
+def call(case: Case, number: int = 0) -> Callable[[], object]:
+    """The call that is timed, on one set of the inputs."""
+    tensors = inputs(case, number)
     if case.op == "read":
         return functools.partial(read_logits, *tensors)
-    options = _options(case)
+    if case.op == "copy":
+        to = data.like_logits(case.dtype, (case.sets, *case.shape), case.device)[number]
+        return functools.partial(to.copy_, tensors[0])
+    if case.op in others.PARTS:
+        return functools.partial(others.PARTS[case.op][case.impl], *tensors)
+    options = _options(case, number)
     if case.impl not in PEERS:
         return functools.partial(operator(case.op, case.impl), *tensors, **options)
     if case.impl == "eager_native":
@@ -156,9 +94,11 @@ def call(case: Case) -> Callable[[], object]:
     return functools.partial(function, *tensors, **options)
 
 
-def _options(case: Case, responses: slice = slice(None)) -> dict[str, object]:
+def _options(case: Case, number: int = 0, responses: slice = slice(None)) -> dict[str, object]:
     options: dict[str, object] = {} if case.op in TOPK_OPS else {"k": case.k}
-    return options | ({"token_ids": token_ids()[responses]} if case.op == "token_stats" else {})
+    if case.op == "token_stats":
+        options["token_ids"] = data.token_ids((case.sets, *case.shape), case.device)[number][responses]
+    return options
 
 
 @functools.cache
@@ -166,23 +106,7 @@ def compiled(function: Callable[..., object]) -> Callable[..., object]:
     return torch.compile(function, dynamic=False)
 
 
-def read(case: Case) -> Callable[[], object]:
-    if case.op in TOPK_OPS:
-        return lambda: [tensor.max() for tensor in inputs(case)]
-    return functools.partial(read_logits, *inputs(case))
-
-
-def contender(case: Case) -> Contender:
-    slow = 2 if case.impl == "reference" else None
-    return Contender(case.name, call(case), read(case), functools.partial(using, case.isa), slow)
-
-
-@functools.cache
-def gold(op: str, dtype: str, k: int, rows: str) -> Mapping[str, Tensor]:
-    """The reference's answer, which takes seconds; so of the logits only for some responses."""
-    case = Case(op, dtype, "reference", k=k, rows=rows)
-    some = [tensor[CHECKED] if op in LOGIT_OPS else tensor for tensor in inputs(case)]
-    return answers.fields(operator(op, "reference")(*some, **_options(case, CHECKED)))
+# --- answers ------------------------------------------------------------------------------------------------------
 
 
 def complaints(case: Case) -> list[str]:
@@ -190,28 +114,56 @@ def complaints(case: Case) -> list[str]:
     if case.impl == "reference":
         return []
     with using(case.isa):
-        if case.op == "read":
-            maxima = [tensor.amax(-1).float().flatten() for tensor in inputs(case)]
-            got = [maximum.float().flatten() for maximum in call(case)()]  # type: ignore[attr-defined]
-            return [] if all(map(torch.equal, maxima, got)) else ["the row maxima are wrong"]
-        got_fields = answers.fields(call(case)())
-    if case.op in LOGIT_OPS:
-        got_fields = {name: tensor[CHECKED] for name, tensor in got_fields.items()}
-    expected = gold(case.op, case.dtype, case.k, case.rows)
+        got = call(case)()
+    if case.op == "read":
+        maxima = [tensor.amax(-1).float().flatten() for tensor in inputs(case)]
+        right = all(map(torch.equal, maxima, [one.float().flatten() for one in got]))  # type: ignore[attr-defined]
+        return [] if right else ["the row maxima are wrong"]
+    if case.op == "copy":
+        return [] if torch.equal(inputs(case)[0], got) else ["the copy differs"]  # type: ignore[arg-type]
+    if case.op in others.PARTS:
+        expected = others.PARTS[case.op]["eager"](*inputs(case))
+        return answers.complaints(answers.fields(got), expected, answers.PEER_TOLERANCE["float32"])
+    return wrong_fields(case, answers.fields(got))
+
+
+def wrong_fields(case: Case, got: Mapping[str, Tensor]) -> list[str]:
+    """The same for an operator's outputs on the first set."""
+    expected = gold(case.op, case.dtype, case.k, case.rows, case.device, case.positions)
+    checked = _checked(case)
+    got = {name: tensor[checked] for name, tensor in got.items()}
     if case.impl not in PEERS:
-        return answers.complaints(got_fields, expected)
-    student, teacher = (tensor[CHECKED] for tensor in inputs(case)) if case.op in LOGIT_OPS else (None, None)
+        return answers.complaints(got, expected)
+    student, teacher = (tensor[checked] for tensor in inputs(case)) if case.op in LOGIT_OPS else (None, None)
     sources = {"topk_ids": student, "student_topk_ids": student, "teacher_topk_ids": teacher}
     ids = {name: source for name, source in sources.items() if source is not None and name in expected}
     tolerance = answers.PEER_TOLERANCE["native" if case.impl == "eager_native" else "float32"]
-    return answers.peer_complaints(got_fields, expected, ids, tolerance)
+    return answers.peer_complaints(got, expected, ids, tolerance)
+
+
+@functools.cache
+def gold(op: str, dtype: str, k: int, rows: str, device: str, positions: int) -> Mapping[str, Tensor]:
+    """The reference's answer, which takes long; so of the logits only for some responses."""
+    case = Case(op, dtype, "reference", k=k, rows=rows, device=device, positions=positions)
+    some = [tensor[_checked(case)] for tensor in inputs(case)]
+    return answers.fields(operator(op, "reference")(*some, **_options(case, responses=_checked(case))))
+
+
+def _checked(case: Case) -> slice:
+    """The first response and the last; all of them where there are no logits."""
+    return slice(0, None, max(case.shape[0] - 1, 1) if case.op in LOGIT_OPS else 1)
 
 
 def counted_bytes(case: Case) -> int:
-    """Every input read once, every output written once."""
-    size = sum(tensor.nbytes for tensor in inputs(case))
-    if case.op == "read":
-        return size
-    on_meta = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in _options(case).items()}
-    outputs = operator(case.op, "auto")(*(tensor.to("meta") for tensor in inputs(case)), **on_meta)
-    return size + sum(tensor.nbytes for tensor in answers.fields(outputs).values())
+    """Every input read once, every output written once. From shapes alone: no tensor is made."""
+    size = {"reliability_from_topk": (*data.LONG,), "reliability_from_drift": data.LONG[:2]}
+    shape = size.get(case.op, (*case.shape, data.VOCABULARY))
+    like = torch.empty(shape, dtype=getattr(torch, case.dtype), device="meta")
+    tensors = [like] if case.op == "reliability_from_drift" else [like, like]
+    if case.op in LOGIT_OPS + TOPK_OPS:
+        options: dict[str, object] = {} if case.op in TOPK_OPS else {"k": case.k}
+        if case.op == "token_stats":
+            options["token_ids"] = torch.empty(case.shape, dtype=torch.int64, device="meta")
+        outputs = operator(case.op, "auto")(*tensors, **options)
+        tensors = [*tensors, *answers.fields(outputs).values()]
+    return sum(tensor.nbytes for tensor in tensors)

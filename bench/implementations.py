@@ -23,6 +23,21 @@ def instruction_sets() -> tuple[str, ...]:
         return ()
 
 
+@functools.cache
+def usable_on(device: str) -> tuple[str, ...]:
+    """The implementations for that GPU, the fastest first; for each that does not work here, a line says why."""
+    import pruneopd_kernels
+
+    usable = []
+    for impl in ("cuda", "triton"):
+        try:
+            pruneopd_kernels.reliability_from_drift(torch.zeros(1, 2, dtype=torch.bool, device=device), impl=impl)
+            usable.append(impl)
+        except RuntimeError as reason:
+            print(f"bench: {reason}")
+    return tuple(usable)
+
+
 def using(isa: str) -> AbstractContextManager[object]:
     if isa == NO_SET:
         return nullcontext()

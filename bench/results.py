@@ -7,24 +7,29 @@ one side makes it wrong; what is published is the ratio of medians, from a machi
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, Case, counted_bytes, inputs
-from bench.implementations import instruction_sets
+from bench import others
+from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, YARDSTICKS, Case, counted_bytes, inputs
+from bench.implementations import NO_SET, instruction_sets
 from bench.protocol import Timing
 
 FOLDER = Path(__file__).parent / "results"
+PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/predict.py expects of a GPU
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
 BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
+KEY = ("measure", "op", "dtype", "impl", "isa", "k", "rows", "positions", "threads")  # the case that a row is of
 
 
 def cpu() -> str:
@@ -36,20 +41,26 @@ def cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def device() -> str:
-    """The name of this machine's file: processor and best instruction set."""
-    name = f"{cpu()} {(instruction_sets() or ('reference',))[0]}"
+def gpu(device: str) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+def file_name(device: str) -> str:
+    """The name of this machine's file: the GPU's, or processor and best instruction set."""
+    name = f"{cpu()} {(instruction_sets() or ('reference',))[0]}" if device == "cpu" else gpu(device)
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
 def versions() -> Row:
-    try:
-        from importlib.metadata import version
-
-        own = version("pruneopd-kernels")
-    except ImportError:
-        own = "unknown"
+    own = _version("pruneopd-kernels")
     return {"pruneopd_kernels": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def time_rows(timings: Mapping[Case, Timing]) -> list[Row]:
@@ -69,7 +80,11 @@ def time_rows(timings: Mapping[Case, Timing]) -> list[Row]:
                 row[name] = _digits(timings[other].median_s / timing.median_s)
             if name == "fraction_of_read" and other in timings:
                 row["fraction_of_read_min"] = _digits(timings[other].min_s / timing.min_s)
-        base = Case(case.op, case.dtype, case.impl, case.isa)
+        copies = [other for other in timings if other.op == "copy"]
+        if copies and case.op in LOGIT_OPS + TOPK_OPS:
+            (copy,) = copies
+            row["fraction_of_copy"] = _digits(row["gb_s"] / (counted_bytes(copy) / timings[copy].median_s / 1e9))
+        base = replace(case, k=16, rows="random")
         if case.op in LOGIT_OPS and base != case and base in timings:
             row["time_over_k16_random"] = _digits(timing.median_s / timings[base].median_s)
         rows.append(row)
@@ -81,7 +96,8 @@ def _digits(value: float) -> float:
 
 
 def memory_row(case: Case, extra_bytes: int, threads: int) -> Row:
-    return _head("memory", case) | {"extra_bytes": extra_bytes, "extra_bytes_per_thread": extra_bytes // threads}
+    per_thread = {"extra_bytes_per_thread": extra_bytes // threads} if case.device == "cpu" else {}
+    return _head("memory", case) | {"extra_bytes": extra_bytes} | per_thread
 
 
 def _head(measure: str, case: Case) -> Row:
@@ -94,26 +110,40 @@ def _head(measure: str, case: Case) -> Row:
         "k": case.k,
         "rows": case.rows,
         "shape": list(inputs(case)[0].shape),
-        "threads": torch.get_num_threads(),
-        "cpu": cpu(),
+        **(_on_cpu() if case.device == "cpu" else _on_gpu(case)),
         **versions(),
         "load_average": LOAD_AVERAGE,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
     }
 
 
+def _on_cpu() -> Row:
+    return {"threads": torch.get_num_threads(), "cpu": cpu()}
+
+
+def _on_gpu(case: Case) -> Row:
+    positions = {} if case.op in TOPK_OPS else {"positions": case.positions}
+    return positions | {"gpu": gpu(case.device), "triton": _version("triton"), "cuda": torch.version.cuda}
+
+
 def _compared_with(case: Case) -> dict[str, Case]:
     """Name of a ratio -> the case whose time is divided by this one's."""
-    peers = {f"times_faster_than_{peer}": Case(case.op, case.dtype, peer) for peer in PEERS}
-    if case.op == "read" or case.k != 16 or case.rows != "random" or case.impl in PEERS:
+    no_operator = (*YARDSTICKS, *others.PARTS)
+    peers = {f"times_faster_than_{peer}": replace(case, impl=peer, isa=NO_SET) for peer in PEERS}
+    if case.op in no_operator or case.k != 16 or case.rows != "random" or case.impl in PEERS:
         peers = {}
-    if case.op in TOPK_OPS or case.impl in PEERS or case.op == "read":
+    if case.op in (*TOPK_OPS, *no_operator) or case.impl in PEERS or case.device != "cpu":
         return peers
     return {"fraction_of_read": Case("read", case.dtype, case.impl, case.isa, rows=case.rows)} | peers
 
 
 def key(row: Row) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("measure", "op", "dtype", "impl", "isa", "k", "rows", "threads"))
+    return tuple(row.get(name) for name in KEY)
+
+
+def saved() -> list[Path]:
+    """The files of all machines whose results are kept."""
+    return sorted(path for path in FOLDER.glob("*.jsonl") if path.name != PREDICTIONS)
 
 
 def load(path: Path) -> list[Row]:

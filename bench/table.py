@@ -1,30 +1,51 @@
-"""Results for people: the plain table that a run prints, and the README's, written from the saved JSON lines."""
+"""Results for people: the plain table that a run prints, and those in the README and on the page on benchmarks.
+
+The latter are written from the saved JSON lines.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import results
+from bench.cases import YARDSTICKS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NO_GPU = (
+    "**The GPU kernels have not yet run on a GPU.** In the tests their source runs on a CPU; what their machine code "
+    "promises on an H200 is among the [predictions](docs/benchmarks.md#predictions)."
+)
 
 
 def plain(rows: Sequence[results.Row]) -> str:
     """A run as it is shown in the terminal."""
-    heads = ("median ms", "min ms", "GB/s", "of read", "by min", "x eager", "x native", "x compiled", "/ k16")
+    heads = (
+        "median ms",
+        "min ms",
+        "GB/s",
+        "of read",
+        "by min",
+        "of copy",
+        "x eager",
+        "x native",
+        "x compiled",
+        "/ k16",
+    )
     fields = (
         ("median_ms", "10.3f"), ("min_ms", "9.3f"), ("gb_s", "7.1f"), ("fraction_of_read", "8.3f"),
-        ("fraction_of_read_min", "7.3f"), ("times_faster_than_eager", "8.2f"),
+        ("fraction_of_read_min", "7.3f"), ("fraction_of_copy", "8.3f"), ("times_faster_than_eager", "8.2f"),
         ("times_faster_than_eager_native", "8.2f"), ("times_faster_than_compiled", "10.2f"),
         ("time_over_k16_random", "6.2f"),
     )  # fmt: skip
     widths = [int(form.split(".")[0]) for _, form in fields]
     lines = [f"{'':58} {' '.join(f'{head:>{width}}' for head, width in zip(heads, widths, strict=True))}"]
     for row in rows:
-        name = f"{row['op']} {row['dtype']} {row['impl']} {row['isa']} k={row['k']} {row['rows']}"
+        name = " ".join([row["op"], row["dtype"], row["impl"], row["isa"], f"k={row['k']}", row["rows"]])
+        name += f" N={row['positions']}" if "positions" in row else ""
         values = [
             format(row[field], form) if field in row else " " * width
             for (field, form), width in zip(fields, widths, strict=True)
@@ -34,28 +55,31 @@ def plain(rows: Sequence[results.Row]) -> str:
 
 
 def write(path: Path | None) -> int:
-    """Puts the tables between the README's markers."""
-    text = README.read_text()
+    """Puts the tables between the README's markers, and the predictions between those of the page on benchmarks."""
+    return max(_between_markers(README, tables(path)), _between_markers(PAGE, predictions()))
+
+
+def _between_markers(file: Path, new: str) -> int:
+    text = file.read_text()
     if BEGIN not in text or END not in text:
-        print(f"bench: {README} must hold the markers {BEGIN} and {END}")
+        print(f"bench: {file} must hold the markers {BEGIN} and {END}")
         return 1
-    README.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{tables(path)}\n{END}", text, flags=re.DOTALL))
-    print(f"written to {README}")
+    file.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{new}\n{END}", text, flags=re.DOTALL))
+    print(f"written to {file}")
     return 0
 
 
 def tables(path: Path | None = None) -> str:
-    """One table a machine, for one file of results or all that are saved."""
-    files = [path] if path else sorted(results.FOLDER.glob("*.jsonl"))
-    return "\n\n".join(markdown(results.load(file)) for file in files)
+    """One table a machine, for one file of results or all that are saved; GPUs first."""
+    saved = [results.load(file) for file in ([path] if path else results.saved())]
+    on_gpu = [on_gpu_markdown(rows) for rows in saved if "gpu" in rows[0]]
+    return "\n\n".join([*(on_gpu or [NO_GPU]), *(markdown(rows) for rows in saved if "gpu" not in rows[0])])
 
 
 def markdown(rows: Sequence[results.Row]) -> str:
-    """The README's tables for one machine."""
-    times = [row for row in rows if row["measure"] == "time"]
-    extra = {results.key(row)[1:]: row for row in rows if row["measure"] == "memory"}
-    isas = [isa for isa in ("portable", "avx2", "avx512") if any(row["isa"] == isa for row in times)]
-    first = times[0]
+    """The README's table for one CPU."""
+    isas = [isa for isa in ("portable", "avx2", "avx512") if any(row["isa"] == isa for row in rows)]
+    first = next(row for row in rows if row["measure"] == "time")
     caption = (
         f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {str(first['date'])[:10]}. A cell is the "
         "median time of a call; in brackets the speed as a fraction of plain reading with the same instruction set."
@@ -65,28 +89,105 @@ def markdown(rows: Sequence[results.Row]) -> str:
         caption += f" Other programs were running (load average {busiest}): take the numbers as a first impression."
     heads = ["operator", "input", "eager PyTorch", "torch.compile", *isas]
     heads += ["against eager", "extra memory, eager", "extra memory"]
-    lines = [caption, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for op, dtype, k, order in dict.fromkeys((row["op"], row["dtype"], row["k"], row["rows"]) for row in times):
-        same = {
-            (row["impl"], row["isa"]): row for row in times
-            if (row["op"], row["dtype"], row["k"], row["rows"]) == (op, dtype, k, order)
-        }  # fmt: skip
+    lines = []
+    for same, extra in _by_input(rows):
         kernels = [same.get(("cpp", isa)) for isa in isas]
         best = next((row for row in reversed(kernels) if row), None)
-        if best is None or (op, order) == ("read", "ascending"):
+        if best is None or (best["op"], best["rows"]) == ("read", "ascending"):
             continue
-        cells = [
-            "plain reading" if op == "read" else f"`{op}`",
-            _input(best),
-            _time(same.get(("eager", "none"))),
-            _time(same.get(("compiled", "none"))),
-            *map(_time, kernels),
-            f"{best['times_faster_than_eager']:.3g}x" if "times_faster_than_eager" in best else "",
-            _extra(extra, same.get(("eager", "none"))),
-            _extra(extra, best),
+        lines.append(
+            [
+                "plain reading" if best["op"] == "read" else f"`{best['op']}`",
+                _input(best),
+                _time(same.get(("eager", "none"))),
+                _time(same.get(("compiled", "none"))),
+                *map(_time, kernels),
+                _times(best, "times_faster_than_eager"),
+                _extra(extra.get(("eager", "none"))),
+                _extra(extra.get((best["impl"], best["isa"]))),
+            ]
+        )
+    return _markdown(caption, heads, lines)
+
+
+def on_gpu_markdown(rows: Sequence[results.Row]) -> str:
+    """The README's table for one GPU, with what had been predicted for it."""
+    copy = max((row for row in rows if row["op"] == "copy"), key=lambda row: row["positions"])
+    caption = (
+        f"{copy['gpu']}, torch {copy['torch']}, Triton {copy['triton']}, {str(copy['date'])[:10]}. A cell is the "
+        "median time of a call; in brackets its bandwidth as a fraction of that of a device-to-device copy in the same "
+        f"run, which read and wrote {copy['gb_s'] / 1e3:.2f} TB/s. *Predicted* was computed before the first "
+        "measurement, from bytes and machine code."
+    )
+    expected = {results.key(row)[1:]: row for row in _predictions() if row["gpu"] == copy["gpu"]}
+    heads = ["operator", "input", "eager PyTorch", "torch.compile", "triton", "cuda", "predicted", "against eager"]
+    heads += ["against torch.compile", "extra memory, eager", "extra memory"]
+    lines = []
+    for same, extra in _by_input(rows):
+        by_impl = {impl: row for (impl, _), row in same.items()}
+        best = next((by_impl[impl] for impl in ("cuda", "triton", "torch", "reference") if impl in by_impl), None)
+        if best is None:
+            continue
+        lines.append(
+            [
+                "copy" if best["op"] == "copy" else f"`{best['op']}`",
+                _input(best),
+                _time(by_impl.get("torch", by_impl.get("eager"))),
+                _time(by_impl.get("compiled")),
+                _time(by_impl.get("triton")),
+                _time(by_impl.get("cuda")),
+                _range(expected.get(results.key(best)[1:])),
+                _times(best, "times_faster_than_eager"),
+                _times(best, "times_faster_than_compiled"),
+                _extra(extra.get(("eager", "none"))),
+                _extra(extra.get((best["impl"], best["isa"]))),
+            ]
+        )
+    return _markdown(caption, heads, lines)
+
+
+def predictions() -> str:
+    """The page's table of what is expected of a GPU, whether it has been measured or not."""
+    heads = ["operator", "implementation", "input", "instructions a pair", "registers", "predicted time", "of copying"]
+    lines = [
+        [
+            f"`{row['op']}`", row["impl"], _input(row), f"{row['slots_per_pair']:.1f}", str(row["registers"]),
+            _duration(row["median_ms"]), _range(row),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for row in _predictions()
+    ]  # fmt: skip
+    machines = ", ".join(dict.fromkeys(row["gpu"] for row in _predictions()))
+    return _markdown(f"For {machines}:", heads, lines)
+
+
+def _predictions() -> list[results.Row]:
+    return results.load(results.FOLDER / results.PREDICTIONS)
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+ByImplementation = dict[tuple[str, str], results.Row]
+
+
+def _by_input(rows: Sequence[results.Row]) -> Iterator[tuple[ByImplementation, ByImplementation]]:
+    """The rows of one operator on one input, by (impl, isa): times, and memory."""
+    found: dict[tuple[object, ...], dict[str, ByImplementation]] = {}
+    for row in rows:
+        what = tuple(row.get(name) for name in ("op", "dtype", "k", "rows", "positions"))
+        found.setdefault(what, {"time": {}, "memory": {}})[row["measure"]][row["impl"], row["isa"]] = row
+    return ((same["time"], same["memory"]) for same in found.values())
+
+
+def _markdown(caption: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        [
+            caption,
+            "",
+            f"| {' | '.join(heads)} |",
+            "|---" * len(heads) + "|",
+            *(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
 
 
 def _input(row: results.Row) -> str:
@@ -94,20 +195,38 @@ def _input(row: results.Row) -> str:
         return "ids `[64, 12288, 16]`"
     if row["op"] == "reliability_from_drift":
         return "drift `[64, 12288]`"
-    what = "" if row["op"] == "read" else f", k={row['k']}"
-    return f"{row['dtype']}{what}{'' if row['rows'] == 'random' else ', ' + str(row['rows'])}"
+    parts = [f"{row['positions']} position{'s' * (row['positions'] != 1)}"] if "positions" in row else []
+    parts += [row["dtype"]]
+    parts += [] if row["op"] in YARDSTICKS else [f"k={row['k']}"]
+    parts += [] if row["rows"] == "random" else [row["rows"]]
+    return ", ".join(parts)
 
 
 def _time(row: results.Row | None) -> str:
     if row is None:
         return ""
-    fraction = f" ({row['fraction_of_read']:.2f})" if "fraction_of_read" in row else ""
-    return f"{row['median_ms']:.3g} ms{fraction}"
+    of = next((row[name] for name in ("fraction_of_read", "fraction_of_copy") if name in row), None)
+    return _duration(row["median_ms"]) + ("" if of is None else f" ({of:.2f})")
 
 
-def _extra(extra: dict[tuple[object, ...], results.Row], row: results.Row | None) -> str:
-    found = extra.get(results.key(row)[1:]) if row else None
-    if found is None:
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{milliseconds * 1e3:.3g} us"
+
+
+def _range(row: results.Row | None) -> str:
+    """The predicted fraction of copying, and between which it should be."""
+    if row is None:
         return ""
-    kib = found["extra_bytes"] / 1024
+    ends = f" ({row['at_worst']:.2f} to {row['at_best']:.2f})" if row["at_worst"] != row["at_best"] else ""
+    return f"{row['fraction_of_copy']:.2f}{ends}"
+
+
+def _times(row: results.Row, field: str) -> str:
+    return f"{row[field]:.3g}x" if field in row else ""
+
+
+def _extra(row: results.Row | None) -> str:
+    if row is None:
+        return ""
+    kib = row["extra_bytes"] / 1024
     return f"{round(kib)} KiB" if kib < 1024 else f"{kib / 1024:.3g} MiB"

@@ -15,6 +15,16 @@ import sys
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
 
 
+def checked(op, *args, **kwargs):
+    """All arguments of a call by name, as `_triton.run` takes them."""
+    import pruneopd_kernels
+
+    bound = inspect.signature(getattr(pruneopd_kernels.reference, op)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    getattr(pruneopd_kernels.checks, op)(**bound.arguments, values=True)
+    return dict(bound.arguments)
+
+
 class Interpreted:
     """`INTERPRETED.token_stats(student_logits, teacher_logits, k=4)`: the call is checked here, computed there."""
 
@@ -30,12 +40,9 @@ class Interpreted:
         return functools.partial(self.call, op)
 
     def call(self, op, *args, **kwargs):
-        import pruneopd_kernels
+        from pruneopd_kernels import results
 
-        reference = getattr(pruneopd_kernels.reference, op)
-        bound = inspect.signature(reference).bind(*args, **kwargs)
-        bound.apply_defaults()
-        getattr(pruneopd_kernels.checks, op)(**bound.arguments, values=True)
+        arguments = checked(op, *args, **kwargs)
         if self.process is None:
             command = [sys.executable, "-W", "ignore", __file__]
             environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -43,16 +50,34 @@ class Interpreted:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=os.path.dirname(__file__)
             )
             atexit.register(self.process.stdin.close)
-        pickle.dump((op, bound.arguments), self.process.stdin)
+        Pickler(self.process.stdin).dump((op, arguments))
         self.process.stdin.flush()
         outputs = pickle.load(self.process.stdout)
         if isinstance(outputs, str):
             raise RuntimeError(outputs)
         names = "".join(word.capitalize() for word in op.split("_"))
-        return getattr(pruneopd_kernels.results, names)(*outputs)
+        return getattr(results, names)(*outputs)
 
 
 INTERPRETED = Interpreted()
+
+
+class Pickler(pickle.Pickler):
+    """Tensors of any dtype with their strides and the memory around them, which torch's own way refuses for some."""
+
+    def reducer_override(self, value):
+        import torch
+
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        memory = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage()).numpy()
+        return unpickled, (memory, value.dtype, value.storage_offset(), value.shape, value.stride())
+
+
+def unpickled(memory, dtype, *place):
+    import torch
+
+    return torch.empty(0, dtype=dtype).set_(torch.from_numpy(memory).untyped_storage(), *place)
 
 
 def fused_multiply_add(self, x, y, z):
@@ -64,6 +89,22 @@ def fused_multiply_add(self, x, y, z):
     return TensorHandle(exact.astype(np.float32), z.dtype.scalar)
 
 
+def bfloat16_bits(convert):
+    """The interpreter loses subnormals on the way between bfloat16 and float32, which a GPU does not."""
+    import ml_dtypes
+    import numpy as np
+    import triton.language as tl
+
+    def convert_exactly(data, from_dtype, to_dtype, rounding_mode):
+        if (from_dtype, to_dtype) == (tl.bfloat16, tl.float32):
+            return data.astype(np.uint32) << 16
+        if (from_dtype, to_dtype) == (tl.float32, tl.bfloat16):
+            return data.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return convert(data, from_dtype, to_dtype, rounding_mode)
+
+    return convert_exactly
+
+
 def patch_once(interpreter):
     """The interpreter patches triton.language anew at every call of a function: half of its time."""
     patch, patched = interpreter._patch_lang, set()
@@ -73,38 +114,66 @@ def patch_once(interpreter):
         if modules not in patched:
             patch(function)
             patched.add(modules)
+            # Triton 3.6 gives NumPy an array where a newer NumPy insists on a number.
+            interpreter.tl.tensor.__index__ = lambda tensor: int(tensor.handle.data.item())
         return interpreter._LangPatchScope()  # which has nothing to restore
 
     interpreter._patch_lang = patch_if_new
 
 
-def serve(requests, replies):
-    import traceback
+class InThisProcess:
+    """The same in a process that has not imported triton yet, and that will interpret whatever it calls."""
+
+    def __init__(self):
+        os.environ["TRITON_INTERPRET"] = "1"
+        prepare()
+
+    def __getattr__(self, op):
+        return lambda *args, **kwargs: run(op, checked(op, *args, **kwargs))
+
+
+def run(op, arguments):
+    from pruneopd_kernels.ops import _triton
+
+    return _triton.run(op, arguments)
+
+
+def prepare():
+    """Mends the interpreter where it computes other than a GPU, and where it takes its time."""
+    import warnings
 
     import torch
     from triton.runtime import interpreter
 
-    from pruneopd_kernels.ops import _triton
-
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's, of NaN and overflow
     patch_once(interpreter)
+    interpreter._convert_float = bfloat16_bits(interpreter._convert_float)
     interpreter.InterpreterBuilder.create_fma = fused_multiply_add
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # what is not written shows
+
+
+def serve(requests, replies):
+    import traceback
+
+    prepare()
     while True:
         try:
             op, arguments = pickle.load(requests)
         except EOFError:
             return
         try:
-            outputs = _triton.run(op, arguments)
+            outputs = run(op, arguments)
         except Exception:
             outputs = traceback.format_exc()
-        pickle.dump(outputs, replies)
+        Pickler(replies).dump(outputs)
         replies.flush()
 
 
 if __name__ == "__main__":
-    sys.path[0:1] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.path[0:1] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.dirname(__file__))]
+    import interpreted  # by its name, which is in the pickles
+
     replies = sys.stdout.buffer
     sys.stdout = sys.stderr
-    serve(sys.stdin.buffer, replies)
+    interpreted.serve(sys.stdin.buffer, replies)

@@ -269,6 +269,14 @@ def test_the_row_loop_is_counted_along_its_shortest_path(kernel: sass.Kernel) ->
     assert pipes["MUFU.EX2"] == "mufu" and pipes["FADD"] == "fma" and pipes["FSETP.GTU.AND"] == "integer"
 
 
+def test_a_cubin_does_not_name_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's are for sm_90a, and cuobjdump lists their resources without it."""
+    listings = {"-sass": LISTING.replace("sm_90", "sm_90a"), "-res-usage": USAGE.removeprefix("arch = sm_90\n")}
+    monkeypatch.setattr(sass, "_listing", lambda option, file: listings[option].splitlines())
+    (found,) = sass.kernels(Path("some.cubin"))
+    assert (found.arch, found.registers) == ("sm_90", 42)
+
+
 def test_a_kernel_without_exponentials_has_no_row_loop(kernel: sass.Kernel) -> None:
     without = tuple(replace(found, opcode=found.opcode.replace("MUFU.EX2", "FADD")) for found in kernel.instructions)
     assert sass.row_loop(replace(kernel, instructions=without)) is None
@@ -298,6 +306,21 @@ def test_predictions_lie_between_their_ends_and_grow_with_the_work() -> None:
     assert predict.predict(GPU, _kernel(60))["bound_by"] == "computing"
     few = predict.predict(replace(GPU, positions=1), _kernel(11))
     assert few["bound_by"] == "latency" and few["median_ms"] < 0.05
+
+
+def test_a_prediction_takes_the_kernel_of_its_case() -> None:
+    of_two_bytes = _kernel(11)
+    more = {"registers": 250, "name": "reliability_kernel"}
+    loads = [replace(one, opcode=one.opcode.replace("LDG.E.128", "LDG.E.64")) for one in of_two_bytes.instructions]
+    kernels = [
+        of_two_bytes,
+        replace(of_two_bytes, **more),
+        replace(of_two_bytes, name="reliability_kernel"),
+        replace(of_two_bytes, name="reliability_kernel", registers=60, instructions=tuple(loads)),
+    ]
+    assert predict.kernel_of(GPU, kernels) is kernels[0]
+    assert predict.kernel_of(replace(GPU, impl="triton"), kernels) is kernels[2], "not that of another k or dtype"
+    assert predict.kernel_of(replace(GPU, op="token_stats"), kernels) is None
 
 
 def test_many_blocks_reach_the_bandwidth_and_one_waits_for_itself() -> None:

@@ -21,9 +21,11 @@ THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multip
 
 
 def why_not() -> str | None:
-    """Why the library is rightly not there."""
+    """Why the library is rightly not there, or not whole."""
     if os.environ.get("PRUNEOPD_CUDA") == "OFF":
         return "PRUNEOPD_CUDA is OFF: nothing of the CUDA sources was compiled, and nothing of them is tested here"
+    if chosen := os.environ.get("PRUNEOPD_CUDA_ARCHITECTURES"):
+        return f"PRUNEOPD_CUDA_ARCHITECTURES is {chosen}: the machine code of a part of the architectures is not tested"
     places = [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     if any(map(shutil.which, [*places, "nvcc", "/usr/local/cuda/bin/nvcc"])):
         return None

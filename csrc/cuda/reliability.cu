@@ -115,7 +115,7 @@ __device__ void arrive(const Params& params, int n, bool& is_last) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3) reliability_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliability_kernel(Params params) {
   RowPairMemory& memory = RowPairMemory::get();
   const int n = params.rows.position();
   if (!params.mask.flag(n)) {

@@ -4,12 +4,17 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "launch.h"
 #include "summary.cuh"
 #include "views.cuh"
 
 namespace pruneopd::cuda {
+
+/// How many blocks share a multiprocessor, which limits the registers: enough to read while one of them selects.
+template <class T>
+constexpr int kBlocksPerMultiprocessor = std::is_same_v<T, AnyLogit> ? 2 : 3;
 
 /// What the kernels over logits take. Rows are numbered over the positions.
 struct RowPairs {
@@ -148,9 +153,8 @@ __device__ __forceinline__ bool pass_row_pair(const RowPairs& args, int n) {
       else if (!some_broken)
         divergence =
             summaries.partner_misses[side] ? INFINITY : kl_divergence(summaries.sums[side], summaries.sums[1 - side]);
-      if (thread_in_block() == 0) summaries.divergences[side] = divergence;
+      if (thread_in_block() == 0) summaries.divergences[side] = divergence;  // and reads them
     }
-    __syncthreads();
   }
   return true;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ptx.cuh"
+#include "registers.cuh"
 
 namespace pruneopd::cuda {
 
@@ -74,22 +75,6 @@ struct TypedRow {
   __device__ uint4 load(int id) const { return has_around(id, id) ? load_inside(id) : load_edge(id); }
   __device__ float logit(int id) const { return to_float(logits[id]); }
 };
-
-/// Puts a value in registers at a number that the compiler does not know, or takes it from there.
-template <class One, int kCount>
-__device__ __forceinline__ void put(One (&values)[kCount], int j, const One& value) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (i == j) values[i] = value;
-}
-template <class One, int kCount>
-__device__ __forceinline__ One pick(const One (&values)[kCount], int j) {
-  One value = values[0];
-#pragma unroll
-  for (int i = 1; i < kCount; ++i)
-    if (i == j) value = values[i];
-  return value;
-}
 
 /// Vectors of 16 bytes: from `id`, `id + stride`, ... on. `first` to `last` are the ids of the whole block.
 template <class T, int kCount>

@@ -4,6 +4,7 @@
 #include "../math/reward.h"
 #include "../math/scan.h"
 #include "launch.h"
+#include "registers.cuh"
 #include "views.cuh"
 #include "warp.cuh"
 
@@ -59,14 +60,15 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
   int parity = 0;
   for (int64_t chunk = begin; chunk < end; chunk += kChunk, parity ^= 1) {
     const int64_t first = chunk + warp * kWarpPositions + lane;
-    bool valid[kRounds];
-    int32_t before[kRounds], drifts = 0;  // of this warp
-#pragma unroll
+    unsigned valid[kRounds], drifting[kRounds];  // a bit a position
+    int32_t drifts = 0;                          // of this warp
+#pragma unroll 1
     for (int round = 0; round < kRounds; ++round) {
       const int64_t n = first + round * kWarpSize;
-      valid[round] = n < end && scan.mask.flag(n);
-      const unsigned ballot = __ballot_sync(kWholeWarp, valid[round] && scan.drift.flag(n));
-      before[round] = drifts + __popc(ballot & (0xffffffffu >> (kWarpSize - 1 - lane)));  // this position included
+      const bool is_valid = n < end && scan.mask.flag(n);
+      put(valid, round, __ballot_sync(kWholeWarp, is_valid));
+      const unsigned ballot = __ballot_sync(kWholeWarp, is_valid && scan.drift.flag(n));
+      put(drifting, round, ballot);
       drifts += __popc(ballot);
     }
     if (lane == 0) memory.drifts[parity][warp] = drifts;
@@ -77,19 +79,24 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
       if (other == warp) of_warps_before = of_chunk;
       of_chunk += memory.drifts[parity][other];
     }
-#pragma unroll
+    int64_t count_before = carried + of_warps_before;
+#pragma unroll 1
     for (int round = 0; round < kRounds; ++round) {
       const int64_t n = first + round * kWarpSize;
+      const bool is_valid = pick(valid, round) >> lane & 1;
+      const unsigned ballot = pick(drifting, round);
       float weight = 0;
       if (n < end) {
-        const int32_t count = stored_count(carried + of_warps_before + before[round]);
+        const unsigned here_included = 0xffffffffu >> (kWarpSize - 1 - lane);
+        const int32_t count = stored_count(count_before + __popc(ballot & here_included));
         const double reliability = reliability_of(count, scan.w_drop);
-        weight = valid[round] ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
+        weight = is_valid ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
         scan.counts[n] = count;
-        scan.reliability[n] = valid[round] ? static_cast<float>(reliability) : 0;
+        scan.reliability[n] = is_valid ? static_cast<float>(reliability) : 0;
         scan.weight[n] = weight;
-        effective += valid[round] && is_effective(reliability, scan.eps);
+        effective += is_valid && is_effective(reliability, scan.eps);
       }
+      count_before += __popc(ballot);
       if (scan.rewards) {  // of the 32 positions of this round, which lie side by side
         const int64_t start = n - lane;
         const int positions = static_cast<int>(min(int64_t{kWarpSize}, end - start));

@@ -133,9 +133,11 @@ __device__ __forceinline__ void collect(const typename Vectors<T>::Row& row, con
       ids[n] = tile >= 0 && is_inside(tile) ? id_of(tile) : -1;
       if (ids[n] >= 0) vectors[n] = row.load_inside(ids[n]);
     }
-#pragma unroll
-    for (int n = 0; n < kAtATime; ++n)
-      if (ids[n] >= 0) collect_vector<T>(vectors[n], ids[n], filter, lane, found, found_count);
+#pragma unroll 1
+    for (int n = 0; n < kAtATime; ++n) {
+      const int id = pick(ids, n);
+      if (id >= 0) collect_vector<T>(pick(vectors, n), id, filter, lane, found, found_count);
+    }
   }
 #pragma unroll 1
   for (int i = warp; i < tile_count; i += kRowWarps) {

@@ -14,7 +14,7 @@ def _why_not() -> str | None:
     if platform.system() != "Linux":
         return "Triton runs on Linux"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; `pip install triton`, or a torch that is built for a GPU, which brings it along"
+        return "triton is not installed; `pip install triton`, or a torch built for GPUs, which brings it along"
     return None
 
 

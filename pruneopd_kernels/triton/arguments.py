@@ -24,12 +24,12 @@ def device_of(tensor: Tensor) -> Any:
 
 
 def per_position(tensor: Tensor | None) -> Tensor | None:
-    """[positions]; copied where its strides do not allow a view."""
-    return None if tensor is None else tensor.reshape(-1)
+    """One value after the other; copied where they do not lie like that."""
+    return None if tensor is None else tensor.contiguous().view(-1)
 
 
 def flags(tensor: Tensor | None) -> Tensor | None:
-    """[positions], of a dtype that every kernel can compare with 0."""
+    """The same, of a dtype that every kernel can compare with 0."""
     if tensor is None:
         return None
     return per_position(tensor.view(_AS_SIGNED.get(tensor.dtype, tensor.dtype)))

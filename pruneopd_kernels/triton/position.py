@@ -18,16 +18,14 @@ from .selection import list_size
 from .summary import float64
 
 # How many row passes a multiprocessor is to hold at a time, each 4 warps with 8 loads of 16 bytes under way: while one
-# selects, the others read. The registers that leaves to a thread are enough for the loop; tests see to it that nothing
-# is spilled.
-PROGRAMS_PER_PROCESSOR = {"mass": 4, "stats": 3}
-REGISTERS = {"mass": 128, "stats": 168}
+# selects, the others read. Their share of the registers is enough for nothing to be spilled, which tests see to.
+PROGRAMS_PER_PROCESSOR = {"mass": 3, "stats": 3, "many candidates": 2}
+REGISTERS = {"mass": 168, "stats": 168, "many candidates": 255}
+MOST_REGISTERS = 255
 
 # Arguments of which nothing is gained by compiling for a 1 or a multiple of 16.
 DO_NOT_SPECIALIZE = ["positions", "words", "segments", "x_scale", "y_scale"]
 DO_NOT_SPECIALIZE += ["x_temperature", "y_temperature"]
-
-
 
 
 @triton.jit
@@ -101,12 +99,8 @@ def segments_kernel(x_logits, y_logits, mask, scratch, words, x_inner, x_outer_s
     if is_valid(mask, n):
         x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
         y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-        _, _, _, records, maxima = memory_of(
-            scratch, n, words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED
-        )
-        sum_segment(
-            x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS
-        )
+        _, _, _, records, maxima = memory_of(scratch, n, words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
+        sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS)
 
 
 class Launch:
@@ -130,7 +124,7 @@ class Launch:
         vocab_size = student_logits.shape[-1] if vocab_size is None else vocab_size
         logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
         self.logits, self.mask, self.stats = logits, flags(mask), stats
-        self.sums = "stats" if stats else "mass"
+        self.kind = "many candidates" if k > 32 else "stats" if stats else "mass"
         self.positions = math.prod(student_logits.shape[:-1])
         self.segments = triton.cdiv(vocab_size, SEGMENT.value)
         k_padded, segments_padded = triton.next_power_of_2(k), triton.next_power_of_2(self.segments)
@@ -140,12 +134,13 @@ class Launch:
         same = student_logits.dtype == teacher_logits.dtype
         bytes_of_memory += 2 * tile_slots * (student_logits.element_size() if same else 4)
         self.words = bytes_of_memory // 8
-        self.shape = [*(number for x in logits for number in positions_of(x)), vocab_size, self.segments]
+        addresses = [number for x in logits for number in positions_of(x)] if self.positions else []
+        self.shape = [*addresses, vocab_size, self.segments]
         self.scales = [float64_bits(float32(1 / (math.log(2) * temperature))) for temperature in temperatures]
         self.temperatures = [float64_bits(temperature) for temperature in temperatures]
         self.layout = {
             "VEC": 16 // max(x.element_size() for x in logits),
-            "ALIGNED": all(is_aligned(x) for x in logits),
+            "ALIGNED": self.positions > 0 and all(is_aligned(x) for x in logits),
             "LISTS": lists,
             "SEGMENTS": segments_padded,
             "K_PADDED": k_padded,
@@ -163,7 +158,7 @@ class Launch:
         if self.positions == 0:
             return
         device = self.logits[0].device
-        at_once = PROGRAMS_PER_PROCESSOR[self.sums] * processors(device)
+        at_once = PROGRAMS_PER_PROCESSOR[self.kind] * processors(device)
         fused = 2 * self.positions >= at_once
         programs = min(self.positions, at_once) if fused else self.positions
         scratch = torch.empty(programs * self.words, dtype=torch.int64, device=device)
@@ -179,7 +174,7 @@ class Launch:
                     *self.logits, self.mask, token_ids, scratch, rare, *outputs, self.positions, self.words,
                     *self.shape, *self.scales, *self.temperatures, *scalars,
                     WAY=way, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
-                    **registers(REGISTERS[self.sums] if way == "fused" else 255),
+                    **registers(REGISTERS[self.kind] if way == "fused" else MOST_REGISTERS),
                 )  # fmt: skip
 
 
@@ -195,17 +190,22 @@ def registers(limit: int) -> dict[str, int]:
     return {} if torch.version.hip else {"maxnreg": limit}
 
 
-def positions_of(logits: Tensor) -> tuple[int, int, int]:
-    """Position n's row begins at n // inner * outer_stride + n % inner * inner_stride: the numbers of that."""
-    sizes, strides = logits.shape[:-1], logits.stride()[:-1]
+def position_axes(logits: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides of the leading axes; axes that can be walked as one are merged."""
     axes: list[tuple[int, int]] = []
-    for size, stride in zip(sizes, strides, strict=True):
+    for size, stride in zip(logits.shape[:-1], logits.stride()[:-1], strict=True):
         if size == 1:
             continue
         if axes and axes[-1][1] == size * stride:
             axes[-1] = (axes[-1][0] * size, stride)
         else:
             axes.append((size, stride))
+    return axes
+
+
+def positions_of(logits: Tensor) -> tuple[int, int, int]:
+    """Position n's row begins at n // inner * outer_stride + n % inner * inner_stride: the numbers of that."""
+    axes = position_axes(logits)
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(axes)) + axes
     return inner, outer_stride, inner_stride
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import flags, float64_bits, per_position
+from .arguments import float64_bits, per_position
 from .position import DO_NOT_SPECIALIZE, Launch, end_of_span, is_due, memory_of, row_at, span_of
 from .row_pass import sum_segment
 from .scan import scan
@@ -79,7 +79,7 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now
                 select(x_row, maxima, vocab_size, lists, x_best, K, K_PADDED, TILES_PADDED, X_SHIFT)
                 select(y_row, maxima + 1, vocab_size, lists, y_best, K, K_PADDED, TILES_PADDED, Y_SHIFT)
-                x, y, x_rank, y_rank, common = compare(x_best, y_best, K, K_PADDED)
+                x, y, x_rank, _, common = compare(x_best, y_best, K, K_PADDED)
                 share = tl.where(broken, 0, common).to(tl.float64) / K
                 if token_ids is not None:
                     y_ids = id_of(y)
@@ -134,7 +134,7 @@ def reliability(
     launch.run(
         reliability_kernel,
         per_position(token_ids) if metric == "top_p" else None,
-        outputs=[overlap, flags(drift), topk_ids, rewards],
+        outputs=[overlap, drift.view(torch.int8), topk_ids, rewards],
         scalars=[float64_bits(threshold), float64_bits(top_p)],
         WEIGHT=reward_weight,
     )

@@ -86,7 +86,7 @@ def reliability_from_topk(
                 per_position(teacher_topk_logprobs) if by_acceptance else None,
                 per_position(token_ids) if by_acceptance else None,
                 overlap,
-                flags(drift),
+                drift.view(torch.int8),
                 drift.numel(),
                 float64_bits(threshold),
                 float64_bits(top_p),

@@ -48,10 +48,7 @@ def load_lanes(row, first, end, VEC: tl.constexpr, MASKED: tl.constexpr):
     """A block of a row in float32, -inf beyond its end, and whether an id is before the end."""
     ids = first + block_ids(VEC)
     inside = ids < end
-    if MASKED:
-        x = tl.load(row + ids, mask=inside, other=float("-inf"))
-    else:
-        x = tl.load(row + ids)
+    x = tl.load(row + ids, mask=inside, other=float("-inf")) if MASKED else tl.load(row + ids)
     return by_lane(x.to(tl.float32), VEC), by_lane(inside, VEC)
 
 
@@ -71,24 +68,23 @@ def terms(x, y, x_reference, y_reference, x_scale, y_scale, inside, STATS: tl.co
 
 
 @triton.jit
-def half(x, I: tl.constexpr):
+def half(x, WHICH: tl.constexpr):
     """Every second element of a lane: half at a time, for registers are few."""
     halves = tl.split(tl.reshape(x, [TILES, LANES, x.shape[2] // 2, 2]))
-    return halves[I]
+    return halves[WHICH]
 
 
 @triton.jit
-def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, state, VEC: tl.constexpr, STATS: tl.constexpr,
-              MASKED: tl.constexpr):  # fmt: skip
-    """Adds a block of both rows to the state, a tuple per row: reference by tile; by lane mass, own, other, greatest."""
-    x_state, y_state = state
+def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
+              STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Adds a block of both rows to their states: reference by tile; by lane mass, own, other, greatest logit."""
     xr, xm, xo, xt, xg = x_state
     yr, ym, yo, yt, yg = y_state
     x, inside = load_lanes(x_row, first, end, VEC, MASKED)
     y, _ = load_lanes(y_row, first, end, VEC, MASKED)
     x_lane_max, y_lane_max = tl.max(x, 2), tl.max(y, 2)
     x_tile_max, y_tile_max = tl.max(x_lane_max, 1), tl.max(y_lane_max, 1)
-    tile, side = first // TILE + tl.arange(0, TILES), tl.arange(0, 2)
+    tile, side = tl.arange(0, TILES) + first // TILE, tl.arange(0, 2)
     both = tl.join(x_tile_max, y_tile_max).to(maxima.dtype.element_ty)
     tl.store(maxima + 2 * tile[:, None] + side[None, :], both)
     xr_new = tl.maximum(xr, tl.ceil(x_tile_max * x_scale))
@@ -98,7 +94,7 @@ def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, state, VEC: tl
     if STATS:
         xo, yo = x_factor * (xo + x_move * xm), y_factor * (yo + y_move * ym)
         xt, yt = x_factor * (xt + y_move * xm), y_factor * (yt + x_move * ym)
-        xg, yg = tl.maximum(xg, x_lane_max), tl.maximum(yg, y_lane_max)
+    xg, yg = tl.maximum(xg, x_lane_max), tl.maximum(yg, y_lane_max)
     xm, ym = x_factor * xm, y_factor * ym
     for i in tl.static_range(2):
         sums = terms(half(x, i), half(y, i), xr_new, yr_new, x_scale, y_scale, half(inside, i), STATS, MASKED)
@@ -118,12 +114,15 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_s
     lowest = tl.full([TILES], LOWEST, tl.float32)
     zeros = tl.zeros([TILES, LANES], tl.float32)
     row = (lowest, zeros, zeros, zeros, zeros - float("inf"))
-    state = (row, row)
+    x_state, y_state = row, row
     for first in range(begin, whole, BLOCK):
-        state = add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, state, VEC, STATS, False)
+        x_state, y_state = add_block(
+            x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, False
+        )
     if whole < end:
-        state = add_block(x_row, y_row, whole, end, maxima, x_scale, y_scale, state, VEC, STATS, True)
-    x_state, y_state = state
+        x_state, y_state = add_block(
+            x_row, y_row, whole, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, True
+        )
     records += segment
     close_segment(x_state, y_state[0], x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS)
     records += FIELDS * SEGMENTS
@@ -141,23 +140,24 @@ def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, par
     total = tl.sum(mass * factor)
     tl.store(record + REFERENCE * SEGMENTS, reference)
     tl.store(record + MASS * SEGMENTS, total)
+    partner_reference = tl.max(partner_tiles, 0)
+    own = factor * (own + move * mass)
+    other = factor * (other + (partner_tiles - partner_reference)[:, None] * mass)
+    mass = factor * mass
     if STATS:
-        partner_reference = tl.max(partner_tiles, 0)
-        own = factor * (own + move * mass)
-        other = factor * (other + (partner_tiles - partner_reference)[:, None] * mass)
         tl.store(record + OWN * SEGMENTS, tl.sum(own))
         tl.store(record + OTHER * SEGMENTS, tl.sum(other))
-        peak = tl.max(greatest)
-        apart = 4 * tl.exp2(peak * scale - reference) > 3 * total
-        tl.store(record + PEAK * SEGMENTS, tl.where(apart, peak, float("-inf")))
-        if apart:
-            store_rest(mass * factor, own, other, greatest == peak, peak, row, partner_row, begin, end, scale,
-                       partner_scale, reference, partner_reference, record, SEGMENTS, VEC)  # fmt: skip
+    peak = tl.max(greatest)
+    apart = 4 * tl.exp2(peak * scale - reference) > 3 * total
+    tl.store(record + PEAK * SEGMENTS, tl.where(apart, peak, float("-inf")))
+    if apart:
+        store_rest(mass, own, other, greatest == peak, peak, row, partner_row, begin, end, scale, partner_scale,
+                   reference, partner_reference, record, SEGMENTS, VEC, STATS)  # fmt: skip
 
 
 @triton.jit
 def store_rest(mass, own, other, hot, peak, row, partner_row, begin, end, scale, partner_scale, reference,
-               partner_reference, record, SEGMENTS: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
+               partner_reference, record, SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
     """The record's sums without its peak, a logit that is most of the segment.
 
     All the entropy of a row like that is in what is left, which a float32 that already holds the peak rounds away. So
@@ -171,15 +171,13 @@ def store_rest(mass, own, other, hot, peak, row, partner_row, begin, end, scale,
     ids += part * (VEC * LANES) + lane % LANES * VEC + i % VEC
     inside = ids < end
     x = tl.load(row + ids, mask=inside, other=float("-inf")).to(tl.float32)
-    y = tl.load(partner_row + ids, mask=inside, other=0.0).to(tl.float32)
-    is_peak = x == peak
     counts = inside & (x != peak)
     d = tl.where(counts, tl.fma(x, scale, -reference), 0.0)
-    e = tl.where(counts, tl.exp2(d), 0.0)
-    mass = tl.sum(tl.where(hot, 0.0, mass)) + tl.sum(e)
-    own = tl.sum(tl.where(hot, 0.0, own)) + tl.sum(e * d)
-    other = tl.sum(tl.where(hot, 0.0, other)) + tl.sum(e * tl.fma(y, partner_scale, -partner_reference))
-    tl.store(record + MASS * SEGMENTS, mass)
-    tl.store(record + OWN * SEGMENTS, own)
-    tl.store(record + OTHER * SEGMENTS, other)
-    tl.store(record + PARTNER * SEGMENTS, tl.sum(tl.where(is_peak, y, 0.0)))
+    m = tl.where(counts, tl.exp2(d), 0.0)
+    tl.store(record + MASS * SEGMENTS, tl.sum(tl.where(hot, 0.0, mass)) + tl.sum(m))
+    if STATS:
+        y = tl.load(partner_row + ids, mask=inside, other=0.0).to(tl.float32)
+        partner_d = tl.fma(y, partner_scale, -partner_reference)
+        tl.store(record + OWN * SEGMENTS, tl.sum(tl.where(hot, 0.0, own)) + tl.sum(m * d))
+        tl.store(record + OTHER * SEGMENTS, tl.sum(tl.where(hot, 0.0, other)) + tl.sum(m * partner_d))
+        tl.store(record + PARTNER * SEGMENTS, tl.sum(tl.where(x == peak, y, 0.0)))

@@ -6,8 +6,6 @@ sound on every device. Launched with fusion of multiply and add off, for the pro
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl

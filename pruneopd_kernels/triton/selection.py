@@ -1,4 +1,4 @@
-"""The k best of a row from its tile maxima, in three steps of one kind: tiles, pieces of tiles, elements.
+"""The k best of a row from its tile maxima, in steps of one kind: tiles, parts of tiles, elements.
 
 Of contiguous ranges of ids, the first k by (maximum descending, id ascending) hold the whole top-k: an element of a
 later range comes after those k maxima. So every step leaves exactly k, whatever the row, and nothing can overflow.
@@ -11,16 +11,16 @@ from .order import NOTHING, order_of
 from .row_pass import BLOCK, TILE
 
 
-# Of which maxima are formed within a tile; larger for large k, so that there are not too many of them.
 @triton.constexpr_function
-def piece_size(k_padded):
-    return 8 if k_padded <= 64 else 16
+def steps_of(k_padded):
+    """Sizes of the ranges; small factors for large k, so that the maxima of a step fit in registers."""
+    return (TILE.value, 8, 1) if k_padded < 64 else (TILE.value, 32, 4, 1)
 
 
 def list_size(k_padded: int) -> int:
     """int32 of working memory that a selection needs."""
-    pieces = k_padded * TILE.value // piece_size(k_padded)
-    return 2 * k_padded + (pieces if pieces > BLOCK.value // piece_size(k_padded) else 0)
+    sizes: tuple[int, ...] = steps_of(k_padded)
+    return (len(sizes) - 1) * k_padded + k_padded * sizes[0] // sizes[1]
 
 
 @triton.jit
@@ -58,56 +58,65 @@ def places(keys, k, low):
 
 
 @triton.jit
-def load_pieces(row, tiles, slot, vocab_size, K: tl.constexpr, PIECE: tl.constexpr, SHIFT: tl.constexpr):
-    """Of the slot-th pieces in the listed tiles their number in the row and the greatest key."""
-    PIECES: tl.constexpr = TILE // PIECE
-    listed = slot // PIECES < K
-    piece = tl.load(tiles + slot // PIECES, mask=listed, other=0) * PIECES + slot % PIECES
-    ids = piece[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
+def parts_of(ranges, slot, K: tl.constexpr, FACTOR: tl.constexpr):
+    """Of the slot-th part of the listed ranges its number in the row, and whether the range is one of k."""
+    listed = slot // FACTOR < K
+    return tl.load(ranges + slot // FACTOR, mask=listed, other=0) * FACTOR + slot % FACTOR, listed
+
+
+@triton.jit
+def part_keys(row, part, listed, vocab_size, SIZE: tl.constexpr, SHIFT: tl.constexpr):
+    """The greatest key in each part."""
+    ids = part[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     exists = listed[:, None] & (ids < vocab_size)
-    x = tl.load(row + ids, mask=exists, other=0.0)
-    return piece, tl.max(tl.where(exists, order_of(x, SHIFT), NOTHING >> SHIFT), 1)
+    keys = order_of(tl.load(row + ids, mask=exists, other=0.0), SHIFT)
+    return tl.max(tl.where(exists, keys, NOTHING >> SHIFT), 1)
+
+
+@triton.jit
+def narrow(row, ranges, least, vocab_size, memory, K: tl.constexpr, K_PADDED: tl.constexpr, FROM: tl.constexpr,
+           TO: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
+    """The parts of size TO of k ranges of size FROM, with their keys, of which the k best are then `places`."""
+    FACTOR: tl.constexpr = FROM // TO
+    AT_ONCE: tl.constexpr = BLOCK // TO
+    slot = tl.arange(0, K_PADDED * FACTOR)
+    part, listed = parts_of(ranges, slot, K, FACTOR)
+    if K_PADDED * FACTOR <= AT_ONCE:
+        keys = part_keys(row, part, listed, vocab_size, TO, SHIFT)
+    else:
+        for first in range(0, K_PADDED * FACTOR, AT_ONCE):
+            some = first + tl.arange(0, AT_ONCE)
+            some_part, some_listed = parts_of(ranges, some, K, FACTOR)
+            tl.store(memory + some, part_keys(row, some_part, some_listed, vocab_size, TO, SHIFT))
+        tl.debug_barrier()
+        keys = tl.load(memory + slot)
+    least, chosen, place = places(keys, K, least)
+    return part, keys, least, chosen, place
 
 
 @triton.jit
 def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, K_PADDED: tl.constexpr,
            TILES_PADDED: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
     """Stores the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest."""
-    PIECE: tl.constexpr = piece_size(K_PADDED)
-    PIECES: tl.constexpr = TILE // PIECE
-    AT_ONCE: tl.constexpr = BLOCK // PIECE  # pieces looked at together
+    SIZES: tl.constexpr = steps_of(K_PADDED)
+    STEPS: tl.constexpr = len(SIZES) - 1
+    memory = lists + STEPS * K_PADDED
     lowest = tl.full([], NOTHING >> SHIFT, tl.int32)
-
     tile = tl.arange(0, TILES_PADDED)
     exists = tile * TILE < vocab_size
     keys = tl.where(exists, order_of(tl.load(maxima + 2 * tile, mask=exists, other=0.0), SHIFT), lowest)
     least, chosen, place = places(keys, K, lowest)
     tl.store(lists + place, tile, mask=chosen)
     tl.debug_barrier()
-
-    piece_list = lists + K_PADDED
-    slot = tl.arange(0, K_PADDED * PIECES)
-    if K_PADDED * PIECES <= AT_ONCE:
-        piece, keys = load_pieces(row, lists, slot, vocab_size, K, PIECE, SHIFT)
-    else:
-        piece_keys = piece_list + K_PADDED
-        for first in range(0, K_PADDED * PIECES, AT_ONCE):
-            some = first + tl.arange(0, AT_ONCE)
-            _, some_keys = load_pieces(row, lists, some, vocab_size, K, PIECE, SHIFT)
-            tl.store(piece_keys + some, some_keys)
+    for i in tl.static_range(STEPS - 1):
+        part, _, least, chosen, place = narrow(
+            row, lists + i * K_PADDED, least, vocab_size, memory, K, K_PADDED, SIZES[i], SIZES[i + 1], SHIFT
+        )
+        tl.store(lists + (i + 1) * K_PADDED + place, part, mask=chosen)
         tl.debug_barrier()
-        keys = tl.load(piece_keys + slot)
-        piece = tl.load(lists + slot // PIECES, mask=slot // PIECES < K, other=0) * PIECES + slot % PIECES
-    least, chosen, place = places(keys, K, least)
-    tl.store(piece_list + place, piece, mask=chosen)
-    tl.debug_barrier()
-
-    slot = tl.arange(0, K_PADDED * PIECE)
-    listed = slot // PIECE < K
-    ids = tl.load(piece_list + slot // PIECE, mask=listed, other=0) * PIECE + slot % PIECE
-    exists = listed & (ids < vocab_size)
-    keys = tl.where(exists, order_of(tl.load(row + ids, mask=exists, other=0.0), SHIFT), lowest)
-    least, chosen, place = places(keys, K, least)
+    ids, keys, least, chosen, place = narrow(
+        row, lists + (STEPS - 1) * K_PADDED, least, vocab_size, memory, K, K_PADDED, SIZES[STEPS - 1], 1, SHIFT
+    )
     tl.store(candidates + place, (keys.to(tl.int64) << 32) | (0xFFFFFFFF - ids.to(tl.int64)), mask=chosen)
     tl.debug_barrier()
 

@@ -42,21 +42,20 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
     move = references - reference
     factor = tl.exp2(move)
     mass = tl.sum(factor * masses, 0)
+    peaks = load_field(record, PEAK, segment, SEGMENTS, exists, float("-inf"))
+    is_peak = peaks > float("-inf")
+    d = tl.where(is_peak, peaks * scale - reference, 0.0)
+    m = tl.where(is_peak, tl.exp2(d), 0.0)
+    mass += tl.sum(m, 0)
     own, other = mass, mass
     if STATS:
         partner_references = load_field(partner_record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
-        partner_move = partner_references - tl.max(partner_references, 0)
+        partner_reference = tl.max(partner_references, 0)
         owns = load_field(record, OWN, segment, SEGMENTS, exists, 0.0)
         others = load_field(record, OTHER, segment, SEGMENTS, exists, 0.0)
-        peak = load_field(record, PEAK, segment, SEGMENTS, exists, float("-inf"))
-        is_peak = peak > float("-inf")
-        partner = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0)
-        d = tl.where(is_peak, peak * scale - reference, 0.0)
-        e = tl.where(is_peak, tl.exp2(d), 0.0)
-        partner_d = partner * partner_scale - tl.max(partner_references, 0)
-        mass += tl.sum(e, 0)
-        own = tl.sum(factor * (owns + move * masses) + e * d, 0)
-        other = tl.sum(factor * (others + partner_move * masses) + e * partner_d, 0)
+        partner_d = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0) * partner_scale - partner_reference
+        own = tl.sum(factor * (owns + move * masses) + m * d, 0)
+        other = tl.sum(factor * (others + (partner_references - partner_reference) * masses) + m * partner_d, 0)
     return reference, mass, own, other
 
 
@@ -101,7 +100,7 @@ def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature,
     return x, y, kl_of(p, q), kl_of(q, p), is_rare
 
 
-# --- The exact way, from the definitions: rows with a NaN, an infinity, or values whose differences float32 cannot tell.
+# --- The exact way, from the definitions: for a NaN, an infinity, or values whose differences float32 cannot tell.
 
 
 @triton.jit
@@ -135,7 +134,7 @@ def exact_summary(row, maxima, vocab_size, temperature):
         tile_nan = tl.max((x != x).to(tl.int32), 1)
         maximum = tl.max(tl.where(x != x, float("-inf"), x), 1)
         stored = tl.where(tile_nan > 0, float("nan"), maximum)
-        tile = first // TILE + tl.arange(0, ROWS)
+        tile = tl.arange(0, ROWS) + first // TILE
         tl.store(maxima + 2 * tile, stored.to(maxima.dtype.element_ty))
         greatest = tl.maximum(greatest, tl.max(maximum, 0))
         has_nan = tl.maximum(has_nan, tl.max(tile_nan, 0))

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import per_position
-from .position import DO_NOT_SPECIALIZE, Launch, end_of_span, is_due, memory_of, row_at, span_of
+from .position import DO_NOT_SPECIALIZE, Launch, end_of_span, is_due, memory_of, position_axes, row_at, span_of
 from .row_pass import sum_segment
 from .selection import compare, id_of, select
 from .summary import float64, logprob, summarize, summarize_exactly
@@ -123,6 +123,21 @@ def token_stats(
     teacher_temperature: float,
     vocab_size: int | None,
 ) -> tuple[Tensor, ...]:
+    if any(len(position_axes(logits)) > 2 for logits in (student_logits, teacher_logits)) and student_logits.numel():
+        parts = [
+            token_stats(
+                student_logits=student_logits[i],
+                teacher_logits=teacher_logits[i],
+                mask=None if mask is None else mask[i],
+                token_ids=None if token_ids is None else token_ids[i],
+                k=k,
+                student_temperature=student_temperature,
+                teacher_temperature=teacher_temperature,
+                vocab_size=vocab_size,
+            )
+            for i in range(student_logits.shape[0])
+        ]
+        return tuple(torch.stack(field) for field in zip(*parts, strict=True))
     shape = student_logits.shape[:-1]
     new: Any = student_logits.new_empty
     candidates = [torch.int64, torch.float32, torch.int64, *[torch.float32] * 3]

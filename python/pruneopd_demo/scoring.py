@@ -43,7 +43,7 @@ class Scores(NamedTuple):
 
 def implementation() -> str:
     """The implementation that scores here, such as `cpp (avx2)`."""
-    return f"cpp ({_cpp.instruction_set()})" if AUTO["cpu"] == "cpp" else AUTO["cpu"]
+    return f"cpp ({_cpp.instruction_set()})" if AUTO["cpu"][0] == "cpp" else AUTO["cpu"][0]
 
 
 @torch.no_grad()

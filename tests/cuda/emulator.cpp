@@ -1,5 +1,5 @@
-// Not instrumented for ThreadSanitizer, which would see races where fibres meet. So what fibres share is not in the
-// standard containers, whose code another, instrumented file may lend.
+// Not instrumented: ThreadSanitizer would see races where fibres meet. So what fibres share is not in the standard
+// containers, whose code another, instrumented file may lend.
 #include "emulator.h"
 
 #include <algorithm>
@@ -21,8 +21,7 @@ dim3 blockDim, gridDim;
 namespace emulator {
 namespace {
 
-// --- the state of the block that runs
-// ---------------------------------------------------------------------------------
+// --- the state of the block that runs ------------------------------------------------------------------------------
 
 enum class State : uint8_t { kReady, kAtBlockBarrier, kInWarp, kLeft };
 
@@ -55,7 +54,11 @@ struct Fibres {
   std::unique_ptr<Thread> threads[kMostThreads];
   char tags[2] = {};
 };
-constexpr size_t kSets = kFindsRaces ? 4 : 1;
+#ifdef EMULATOR_THREAD_SANITIZER
+constexpr size_t kSets = 4;
+#else
+constexpr size_t kSets = 1;
+#endif
 std::unique_ptr<Fibres> sets[kSets];
 Fibres* fibres;
 
@@ -63,7 +66,8 @@ struct Block {
   int threads = 0, left = 0;
   int at_barrier = 0, holding = 0, counted = 0;
   unsigned barriers = 0;
-  uint64_t ready[kMostThreads / 64];  // by rank
+  int missing[kMostThreads / kWarpSize];  // the lane that was last waited for: mostly it still is
+  uint64_t ready[kMostThreads / 64];      // by rank
   int by_rank[kMostThreads];
 };
 Block block;
@@ -81,8 +85,7 @@ struct Fence {
 };
 std::vector<Fence> fences;
 
-// --- taking turns
-// -------------------------------------------------------------------------------------------------------
+// --- taking turns --------------------------------------------------------------------------------------------------
 
 void set_ready(Thread& thread) {
   thread.state = State::kReady;
@@ -130,8 +133,7 @@ void live() {
 
 Thread::Thread() : fibre(live) {}
 
-// --- places
-// ---------------------------------------------------------------------------------------------------------------
+// --- places --------------------------------------------------------------------------------------------------------
 
 std::string at(const char* name, const Place& place) {
   return std::string(name) + " " + place.file_name() + ":" + std::to_string(place.line());
@@ -164,8 +166,7 @@ std::string deadlock() {
   return message.str();
 }
 
-// --- warps
-// ----------------------------------------------------------------------------------------------------------------
+// --- warps ---------------------------------------------------------------------------------------------------------
 
 Thread* lane_of_warp(int lane) {
   const int id = running->id / kWarpSize * kWarpSize + lane;
@@ -185,9 +186,13 @@ void meet(const char* name, uint32_t mask, const Place& place, const Finish& fin
   me.name = name;
   me.mask = mask;
   me.place = place;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
+  int& missing = block.missing[me.id / kWarpSize];
+  for (int n = 0, first = missing; n < kWarpSize; ++n) {
+    const int lane = (first + n) % kWarpSize;
     const Thread* other = mask >> lane & 1 ? lane_of_warp(lane) : &me;
-    if (other != &me && !(other && is_with(*other, me))) return wait(State::kInWarp);
+    if (other == &me || (other && is_with(*other, me))) continue;
+    missing = lane;
+    return wait(State::kInWarp);
   }
   finish();
   for (int lane = 0; lane < kWarpSize; ++lane)
@@ -195,8 +200,7 @@ void meet(const char* name, uint32_t mask, const Place& place, const Finish& fin
   take_turns();
 }
 
-// --- blocks
-// ---------------------------------------------------------------------------------------------------------------
+// --- blocks --------------------------------------------------------------------------------------------------------
 
 constexpr size_t kPage = 4096;
 constexpr size_t kSharedBytes = 256 << 10;
@@ -276,8 +280,7 @@ void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std:
   acquire(&finished);
 }
 
-// --- what kernels call
-// ------------------------------------------------------------------------------------------------
+// --- what kernels call ---------------------------------------------------------------------------------------------
 
 int block_barrier(const char* name, bool condition, Place place) {
   Thread& me = *running;
@@ -369,6 +372,8 @@ void note_atomic(const void* at) {
   me.last_atomic = at;
 }
 
+const bool kFindsRaces = kSets > 1;
+
 std::vector<std::string> take_fences() {
   std::vector<std::string> names;
   for (const Fence& fence : fences) names.push_back(at(fence.name, fence.place));
@@ -380,8 +385,7 @@ std::vector<std::string> take_fences() {
 
 }  // namespace emulator
 
-// --- what the host calls
-// ----------------------------------------------------------------------------------------------
+// --- what the host calls -------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -35,7 +35,10 @@ std::vector<std::string> take_fences();
 /// One of them that does nothing: threads pass by, each as if it were alone.
 inline std::string ignored_fence;
 
-// --- what cuda_runtime.h is made of ---------------------------------------------------------------------------------
+/// Whether ThreadSanitizer watches; a barrier of 256 threads then takes a millisecond.
+extern const bool kFindsRaces;
+
+// --- what cuda_runtime.h is made of --------------------------------------------------------------------------------
 
 using Place = std::source_location;
 

@@ -6,12 +6,12 @@
 #include <cstdlib>
 #include <new>
 
-#ifdef __SANITIZE_ADDRESS__
+// The emulator itself is not instrumented, so the compiler's macros do not tell which sanitizer is there.
+#ifdef EMULATOR_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The emulator itself is not instrumented for ThreadSanitizer, so the macro of the compiler does not tell.
 #ifdef EMULATOR_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
 extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
@@ -106,7 +106,7 @@ void Fibre::switch_from(Fibre& current) {
 #ifdef EMULATOR_THREAD_SANITIZER
   __tsan_switch_to_fiber(thread_, __tsan_switch_to_fiber_no_sync);
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_ADDRESS_SANITIZER
   __sanitizer_start_switch_fiber(&current.fake_stack_, bottom_, size_);
 #endif
 #ifdef __x86_64__
@@ -115,13 +115,13 @@ void Fibre::switch_from(Fibre& current) {
   swapcontext(&current.context_, &context_);
 #endif
   // It is current's turn again.
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_ADDRESS_SANITIZER
   __sanitizer_finish_switch_fiber(current.fake_stack_, &leaving->bottom_, &leaving->size_);
 #endif
 }
 
 void Fibre::start() {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_ADDRESS_SANITIZER
   __sanitizer_finish_switch_fiber(nullptr, &leaving->bottom_, &leaving->size_);
 #endif
   arriving->body_();
@@ -149,13 +149,13 @@ void renew_pages([[maybe_unused]] void* pages, [[maybe_unused]] size_t bytes) {
 }
 
 void forbid([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_ADDRESS_SANITIZER
   __asan_poison_memory_region(memory, bytes);
 #endif
 }
 
 void allow([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_ADDRESS_SANITIZER
   __asan_unpoison_memory_region(memory, bytes);
 #endif
 }

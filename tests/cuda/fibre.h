@@ -47,10 +47,4 @@ void renew_pages(void* pages, size_t bytes);
 void forbid(const void* memory, size_t bytes);
 void allow(const void* memory, size_t bytes);
 
-#ifdef EMULATOR_THREAD_SANITIZER
-constexpr bool kFindsRaces = true;
-#else
-constexpr bool kFindsRaces = false;
-#endif
-
 }  // namespace emulator

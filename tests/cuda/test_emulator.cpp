@@ -1,5 +1,7 @@
 // The emulator itself: what it computes, and that it reports what is wrong. Kernels here are as small as can be.
 #include <cuda_runtime.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -56,8 +58,7 @@ std::string error_of(const F& test) {
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
-// --- threads and blocks
-// -----------------------------------------------------------------------------------------------
+// --- threads and blocks --------------------------------------------------------------------------------------------
 
 __global__ void number(int* out, int offset) {
   out[blockIdx.x * blockDim.x + threadIdx.x] =
@@ -99,8 +100,7 @@ TEST(orders_are_what_they_say) {
   CHECK(orders.size() == 9);
 }
 
-// --- barriers
-// -----------------------------------------------------------------------------------------------------------
+// --- barriers ------------------------------------------------------------------------------------------------------
 
 __global__ void pass_along(int* out, int rounds) {
   int* values = reinterpret_cast<int*>(shared_memory);
@@ -174,8 +174,7 @@ TEST(threads_that_wait_in_vain_are_reported) {
   });
 }
 
-// --- warps
-// --------------------------------------------------------------------------------------------------------------
+// --- warps ---------------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void shuffle_about(T* out, T scale) {
@@ -299,8 +298,7 @@ TEST(lanes_wait_for_each_other) {
   });
 }
 
-// --- shared memory
-// ------------------------------------------------------------------------------------------------------
+// --- shared memory -------------------------------------------------------------------------------------------------
 
 __global__ void find_what_is_there(int* out) {
   if (threadIdx.x == 0) atomicAdd(out, shared_memory[0] == 0xcd && shared_memory[99] == 0xcd);
@@ -313,6 +311,40 @@ TEST(every_block_finds_garbage_in_shared_memory) {
   launch(find_what_is_there, 5, 100, 100, &found);
   CHECK(found == 5);
 }
+
+#ifdef __SANITIZE_ADDRESS__
+
+__global__ void write_beyond() { shared_memory[threadIdx.x + 1] = 0; }
+
+__global__ void read_beyond(int* out) {
+  int mine[2] = {1, 2};
+  __syncthreads();
+  *out = mine[*out];
+}
+
+/// Whether AddressSanitizer ends a process that does this.
+template <class F>
+bool dies(const F& run) {
+  const pid_t child = fork();
+  if (child == 0) {
+    close(STDERR_FILENO);
+    run();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status != 0;
+}
+
+TEST(memory_errors_of_a_kernel_show) {
+  int out = 1;
+  CHECK(!dies([] { launch(write_beyond, 2, 32, 33); }) && dies([] { launch(write_beyond, 2, 32, 32); }));
+  CHECK(!dies([&] { launch(read_beyond, 1, 1, 0, &out); }));
+  out = 2;
+  CHECK(dies([&] { launch(read_beyond, 1, 1, 0, &out); }));
+}
+
+#endif
 
 TEST(a_launch_keeps_to_the_limits) {
   int out = 0;
@@ -330,8 +362,7 @@ TEST(a_launch_keeps_to_the_limits) {
   emulator::settings = {};
 }
 
-// --- atomics
-// ------------------------------------------------------------------------------------------------------------
+// --- atomics -------------------------------------------------------------------------------------------------------
 
 __global__ void add_up(int* sum, unsigned long long* wide, unsigned* last) {
   auto* count = reinterpret_cast<unsigned*>(shared_memory);
@@ -382,8 +413,7 @@ TEST(blocks_meet_by_an_atomic_between_fences) {
   });
 }
 
-// --- numbers
-// ------------------------------------------------------------------------------------------------------------
+// --- numbers -------------------------------------------------------------------------------------------------------
 
 TEST(numbers_are_as_in_cuda) {
   CHECK(__popc(0xf0f0u) == 8 && __popcll(0xf0f000000000ull) == 8 && __clz(1) == 31 && __clz(0) == 32 && __ffs(0) == 0 &&

@@ -16,8 +16,7 @@
 
 #include "../emulator.h"
 
-// --- keywords
-// ---------------------------------------------------------------------------------------------------------
+// --- keywords ------------------------------------------------------------------------------------------------------
 
 #define __global__
 #define __device__
@@ -30,8 +29,7 @@
 // The compiler refuses this inside of a function without `extern`: only the dynamic shared memory is emulated.
 #define __shared__ __attribute__((weak))
 
-// --- types
-// ------------------------------------------------------------------------------------------------------------
+// --- types ---------------------------------------------------------------------------------------------------------
 
 struct uint2 {
   unsigned x, y;
@@ -62,8 +60,7 @@ struct dim3 {
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
-// --- barriers, fences, atomics
-// ----------------------------------------------------------------------------------------
+// --- barriers, fences, atomics -------------------------------------------------------------------------------------
 
 inline void __syncthreads(emulator::Place place = emulator::Place::current()) {
   emulator::block_barrier("__syncthreads", false, place);
@@ -87,8 +84,7 @@ T atomicAdd(T* at, std::type_identity_t<T> value) {
   return before;
 }
 
-// --- warps
-// ------------------------------------------------------------------------------------------------------------
+// --- warps ---------------------------------------------------------------------------------------------------------
 
 namespace emulator {
 
@@ -158,8 +154,7 @@ T __reduce_add_sync(unsigned mask, T value, emulator::Place place = emulator::Pl
   return static_cast<T>(emulator::reduce("__reduce_add_sync", mask, static_cast<uint64_t>(value), join, place));
 }
 
-// --- numbers
-// ----------------------------------------------------------------------------------------------------------
+// --- numbers -------------------------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }
@@ -203,8 +198,7 @@ T max(A a, B b) {
   return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
 }
 
-// --- the host's side
-// --------------------------------------------------------------------------------------------------
+// --- the host's side -----------------------------------------------------------------------------------------------
 
 enum cudaError_t {
   cudaSuccess = 0,

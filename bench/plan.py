@@ -1,0 +1,148 @@
+"""Which cases are timed on which device, in which runs: what is compared with each other is timed in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from bench import data, others
+from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, Case
+from bench.data import DTYPES
+from bench.implementations import NO_SET, instruction_sets, usable_on
+
+K_AND_ROWS = [(16, "random"), (64, "random"), (256, "random"), (16, "ascending")]
+MANY, FEW = 8192, (1, 16, 64)  # positions on a GPU
+DTYPE_OF = {"reliability_from_topk": "int64", "reliability_from_drift": "bool"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command line's choice; an empty tuple is everything."""
+
+    ops: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    isas: tuple[str, ...] = ()
+    impls: tuple[str, ...] = ()
+    ks: tuple[int, ...] = ()
+    rows: tuple[str, ...] = ()
+    peers: tuple[str, ...] = PEERS
+    reference: bool = False  # on a CPU, in float32 only: it takes seconds a call
+
+    def takes(self, case: Case) -> bool:
+        pairs = [
+            (case.op, self.ops), (case.dtype, () if case.op in TOPK_OPS else self.dtypes), (case.isa, self.isas),
+            (case.impl, self.impls), (case.k, self.ks), (case.rows, self.rows),
+        ]  # fmt: skip
+        return all(not wanted or value in wanted for value, wanted in pairs)
+
+
+# --- a CPU --------------------------------------------------------------------------------------------------------
+
+
+def on_cpu(wanted: Wanted) -> Iterator[list[Case]]:
+    """The runs: one a dtype of the logits, one an operator without."""
+    for dtype in wanted.dtypes or DTYPES:
+        yield _logits_on_cpu(dtype, wanted)
+    for op in TOPK_OPS:
+        rows = [Case(op, DTYPE_OF[op], impl, isa) for impl, isa in _compiled()[:1]]
+        yield _with_peers([row for row in rows if wanted.takes(row)], ("eager", "compiled"), wanted)
+
+
+def _compiled() -> list[tuple[str, str]]:
+    """(impl, isa) for each that can be timed on this CPU."""
+    return [("cpp", isa) for isa in instruction_sets()] or [("reference", NO_SET)]
+
+
+def _logits_on_cpu(dtype: str, wanted: Wanted) -> list[Case]:
+    """The rows of the run for one dtype, the readings and peers that they are compared with included."""
+    rows = [
+        Case(op, dtype, impl, isa, k, order)
+        for op in LOGIT_OPS
+        for k, order in K_AND_ROWS
+        for impl, isa in _compiled()
+        if op == "reliability" or k == 16
+    ]
+    if instruction_sets() and wanted.reference and dtype == "float32":
+        rows += [Case(op, dtype, "reference") for op in LOGIT_OPS]
+    chosen = [row for row in rows if wanted.takes(row)]
+    # A longer k and ascending rows are compared with k=16 on random rows, and everything with reading.
+    base = [Case(row.op, dtype, row.impl, row.isa) for row in chosen]
+    reads = [Case("read", dtype, row.impl, row.isa, rows=row.rows) for row in chosen if row.impl != "reference"]
+    native = () if dtype == "float32" else ("eager_native",)
+    compiled = () if dtype == "float16" else ("compiled",)
+    return list(dict.fromkeys([*reads, *base, *_with_peers(chosen, ("eager", *native, *compiled), wanted)]))
+
+
+def _with_peers(chosen: list[Case], peers: tuple[str, ...], wanted: Wanted) -> list[Case]:
+    found = [
+        Case(row.op, row.dtype, peer, device=row.device, positions=row.positions)
+        for row in chosen
+        for peer in peers
+        if peer in wanted.peers
+    ]
+    return list(dict.fromkeys([*chosen, *found]))
+
+
+# --- a GPU --------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(wanted: Wanted, device: str = "cuda") -> Iterator[list[Case]]:
+    """The runs in the order of their worth, for a machine that may be gone before the last one."""
+    impls = usable_on(device) or ["reference"]
+    many = positions_that_fit(device)
+
+    def cases(ops: tuple[str, ...], **fields: object) -> list[Case]:
+        found = [Case(op, DTYPE_OF.get(op, "bfloat16"), impl, device=device) for op in ops for impl in impls]
+        return [row for one in found for row in [replace(one, **fields)] if wanted.takes(row)]  # type: ignore[arg-type]
+
+    def at_all_k(**fields: object) -> list[Case]:
+        longer = [row for k in (64, 256) for row in cases(("reliability",), k=k, **fields)]
+        return cases(LOGIT_OPS, **fields) + longer + cases(LOGIT_OPS, rows="ascending", **fields)
+
+    def few(positions: int) -> list[Case]:
+        return _with_peers(cases(LOGIT_OPS, positions=positions), ("eager",), wanted)
+
+    def against(*peers: str, **fields: object) -> list[Case]:
+        return _with_peers(cases(LOGIT_OPS, **fields), peers, wanted)
+
+    yield _with_copy(at_all_k(positions=many), wanted)
+    for positions in FEW:
+        yield _with_copy(few(positions), wanted)
+    yield _with_copy(against("eager", "eager_native", positions=many), wanted)
+    for op in TOPK_OPS:
+        yield _with_copy(_with_peers(cases((op,)), ("eager", "compiled"), wanted), wanted)
+    yield _with_copy(against("eager", dtype="float32", positions=many // 4), wanted)
+    if "compiled" in wanted.peers:
+        yield _with_copy(against(*PEERS, positions=many), wanted)
+        yield _with_copy(_parts(device, many, wanted), wanted)
+
+
+def _with_copy(run: list[Case], wanted: Wanted) -> list[Case]:
+    """And the copies of as many bytes of logits, with the base that a longer k or ascending rows are compared with."""
+    base = [replace(row, k=16, rows="random") for row in run if row.op in LOGIT_OPS]
+    copied = [("bfloat16", 512) if row.op in TOPK_OPS else (row.dtype, row.positions) for row in run]
+    copies = [Case("copy", dtype, "torch", device=run[0].device, positions=positions) for dtype, positions in copied]
+    return list(dict.fromkeys([*copies, *base, *run]))
+
+
+def _parts(device: str, positions: int, wanted: Wanted) -> list[Case]:
+    found = []
+    for part, functions in others.PARTS.items():
+        for impl in functions:
+            case = Case(part, "bfloat16", impl, device=device, positions=positions)
+            if not others.installed(impl):
+                print(f"{impl} is not installed: its {part} is not timed")
+            elif wanted.takes(case):
+                found.append(case)
+    return found
+
+
+def positions_that_fit(device: str) -> int:
+    """8192, unless eager PyTorch's copies of that many rows would not fit; it needs up to 40 bytes an element pair."""
+    memory = torch.cuda.get_device_properties(device).total_memory if device == "cuda" else 2**62
+    positions = MANY
+    while positions * data.VOCABULARY * 60 > memory:
+        positions //= 2
+    return positions

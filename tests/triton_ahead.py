@@ -1,0 +1,136 @@
+"""Run by test_triton.py in a process of its own: compiles every Triton kernel that some calls launch, without a GPU.
+
+Prints a JSON line for each: its registers, and of its machine code (sm_80 and newer) how often registers are spilled
+and what the loop over the row consists of. For AMD (gfx942) only that it compiles.
+
+    python tests/triton_ahead.py 90
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from interpreted import OPERATORS, checked
+from pruneopd_kernels.ops import _triton
+from pruneopd_kernels.triton import position
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+WIDTH = 151936
+
+
+class Ahead:
+    """Stands for the driver of a GPU that is not here."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def logits_calls(op, dtypes, k, **kwargs):
+    """Few positions, then many: their kernels differ."""
+    for positions in (1, 20):
+        student, teacher = (torch.empty(1, positions, WIDTH, dtype=dtype) for dtype in dtypes)
+        yield op, (student, teacher), {"k": k, **kwargs}
+
+
+def calls(everything):
+    """What is compiled: for one architecture much of what there is, for the others the usual."""
+    for op in ("reliability", "token_stats"):
+        yield from logits_calls(op, (BF16, BF16), 16)
+        if everything:
+            yield from logits_calls(op, (F32, F32), 16)
+            yield from logits_calls(op, (F16, BF16), 64)
+            yield from logits_calls(op, (BF16, F32), 256)
+    ids = torch.zeros(2, 8, 16, dtype=torch.int64)
+    more = {"metric": "top_p", "teacher_topk_logprobs": torch.zeros(2, 8, 16), "token_ids": ids[..., 0]}
+    yield "reliability_from_topk", (ids, ids), {}
+    yield "reliability_from_topk", (ids, ids, torch.ones(2, 8)), more
+    yield "reliability_from_drift", (torch.zeros(2, 8, dtype=torch.bool),), {}
+
+
+def disassembled(cubin):
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "nvdisasm")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
+    instructions, labels = [], {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*\.(L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(re.sub(r"^@!?U?P\w+\s+", "", instruction[1]))
+    return instructions, labels
+
+
+def row_loop(instructions, labels):
+    """The loop over whole blocks of a row: the shortest with this many ex2."""
+    loops = []
+    for end, instruction in enumerate(instructions):
+        label = re.search(r"^BRA.*`\(\.(L_x_\d+)\)", instruction)
+        if label and labels.get(label[1], end + 1) <= end:
+            loops.append(instructions[labels[label[1]] : end + 1])
+    return min((x for x in loops if sum("MUFU.EX2" in y for y in x) >= 64), key=len, default=[])
+
+
+def described(kernel):
+    if "cubin" not in kernel.asm:
+        return {}
+    instructions, labels = disassembled(kernel.asm["cubin"])
+    loop = row_loop(instructions, labels)
+    loads = [x.split()[0] for x in loop if x.startswith("LDG")]
+    return {
+        "spills": sum(x.startswith(("STL", "LDL")) for x in instructions),
+        "loop_spills": sum(x.startswith(("STL", "LDL")) for x in loop),
+        "loop": len(loop),
+        "loop_ex2": sum("MUFU.EX2" in x for x in loop),
+        "loop_loads": {load: loads.count(load) for load in sorted(set(loads))},
+    }
+
+
+def main(target):
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32)
+    triton.runtime.driver.set_active(Ahead(gpu))
+    if amd:
+        position.registers = lambda limit: {}
+    seen = set()
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            call = {
+                "op": op,
+                "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors[:2]],
+                "k": options.get("k"),
+            }
+            line = {"kernel": self.__name__, "way": kwargs.get("WAY"), **call, **described(kernel)}
+            print(json.dumps(line), flush=True)
+        return kernel
+
+    JITFunction.run = compile_only
+    for op, tensors, options in calls(everything=target == "90"):
+        assert op in OPERATORS
+        _triton.run(op, checked(op, *tensors, **options))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
