@@ -111,7 +111,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             # Where nvcc is found, or as the user says: OFF, or ON, which fails where it is not.
-            "PRUNEOPD_CUDA": os.environ.get("PRUNEOPD_CUDA", "OFF"),
+            "PRUNEOPD_CUDA": os.environ.get("PRUNEOPD_CUDA", "AUTO"),
             "PRUNEOPD_CUDA_ARCHITECTURES": os.environ.get("PRUNEOPD_CUDA_ARCHITECTURES", ""),
         }
         if "CUDA_HOME" in os.environ:

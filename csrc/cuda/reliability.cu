@@ -104,20 +104,28 @@ __device__ void write_position(const Params& params, int n) {
     params.rewards[params.rows.slot(n, j)] = NAN;
 }
 
-/// After position n is written: whoever completes a response scans it. Until then its effective length counts arrivals.
+/// After position n is written: whoever completes a response scans it.
 __device__ void arrive(const Params& params, int n, bool& is_last) {
   const DeviceResponses& responses = params.scan.responses;
   const int64_t b = responses.find(n, thread_in_block() % kWarpSize);
   const int64_t begin = responses.begin(b), end = responses.end(b);
   if (n < begin || n >= end) return;  // cu_seqlens leave it out
-  auto* const arrivals = reinterpret_cast<unsigned*>(params.scan.effective_length + b);
+  unsigned* const arrivals = params.rows.arrivals + (params.rows.slices > 1 ? responses.positions : 0) + b;
   if (arrives_last(arrivals, end - begin, is_last)) scan_response(params.scan, b);
+}
+
+/// Nobody arrives at a response without positions.
+__device__ void write_empty_responses(const Scan& scan) {
+  if (!scan.responses.cu_seqlens) return;
+  for (int64_t b = thread_in_block(); b < scan.responses.count; b += kThreads)
+    if (scan.responses.begin(b) >= scan.responses.end(b)) scan.effective_length[b] = 0;
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliability_kernel(Params params) {
   RowPairMemory& memory = RowPairMemory::get();
   const int n = params.rows.position();
+  if (blockIdx.x == 0) write_empty_responses(params.scan);
   if (!params.mask.flag(n)) {
     if (params.rows.slice() != 0) return;
     write_masked(params, n);
@@ -133,9 +141,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliabi
 void compute(const ReliabilityArgs& args, const Queue& queue) {
   const int64_t positions = args.responses.positions;
   if (args.responses.count == 0) return;
-  const auto bytes = static_cast<size_t>(args.responses.count) * sizeof(int32_t);
-  require(cudaMemsetAsync(args.scan.effective_length, 0, bytes, queue.stream));
-  if (positions == 0) return;
+  if (positions == 0) {
+    const auto bytes = static_cast<size_t>(args.responses.count) * sizeof(int32_t);
+    return require(cudaMemsetAsync(args.scan.effective_length, 0, bytes, queue.stream));
+  }
   Params params{.rows = make_row_pairs(args.logits, args.k),
                 .mask = DeviceView(args.mask),
                 .token_ids = DeviceView(args.token_ids),
@@ -151,7 +160,8 @@ void compute(const ReliabilityArgs& args, const Queue& queue) {
   params.scan.rewards = args.rewards;
   params.scan.k = static_cast<int>(args.k);
   with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits, positions, params, queue);
+    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits, positions, args.responses.count, params,
+                          queue);
   });
 }
 

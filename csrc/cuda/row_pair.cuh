@@ -24,8 +24,8 @@ struct RowPairs {
   bool usable_scales;
   int vocab_size, k, tiles, units;
   int slices;              // blocks a position
-  unsigned* arrivals;      // [positions] when there are several slices
-  unsigned char* scratch;  // [positions, PassOutputs::bytes] when there are several slices
+  unsigned* arrivals;      // counters, 0 at first: [positions] of slices, when there are several; [responses]
+  unsigned char* scratch;  // [positions, scratch_bytes] when there are several slices
   int64_t scratch_bytes;
 
   /// Where candidate j of position n lies in the outputs.
@@ -198,10 +198,10 @@ void with_logit_type(const LogitsPair& logits, const Visit& visit) {
     visit.template operator()<AnyLogit>();
 }
 
-/// Launches a kernel whose parameters hold `rows`.
+/// Launches a kernel whose parameters hold `rows`. `responses` of them count their positions as they arrive.
 template <class T, class Params>
 void launch_over_logits(void (*kernel)(Params), const char* op, const LogitsPair& logits, int64_t positions,
-                        Params params, const Queue& queue) {
+                        int64_t responses, Params params, const Queue& queue) {
   RowPairs& rows = params.rows;
   const int64_t bytes = pass_bytes<T>(logits.vocab_size), shared = sizeof(RowPairMemory) + bytes;
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, queue);
@@ -212,13 +212,13 @@ void launch_over_logits(void (*kernel)(Params), const char* op, const LogitsPair
   rows.tiles = Cut<T>::tiles(logits.vocab_size);
   rows.units = Cut<T>::units(logits.vocab_size);
   rows.slices = slices_for(positions, rows.units, bytes, queue);
-  rows.scratch_bytes = bytes;
-  if (rows.slices > 1) {
-    auto* const workspace =
-        static_cast<unsigned char*>(queue.workspace(positions * (bytes + static_cast<int64_t>(sizeof(unsigned)))));
-    rows.scratch = workspace;
-    rows.arrivals = reinterpret_cast<unsigned*>(workspace + positions * bytes);
-    require(cudaMemsetAsync(rows.arrivals, 0, static_cast<size_t>(positions) * sizeof(unsigned), queue.stream));
+  rows.scratch_bytes = rows.slices > 1 ? bytes : 0;
+  const int64_t counter_bytes =
+      ((rows.slices > 1 ? positions : 0) + responses) * static_cast<int64_t>(sizeof(unsigned));
+  if (counter_bytes > 0) {
+    rows.scratch = static_cast<unsigned char*>(queue.workspace(positions * rows.scratch_bytes + counter_bytes));
+    rows.arrivals = reinterpret_cast<unsigned*>(rows.scratch + positions * rows.scratch_bytes);
+    require(cudaMemsetAsync(rows.arrivals, 0, static_cast<size_t>(counter_bytes), queue.stream));
   }
   launch(kernel, positions * rows.slices, kThreads, shared, queue, params);
 }

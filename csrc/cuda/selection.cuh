@@ -96,24 +96,23 @@ __device__ __forceinline__ void collect_vector(const typename Vectors<T>::One& v
   constexpr int kIds = Vectors<T>::kIds;
   float x[kIds];
   Vectors<T>::logits(vector, x);
-  unsigned hits = 0;
+  unsigned near = 0;  // elements that may pass, a bit each
 #pragma unroll
   for (int i = 0; i < kIds; ++i)
-    if (!(x[i] < filter.bound) && id + i < filter.vocab_size &&
-        compact<T>(make_candidate(x[i], id + i), filter.id_bits) >= filter.least)
-      hits |= 1u << i;
-  if (!__any_sync(kWholeWarp, hits != 0)) return;
-  int before = __popc(hits);  // and then with those of the lanes before
-#pragma unroll
-  for (int apart = 1; apart < kWarpSize; apart *= 2) {
-    const int theirs = __shfl_up_sync(kWholeWarp, before, apart);
-    if (lane >= apart) before += theirs;
+    if (!(x[i] < filter.bound)) near |= 1u << i;
+  if (id + kIds > filter.vocab_size) near &= (1u << max(filter.vocab_size - id, 0)) - 1;
+  // One element a thread at a time: of a vector there is seldom more than one.
+  while (__any_sync(kWholeWarp, near != 0)) {
+    const int i = near ? __ffs(static_cast<int>(near)) - 1 : 0;
+    const Candidate candidate = make_candidate(pick(x, i), static_cast<uint32_t>(id + i));
+    const bool passes = near && compact<T>(candidate, filter.id_bits) >= filter.least;
+    near &= near - 1;
+    const unsigned passing = __ballot_sync(kWholeWarp, passes);
+    int start = 0;
+    if (lane == 0 && passing) start = atomicAdd(&found_count, __popc(passing));
+    const int slot = __shfl_sync(kWholeWarp, start, 0) + count_before(passing, lane);
+    if (passes && slot < Selection::kCapacity) found[slot] = candidate;
   }
-  int start = lane == kWarpSize - 1 ? atomicAdd(&found_count, before) : 0;
-  start = __shfl_sync(kWholeWarp, start, kWarpSize - 1) + before - __popc(hits);
-#pragma unroll
-  for (int i = 0; i < kIds; ++i)
-    if (hits & 1u << i && start < Selection::kCapacity) found[start++] = make_candidate(x[i], id + i);
 }
 
 /// Counts what passes in the chosen tiles, and keeps it as long as there is room.

@@ -28,6 +28,7 @@ struct DevicePositions {
 
   __device__ int64_t offset(int64_t n) const {
     int64_t offset = 0;
+#pragma unroll 1
     for (int axis = axes; axis-- > 1;) {
       offset += n % sizes[axis] * strides[axis];
       n /= sizes[axis];

@@ -20,7 +20,8 @@ def steps_of(k_padded):
 def list_size(k_padded: int) -> int:
     """int32 of working memory that a selection needs."""
     sizes: tuple[int, ...] = steps_of(k_padded)
-    return (len(sizes) - 1) * k_padded + k_padded * sizes[0] // sizes[1]
+    parts = k_padded * sizes[0] // sizes[1]
+    return (len(sizes) - 1) * k_padded + (parts if parts > BLOCK.value // sizes[1] else 0)
 
 
 @triton.jit
