@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -23,6 +24,9 @@ inline int64_t device_attribute(cudaDeviceAttr attribute, const Queue& queue) {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, const Queue& queue,
             const Arguments&... arguments) {
+  if (blocks > INT32_MAX)
+    throw std::runtime_error("impl='cuda': a call must have at most 2147483647 blocks of work, got " +
+                             std::to_string(blocks));
   constexpr int64_t kWithoutAsking = 48 * 1024;
   if (shared_bytes > kWithoutAsking)
     require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));

@@ -46,7 +46,7 @@ struct Side {
   /// A reference may lag behind the maximum by this much, in log2 units: where terms d * exp2(d) cancel, little; else
   /// as long as nothing overflows.
   static constexpr float kHeadroom = kStats ? 2 : 20;
-  /// Rows whose references would lie beyond are summed in float64: see exact.cuh.
+  /// Rows whose references would lie beyond are summed in float64: see summary.cuh.
   static constexpr float kFarthest = 0x1p24f;
   static constexpr int kNone = -(1 << 30);
 
