@@ -106,5 +106,4 @@ ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name != "cuda" or torch.
 every_implementation = pytest.mark.parametrize(
     "impl", [*IMPLEMENTATIONS, *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ON_GPU)], ids=repr
 )
-every_on_gpu = pytest.mark.parametrize("impl", ON_GPU, ids=repr)
 every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)

@@ -1,29 +1,12 @@
-// The element types of tensors, one value at a time.
+// The elements of views, one value at a time.
 #pragma once
 
 #include <cstdint>
 
-#include "../math/order.h"
+#include "../math/scalars.h"
 #include "operators.h"
 
 namespace pruneopd {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-PRUNEOPD_FORMULA float to_float(float x) { return x; }
-PRUNEOPD_FORMULA float to_float(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
-PRUNEOPD_FORMULA float to_float(Half x) {
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // inf, NaN
-  if (rest >= 0x0400u) return bits_float(sign | ((rest << 13) + 0x38000000u));
-  const float subnormal = static_cast<float>(rest) * 0x1p-24f;  // exact
-  return bits_float(sign | float_bits(subnormal));
-}
 
 /// Calls visit with a typed pointer to logits.
 template <class Visit>
@@ -36,26 +19,14 @@ auto with_logits(const void* data, Scalar type, Visit&& visit) {
 }
 
 inline const void* address(const View& view, int64_t offset) {
-  static constexpr int64_t kBytes[] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};  // in the order of Scalar
-  return static_cast<const char*>(view.data) + offset * kBytes[static_cast<int>(view.type)];
+  return static_cast<const char*>(view.data) + offset * bytes_of(view.type);
 }
 
 /// The value at `offset` elements: floating types.
-inline double load_real(const View& view, int64_t offset) {
-  const void* at = address(view, offset);
-  switch (view.type) {
-    case Scalar::kF16: return to_float(*static_cast<const Half*>(at));
-    case Scalar::kBF16: return to_float(*static_cast<const BFloat16*>(at));
-    case Scalar::kF64: return *static_cast<const double*>(at);
-    default: return *static_cast<const float*>(at);
-  }
-}
+inline double load_real(const View& view, int64_t offset) { return load_real(view.data, view.type, offset); }
 
 /// The value at `offset` elements: ids.
-inline int64_t load_id(const View& view, int64_t offset) {
-  const void* at = address(view, offset);
-  return view.type == Scalar::kI32 ? *static_cast<const int32_t*>(at) : *static_cast<const int64_t*>(at);
-}
+inline int64_t load_id(const View& view, int64_t offset) { return load_id(view.data, view.type, offset); }
 
 /// Value n of a vector of int32.
 inline int32_t load_int32(const View& vector, int64_t n) {
@@ -64,19 +35,7 @@ inline int32_t load_int32(const View& vector, int64_t n) {
 
 /// Whether position n is valid or drifts: any type, non-zero is true; a view that is not given is all true.
 inline bool load_flag(const View& view, int64_t n) {
-  if (!view) return true;
-  const int64_t offset = view.at.offset(n);
-  const void* at = address(view, offset);
-  switch (view.type) {
-    case Scalar::kI16: return *static_cast<const int16_t*>(at) != 0;
-    case Scalar::kI32:
-    case Scalar::kI64: return load_id(view, offset) != 0;
-    case Scalar::kF16:
-    case Scalar::kBF16: return (*static_cast<const uint16_t*>(at) & 0x7fff) != 0;  // no subnormal is flushed
-    case Scalar::kF32:
-    case Scalar::kF64: return load_real(view, offset) != 0;
-    default: return *static_cast<const uint8_t*>(at) != 0;
-  }
+  return !view || load_flag(view.data, view.type, view.at.offset(n));
 }
 
 /// load_flag of `count` positions from n on.
