@@ -9,6 +9,9 @@
 
 namespace pruneopd {
 
+/// The greatest k of every operator.
+constexpr int64_t kMaxCandidates = 256;
+
 enum class Scalar : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 
 /// Where position n lies in a tensor of any strides: the leading axes, flattened in row-major order.

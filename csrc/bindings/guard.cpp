@@ -9,8 +9,6 @@
 namespace pruneopd::bindings {
 namespace {
 
-constexpr int64_t kMaxCandidates = 256;
-
 std::string text(const Shape& shape) {
   std::string words;
   for (const int64_t size : shape) words.append(words.empty() ? "[" : ", ").append(std::to_string(size));

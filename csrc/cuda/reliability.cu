@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliabi
     write_masked(params, n);
   } else {
     if (!pass_row_pair<T, false>(params.rows, n)) return;
-    write_position<T>(params, RowPairMemory::get().position);
+    write_position<T>(params, memory.position);
   }
   arrive(params, n, memory.is_last);
 }

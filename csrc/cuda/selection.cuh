@@ -9,7 +9,6 @@
 
 namespace pruneopd::cuda {
 
-constexpr int kMaxCandidates = 256;
 constexpr int kRowThreads = kThreads / kSides, kRowWarps = kWarps / kSides;
 
 /// The selection's part of the shared memory.

@@ -6,8 +6,10 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "harness.h"
 #include "naive.h"
 #include "tensors.h"
 
@@ -103,6 +105,20 @@ inline Case make_case(Random& random, const std::vector<int64_t>& widths = kWidt
           random.chance(.8)};
 }
 
+constexpr const char* kFloatNames[] = {"student_topk_logprobs",
+                                       "teacher_topk_logprobs",
+                                       "teacher_on_student_logprobs",
+                                       "student_on_teacher_logprobs",
+                                       "overlap",
+                                       "student_lse",
+                                       "teacher_lse",
+                                       "student_entropy",
+                                       "teacher_entropy",
+                                       "reverse_kl",
+                                       "forward_kl",
+                                       "student_token_logprob",
+                                       "teacher_token_logprob"};
+
 struct TokenStats {
   std::vector<int64_t> student_ids, teacher_ids;
   std::vector<std::vector<float>> floats;
@@ -137,21 +153,14 @@ struct TokenStats {
     for (size_t n = 0; n < floats.size(); ++n) *outputs[n] = floats[n].data();
     return args;
   }
+  void check(const std::string& where, const TokenStats& want) const {
+    check_equal(where, "student_topk_ids", student_ids, want.student_ids);
+    check_equal(where, "teacher_topk_ids", teacher_ids, want.teacher_ids);
+    for (size_t f = 0; f < floats.size(); ++f)
+      check_equal(where, kFloatNames[f], floats[f], want.floats[f],
+                  std::string_view(kFloatNames[f]) == "overlap" ? 0 : kTolerance);
+  }
 };
-
-constexpr const char* kFloatNames[] = {"student_topk_logprobs",
-                                       "teacher_topk_logprobs",
-                                       "teacher_on_student_logprobs",
-                                       "student_on_teacher_logprobs",
-                                       "overlap",
-                                       "student_lse",
-                                       "teacher_lse",
-                                       "student_entropy",
-                                       "teacher_entropy",
-                                       "reverse_kl",
-                                       "forward_kl",
-                                       "student_token_logprob",
-                                       "teacher_token_logprob"};
 
 struct Reliability {
   std::vector<float> overlap, reliability, weight, rewards;
@@ -181,6 +190,16 @@ struct Reliability {
     return args;
   }
   std::vector<int> drift_values() const { return {drift.get(), drift.get() + overlap.size()}; }
+  void check(const std::string& where, const Reliability& want) const {
+    check_equal(where, "drift", drift_values(), want.drift_values());
+    check_equal(where, "overlap", overlap, want.overlap);
+    check_equal(where, "drift_count", drift_count, want.drift_count);
+    check_equal(where, "reliability", reliability, want.reliability);
+    check_equal(where, "weight", weight, want.weight);
+    check_equal(where, "effective_length", effective_length, want.effective_length);
+    check_equal(where, "topk_ids", topk_ids, want.topk_ids);
+    check_equal(where, "rewards", rewards, want.rewards, kTolerance);
+  }
 };
 
 /// A case of reliability: padded or packed, with a carried count or without, by any rule.

@@ -51,29 +51,10 @@ void check_same_bits(const std::string& where, const char* output, const std::ve
     }
 }
 
-void check(const std::string& where, const TokenStats& got, const TokenStats& want) {
-  check_equal(where, "student_topk_ids", got.student_ids, want.student_ids);
-  check_equal(where, "teacher_topk_ids", got.teacher_ids, want.teacher_ids);
-  for (size_t f = 0; f < got.floats.size(); ++f)
-    check_equal(where, kFloatNames[f], got.floats[f], want.floats[f],
-                std::string_view(kFloatNames[f]) == "overlap" ? 0 : kTolerance);
-}
-
 void check_same_bits(const std::string& where, const TokenStats& got, const TokenStats& want) {
   check_same_bits(where, "student_topk_ids", got.student_ids, want.student_ids);
   check_same_bits(where, "teacher_topk_ids", got.teacher_ids, want.teacher_ids);
   for (size_t f = 0; f < got.floats.size(); ++f) check_same_bits(where, kFloatNames[f], got.floats[f], want.floats[f]);
-}
-
-void check(const std::string& where, const Reliability& got, const Reliability& want) {
-  check_equal(where, "drift", got.drift_values(), want.drift_values());
-  check_equal(where, "overlap", got.overlap, want.overlap);
-  check_equal(where, "drift_count", got.drift_count, want.drift_count);
-  check_equal(where, "reliability", got.reliability, want.reliability);
-  check_equal(where, "weight", got.weight, want.weight);
-  check_equal(where, "effective_length", got.effective_length, want.effective_length);
-  check_equal(where, "topk_ids", got.topk_ids, want.topk_ids);
-  check_equal(where, "rewards", got.rewards, want.rewards, kTolerance);
 }
 
 /// What is not equal to the last bit anyway.
@@ -92,7 +73,7 @@ void check_case(int n, const std::string& what, const AnyCase& c, const Naive& n
     const std::string where = "#" + std::to_string(n) + " " + what + " by settings " + std::to_string(run);
     Outputs got;
     compute(c.args(got));
-    check(where, got, want);
+    got.check(where, want);
     if (run++ == 0)
       first = std::move(got);
     else
