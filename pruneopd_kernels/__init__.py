@@ -19,8 +19,18 @@ if TYPE_CHECKING:
     from .ops.reliability import reliability
     from .ops.reliability_from_drift import reliability_from_drift
     from .ops.reliability_from_topk import reliability_from_topk
+    from .ops.reverse_kl import reverse_kl
     from .ops.token_stats import token_stats
-    from .results import OpdRewards, Reliability, ReliabilityFromDrift, ReliabilityFromTopk, TokenStats
+    from .ops.topk_forward_kl import topk_forward_kl
+    from .ops.topk_policy_loss import topk_policy_loss
+    from .results import (
+        OpdRewards,
+        Reliability,
+        ReliabilityFromDrift,
+        ReliabilityFromTopk,
+        TokenStats,
+        TopkForwardKl,
+    )
     from .rewards import opd_rewards
 
 __version__ = "0.1.0"
@@ -35,6 +45,7 @@ __all__ = [
     "ReliabilityFromTopk",
     "ResponseBudget",
     "TokenStats",
+    "TopkForwardKl",
     "host",
     "next_drift_count",
     "opd_rewards",
@@ -42,8 +53,11 @@ __all__ = [
     "reliability",
     "reliability_from_drift",
     "reliability_from_topk",
+    "reverse_kl",
     "sampled_drift",
     "token_stats",
+    "topk_forward_kl",
+    "topk_policy_loss",
 ]
 
 _MODULES = {
@@ -51,8 +65,23 @@ _MODULES = {
     "config": ["PruneConfig"],
     "drift": ["next_drift_count", "sampled_drift"],
     "errors": ["InvalidType", "InvalidValue"],
-    "ops": ["reliability", "reliability_from_drift", "reliability_from_topk", "token_stats"],
-    "results": ["OpdRewards", "Reliability", "ReliabilityFromDrift", "ReliabilityFromTopk", "TokenStats"],
+    "ops": [
+        "reliability",
+        "reliability_from_drift",
+        "reliability_from_topk",
+        "reverse_kl",
+        "token_stats",
+        "topk_forward_kl",
+        "topk_policy_loss",
+    ],
+    "results": [
+        "OpdRewards",
+        "Reliability",
+        "ReliabilityFromDrift",
+        "ReliabilityFromTopk",
+        "TokenStats",
+        "TopkForwardKl",
+    ],
     "rewards": ["opd_rewards"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

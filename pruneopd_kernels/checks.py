@@ -23,6 +23,7 @@ RewardWeight = Literal["student", "teacher", "none"]
 METRICS = get_args(Metric)
 REWARD_WEIGHTS = get_args(RewardWeight)
 MAX_K = 256
+MAX_POLICY_CANDIDATES = 512
 LOGITS = ("float32", "bfloat16", "float16")
 FLOATS = (*LOGITS, "float64")
 IDS = ("int32", "int64")
@@ -162,6 +163,95 @@ def token_stats(
     _positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
 
 
+def topk_policy_loss(
+    *,
+    student_logits: Any,
+    topk_ids: Any,
+    advantages: Any,
+    mask: Any,
+    old_logprobs: Any,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float,
+    student_temperature: float,
+    vocab_size: int | None,
+    float64: bool = False,
+    values: bool = False,
+) -> None:
+    op = "topk_policy_loss"
+    _student_logits(op, student_logits, float64)
+    per_position = student_logits.shape[:-1]
+    _candidates(op, "topk_ids", topk_ids, student_logits, MAX_POLICY_CANDIDATES, "m")
+    _floats(op, "advantages", advantages, topk_ids)
+    mask_of_positions(op, mask, student_logits, per_position)
+    if old_logprobs is not None:
+        _floats(op, "old_logprobs", old_logprobs, topk_ids)
+    if not 0 <= clip_low <= 1:
+        bad_value(op, "clip_low", "be in [0, 1]", clip_low)
+    not_negative(op, clip_high=clip_high)
+    if not clip_dual > 1:
+        bad_value(op, "clip_dual", "be > 1", clip_dual)
+    _positive(op, student_temperature=student_temperature)
+    vocab_size = _student_vocab_size(op, student_logits, vocab_size)
+    if values:
+        _candidate_values(op, "topk_ids", topk_ids, mask, vocab_size)
+
+
+def reverse_kl(
+    *,
+    student_logits: Any,
+    teacher_logits: Any,
+    mask: Any,
+    weight: Any,
+    student_temperature: float,
+    teacher_temperature: float,
+    vocab_size: int | None,
+    float64: bool = False,
+    values: bool = False,
+) -> None:
+    op = "reverse_kl"  # a weight may be anything, so there are no values to look at
+    if student_logits.ndim < 1:
+        bad_value(op, "student_logits", "have shape [..., V]", list(student_logits.shape))
+    _logits(op, student_logits, teacher_logits, float64)
+    per_position = student_logits.shape[:-1]
+    mask_of_positions(op, mask, student_logits, per_position)
+    if weight is not None:
+        has_shape(op, "weight", weight, per_position)
+        has_dtype(op, "weight", weight, FLOATS)
+        same_device(op, "weight", weight, student_logits)
+    _positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    _vocab_size(op, student_logits, teacher_logits, vocab_size)
+
+
+def topk_forward_kl(
+    *,
+    student_logits: Any,
+    teacher_topk_ids: Any,
+    teacher_topk_logprobs: Any,
+    mask: Any,
+    logprob_min: float | None,
+    student_temperature: float,
+    vocab_size: int | None,
+    float64: bool = False,
+    values: bool = False,
+) -> None:
+    op = "topk_forward_kl"
+    _student_logits(op, student_logits, float64)
+    per_position = student_logits.shape[:-1]
+    _candidates(op, "teacher_topk_ids", teacher_topk_ids, student_logits, MAX_K, "k")
+    _floats(op, "teacher_topk_logprobs", teacher_topk_logprobs, teacher_topk_ids)
+    mask_of_positions(op, mask, student_logits, per_position)
+    if logprob_min is not None and not math.isfinite(logprob_min):
+        bad_value(op, "logprob_min", "be finite", logprob_min)
+    _positive(op, student_temperature=student_temperature)
+    vocab_size = _student_vocab_size(op, student_logits, vocab_size)
+    k = teacher_topk_ids.shape[-1]
+    if k > vocab_size:
+        bad_value(op, "teacher_topk_ids", f"have at most vocab_size = {vocab_size} candidates", k)
+    if values:
+        _candidate_values(op, "teacher_topk_ids", teacher_topk_ids, mask, vocab_size)
+
+
 def kinds(op: str, arguments: Mapping[str, Any], array: type, noun: str) -> None:
     """Whether every argument is of the kind that the schema says: what the dispatcher refuses in words of its own."""
     for argument, value in arguments.items():
@@ -176,7 +266,7 @@ def kind(op: str, argument: str, value: Any, wanted: str, array: type = object, 
         held = isinstance(value, array)
     elif wanted == "str":
         held, noun = isinstance(value, str), "a str"
-    elif wanted == "float":
+    elif wanted.startswith("float"):
         held, noun = hasattr(value, "__float__"), "a float"
     else:
         held, noun = hasattr(value, "__index__"), "an int"
@@ -215,6 +305,29 @@ def _logits(op: str, student_logits: Any, teacher_logits: Any, float64: bool) ->
     has_dtype(op, "teacher_logits", teacher_logits, dtypes)
     same_device(op, "teacher_logits", teacher_logits, student_logits)
     _contiguous_rows(op, "teacher_logits", teacher_logits)
+
+
+def _student_logits(op: str, student_logits: Any, float64: bool) -> None:
+    if student_logits.ndim < 1:
+        bad_value(op, "student_logits", "have shape [..., V]", list(student_logits.shape))
+    has_dtype(op, "student_logits", student_logits, FLOATS if float64 else LOGITS)
+    _contiguous_rows(op, "student_logits", student_logits)
+
+
+def _candidates(op: str, argument: str, ids: Any, student_logits: Any, most: int, letter: str) -> None:
+    leading = list(student_logits.shape[:-1])
+    if ids.ndim != student_logits.ndim or list(ids.shape[:-1]) != leading or not 1 <= ids.shape[-1] <= most:
+        words = ", ".join(str(size) for size in [*leading, letter])
+        bad_value(op, argument, f"have shape [{words}] with 1 <= {letter} <= {most}", list(ids.shape))
+    has_dtype(op, argument, ids, IDS)
+    same_device(op, argument, ids, student_logits)
+
+
+def _floats(op: str, argument: str, array: Any, like: Any) -> None:
+    """One float for each candidate."""
+    has_shape(op, argument, array, like.shape)
+    has_dtype(op, argument, array, FLOATS)
+    same_device(op, argument, array, like)
 
 
 def _contiguous_rows(op: str, argument: str, array: Any) -> None:
@@ -305,6 +418,15 @@ def _vocab_size(op: str, student_logits: Any, teacher_logits: Any, vocab_size: i
     return vocab_size
 
 
+def _student_vocab_size(op: str, student_logits: Any, vocab_size: int | None) -> int:
+    width: int = student_logits.shape[-1]
+    if vocab_size is None:
+        vocab_size = width
+    if not 1 <= vocab_size <= width:
+        bad_value(op, "vocab_size", f"be between 1 and the student's width = {width}", vocab_size)
+    return vocab_size
+
+
 def _k(op: str, k: int, vocab_size: int) -> None:
     largest = min(vocab_size, MAX_K)
     if not 1 <= k <= largest:
@@ -328,6 +450,15 @@ def _token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> Non
     if outside.any():
         rule = f"be between 0 and vocab_size - 1 = {vocab_size - 1} where the position is valid"
         bad_value(op, "token_ids", rule, int(token_ids[outside][0]))
+
+
+def _candidate_values(op: str, argument: str, ids: Any, mask: Any, vocab_size: int) -> None:
+    outside = ids >= vocab_size  # below 0 is padding
+    if mask is not None:
+        outside = outside & (mask != 0)[..., None]
+    if outside.any():
+        rule = f"be below vocab_size = {vocab_size} where the position is valid"
+        bad_value(op, argument, rule, int(ids[outside][0]))
 
 
 def response_values(

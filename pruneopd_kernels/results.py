@@ -84,6 +84,23 @@ class TokenStats(NamedTuple):
     """float32 per position: the teacher's log-probability of the token; NaN where there is none."""
 
 
+class TopkForwardKl(NamedTuple):
+    """Of `topk_forward_kl`. Per position means the leading axes of the logits."""
+
+    loss: Tensor
+    """float32 per position: the sum of q (log q - log p) over the teacher's candidates; differentiable."""
+    student_mass: Tensor
+    """float32 per position: the student's probability of all the teacher's candidates together."""
+    teacher_mass: Tensor
+    """float32 per position: the teacher's."""
+    overlap: Tensor
+    """float32 per position: the share of the student's own k candidates that are among the teacher's (eq. 6)."""
+    overlap_token_advantage: Tensor
+    """float32 per position: the mean of -q (log q - log p) over the candidates of both; 0 where there is none."""
+    student_topk_ids: Tensor
+    """int64 `[..., k]`: the student's candidates in order."""
+
+
 class OpdRewards(NamedTuple):
     """Of `opd_rewards`. The number of candidates m is k, or 2k where the strategy takes both sides."""
 

@@ -39,6 +39,44 @@ SIGNATURES = {
         Tensor overlap, Tensor student_lse, Tensor teacher_lse, Tensor student_entropy, Tensor teacher_entropy,
         Tensor reverse_kl, Tensor forward_kl, Tensor student_token_logprob, Tensor teacher_token_logprob""",
     ),
+    "topk_policy_loss": (
+        """Tensor student_logits, Tensor topk_ids, Tensor advantages, Tensor? mask=None, Tensor? old_logprobs=None, *,
+        float clip_low=0.2, float clip_high=0.2, float clip_dual=3.0, float student_temperature=1.0,
+        SymInt? vocab_size=None""",
+        """Tensor loss""",
+    ),
+    "reverse_kl": (
+        """Tensor student_logits, Tensor teacher_logits, Tensor? mask=None, Tensor? weight=None, *,
+        float student_temperature=1.0, float teacher_temperature=1.0, SymInt? vocab_size=None""",
+        """Tensor loss""",
+    ),
+    "topk_forward_kl": (
+        """Tensor student_logits, Tensor teacher_topk_ids, Tensor teacher_topk_logprobs, Tensor? mask=None, *,
+        float? logprob_min=None, float student_temperature=1.0, SymInt? vocab_size=None""",
+        """Tensor loss, Tensor student_mass, Tensor teacher_mass, Tensor overlap, Tensor overlap_token_advantage,
+        Tensor student_topk_ids""",
+    ),
+}
+
+# loss: what its forward pass hands to its backward pass, besides the inputs
+SAVED = {
+    "topk_policy_loss": "Tensor coefficients, Tensor state",
+    "reverse_kl": "Tensor state",
+    "topk_forward_kl": "Tensor coefficients, Tensor state",
+}
+
+# backward pass: (what it takes, what it returns)
+BACKWARD_SIGNATURES = {
+    "logprobs_backward": (
+        """Tensor student_logits, Tensor topk_ids, Tensor coefficients, Tensor state, Tensor scale, *,
+        float student_temperature=1.0, SymInt? vocab_size=None""",
+        """Tensor student_logits_gradient""",
+    ),
+    "reverse_kl_backward": (
+        """Tensor student_logits, Tensor teacher_logits, Tensor state, Tensor scale, *,
+        float student_temperature=1.0, float teacher_temperature=1.0, SymInt? vocab_size=None""",
+        """Tensor student_logits_gradient""",
+    ),
 }
 
 # What no public operator shows: the plain reading speed of a compiled implementation, for the benchmarks.
@@ -51,14 +89,29 @@ def public_schema(op: str) -> str:
     return f'{op}({takes}, str impl="auto") -> ({returns})'
 
 
-def private_schema(op: str) -> str:
-    """The schema of a compiled implementation of the operator."""
-    takes, returns = SIGNATURES[op]
-    return f"{op}({takes}) -> ({returns})"
+def saving_schema(loss: str) -> str:
+    """The schema of `torch.ops.pruneopd._<loss>`, which also returns what the backward pass needs."""
+    takes, returns = SIGNATURES[loss]
+    return f'_{loss}({takes}, str impl="auto") -> ({returns}, {SAVED[loss]})'
+
+
+def backward_schema(op: str) -> str:
+    """The schema of `torch.ops.pruneopd._<op>`, a backward pass."""
+    takes, returns = BACKWARD_SIGNATURES[op]
+    return f'_{op}({takes}, str impl="auto") -> ({returns})'
+
+
+def private_schemas() -> list[str]:
+    """The schemas of a compiled implementation: the operators, losses with what they save, and backward passes."""
+    schemas = []
+    for op, (takes, returns) in {**SIGNATURES, **BACKWARD_SIGNATURES}.items():
+        returns = ", ".join(filter(None, [returns, SAVED.get(op)]))
+        schemas.append(f"{op}({takes}) -> ({returns})")
+    return schemas
 
 
 # operator: {argument: its type in the schema}
 ARGUMENTS = {
     op: {name: kind for kind, name in re.findall(r"(\w+\??) (\w+)", takes)} | {"impl": "str"}
-    for op, (takes, _) in SIGNATURES.items()
+    for op, (takes, _) in {**SIGNATURES, **BACKWARD_SIGNATURES}.items()
 }

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from .. import checks
-from ..schemas import ROW_MAX, SIGNATURES, private_schema
+from ..schemas import ROW_MAX, private_schemas
 
 PATH = Path(__file__).parents[1] / "_cpp.so"  # not in this folder, where it would hide this file from import
 
 _DEFINITIONS = torch.library.Library("pruneopd_cpp", "DEF")
-for _schema in [*map(private_schema, SIGNATURES), ROW_MAX]:
+for _schema in [*private_schemas(), ROW_MAX]:
     _DEFINITIONS.define(_schema)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from ..schemas import SIGNATURES, private_schema
+from ..schemas import private_schemas
 
 PATH = Path(__file__).parents[1] / "_cuda.so"
 
 _DEFINITIONS = torch.library.Library("pruneopd_cuda", "DEF")
-for _schema in map(private_schema, SIGNATURES):
+for _schema in private_schemas():
     _DEFINITIONS.define(_schema)
 
 

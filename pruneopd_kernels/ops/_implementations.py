@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .. import checks, reference
+from ..reference import _saving
 from . import _cpp, _cuda, _triton
 
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
@@ -56,9 +57,10 @@ def require_usable(op: str, impl: str, device: torch.device) -> None:
 
 
 def run(op: str, impl: str, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """Compute, with arguments that have been checked."""
+    """Compute, with arguments that have been checked. A loss also returns what its backward pass needs."""
     if impl == "reference":
-        return tuple(getattr(reference, op)(**arguments))
+        return tuple(getattr(_saving if hasattr(_saving, op) else reference, op)(**arguments))
     if impl == "triton":
         return _triton.run(op, arguments)
-    return tuple(getattr(getattr(torch.ops, f"pruneopd_{impl}"), op)(**arguments))
+    outputs = getattr(getattr(torch.ops, f"pruneopd_{impl}"), op)(**arguments)
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)

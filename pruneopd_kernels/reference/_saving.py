@@ -1,0 +1,162 @@
+"""The losses in two passes, as `torch.ops.pruneopd` runs them: what the first saves, and the gradient from that.
+
+The signatures are those of `pruneopd_kernels.schemas`. `coefficients` are the derivatives of the loss by the
+log-probabilities of the candidates, NaN where the loss is not finite; `state` is what tells the softmax of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._losses import candidate_logprobs, row_state, student_rows
+from ._rows import float_type, valid_positions
+from ._rows import topk_ids as first_ids
+from .reverse_kl import divergence, weighted
+from .reverse_kl import used_positions as weighted_positions
+from .topk_forward_kl import forward_terms, measures_of
+from .topk_policy_loss import policy_terms, used_positions
+
+
+def topk_policy_loss(
+    *,
+    student_logits: Tensor,
+    topk_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    old_logprobs: Tensor | None,
+    clip_low: float,
+    clip_high: float,
+    clip_dual: float,
+    student_temperature: float,
+    vocab_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, coefficients `[..., m]`, state `[..., 2]`: reference and mass."""
+    used = used_positions(topk_ids, advantages, mask)
+    rows = student_rows(student_logits, used, vocab_size or student_logits.shape[-1], student_temperature)
+    logprobs = candidate_logprobs(rows.logprobs, topk_ids)
+    terms, derivatives = policy_terms(logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual)
+    dtype = float_type(student_logits)
+    loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
+    coefficients = torch.where(used[..., None], derivatives, 0.0)
+    return loss, _where_finite(loss, coefficients, dtype), _stack(row_state(rows, used, student_temperature), dtype)
+
+
+def topk_forward_kl(
+    *,
+    student_logits: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor,
+    mask: Tensor | None,
+    logprob_min: float | None,
+    student_temperature: float,
+    vocab_size: int | None,
+) -> tuple[Tensor, ...]:
+    """The outputs, coefficients `[..., k]`, state `[..., 2]`: reference and mass."""
+    valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
+    rows = student_rows(student_logits, valid, vocab_size or student_logits.shape[-1], student_temperature)
+    terms = forward_terms(rows, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
+    measures = measures_of(rows, terms, teacher_topk_ids, valid)
+    dtype = float_type(student_logits)
+    loss = torch.where(valid, terms.terms.sum(-1), 0.0).to(dtype)
+    coefficients = torch.where(valid[..., None], terms.derivatives, 0.0)
+    return (
+        loss,
+        *(x.to(torch.float32 if name == "overlap" else dtype) for name, x in measures._asdict().items()),
+        first_ids(rows.logits, teacher_topk_ids.shape[-1]),
+        _where_finite(loss, coefficients, dtype),
+        _stack(row_state(rows, valid, student_temperature), dtype),
+    )
+
+
+def reverse_kl(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    student_temperature: float,
+    teacher_temperature: float,
+    vocab_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss, state `[..., 4]`: the student's reference and mass, the teacher's reference, KL + log(ratio of masses).
+
+    The last is NaN where the loss is not finite.
+    """
+    used = weighted_positions(student_logits, mask, weight)
+    size = vocab_size or student_logits.shape[-1]
+    student = student_rows(student_logits, used, size, student_temperature)
+    teacher = student_rows(teacher_logits, used, size, teacher_temperature)
+    dtype = float_type(student_logits, teacher_logits)
+    kl = divergence(student, teacher)
+    loss = weighted(kl, weight, used).to(dtype)
+    reference, mass = row_state(student, used, student_temperature)
+    teacher_reference, teacher_mass = row_state(teacher, used, teacher_temperature)
+    offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
+    return loss, _stack([reference, mass, teacher_reference, offset], dtype)
+
+
+def logprobs_backward(
+    *,
+    student_logits: Tensor,
+    topk_ids: Tensor,
+    coefficients: Tensor,
+    state: Tensor,
+    scale: Tensor,
+    student_temperature: float,
+    vocab_size: int | None,
+) -> tuple[Tensor]:
+    """The gradient of `scale * sum(coefficients * log p[topk_ids])`.
+
+    Candidates below 0 or beyond the vocabulary have a part in the sum, and no logit here.
+    """
+    size = vocab_size or student_logits.shape[-1]
+    used = (scale != 0) & (coefficients != 0).any(-1)
+    coefficients, scale = coefficients.to(torch.float64), scale.to(torch.float64)
+    p = _probabilities(student_logits, state, used, size, student_temperature)
+    gradient = -p * coefficients.sum(-1, keepdim=True)
+    exists = (topk_ids >= 0) & (topk_ids < size)
+    ids = torch.where(exists, topk_ids.to(torch.int64), 0)
+    gradient = gradient.scatter_add(-1, ids, torch.where(exists, coefficients, 0.0))
+    return (_full_width(student_logits, gradient * (scale / student_temperature)[..., None], used),)
+
+
+def reverse_kl_backward(
+    *,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    state: Tensor,
+    scale: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    vocab_size: int | None,
+) -> tuple[Tensor]:
+    """The gradient of `scale * KL(p || q)`."""
+    size = vocab_size or student_logits.shape[-1]
+    used = scale != 0
+    reference, _, teacher_reference, offset = (x[..., None] for x in state.to(torch.float64).unbind(-1))
+    p = _probabilities(student_logits, state, used, size, student_temperature)
+    x, y = (logits[..., :size].to(torch.float64) for logits in (student_logits, teacher_logits))
+    log_ratio = (x - reference) / student_temperature - (y - teacher_reference) / teacher_temperature - offset
+    gradient = torch.where((p == 0) & ~offset.isnan(), 0.0, p * log_ratio)
+    scale = scale.to(torch.float64) / student_temperature
+    return (_full_width(student_logits, gradient * scale[..., None], used),)
+
+
+def _probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, temperature: float) -> Tensor:
+    reference, mass = state[..., :1].to(torch.float64), state[..., 1:2].to(torch.float64)
+    x = torch.where(used[..., None], logits[..., :size].to(torch.float64), 0.0)
+    return ((x - reference) / temperature).exp() / mass
+
+
+def _full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
+    gradient = torch.where(used[..., None], gradient, 0.0).to(logits.dtype)
+    return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()
+
+
+def _where_finite(loss: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+    return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan).to(dtype)
+
+
+def _stack(values: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.stack(values, -1).to(dtype)
