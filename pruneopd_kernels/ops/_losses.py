@@ -16,10 +16,10 @@ def through_logprobs(
 ) -> Tensor:  # fmt: skip
     """The gradient of a loss by the logits, from its derivatives by the log-probabilities of candidates."""
     coefficients, state = saved
-    return torch.ops.pruneopd._logprobs_backward(
+    return torch.ops.pruneopd._logprobs_backward(  # type: ignore[no-any-return]
         student_logits, topk_ids, coefficients, state, gradient,
         student_temperature=student_temperature, vocab_size=vocab_size, impl=impl,
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
 register_backward("logprobs_backward")

@@ -52,8 +52,11 @@ def topk_forward_kl(
     dtype = float_type(student_logits)
     return TopkForwardKl(
         differentiable(loss_of, student_logits),
-        *(x.to(torch.float32 if name == "overlap" else dtype) for name, x in measures._asdict().items()),
-        student_topk_ids=first_ids(rows.logits, teacher_topk_ids.shape[-1]),
+        measures.student_mass.to(dtype),
+        measures.teacher_mass.to(dtype),
+        measures.overlap.to(torch.float32),
+        measures.overlap_token_advantage.to(dtype),
+        first_ids(rows.logits, teacher_topk_ids.shape[-1]),
     )
 
 
