@@ -11,6 +11,10 @@ namespace pruneopd {
 
 /// The greatest k of every operator.
 constexpr int64_t kMaxCandidates = 256;
+/// The greatest m of topk_policy_loss.
+constexpr int64_t kMaxPolicyCandidates = 512;
+/// What the losses save of a row's softmax: see RowState and DivergenceState in math/loss.h.
+constexpr int64_t kRowState = 2, kDivergenceState = 4;
 
 enum class Scalar : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 
@@ -140,6 +144,73 @@ struct TokenStatsArgs {
   float *student_lse, *teacher_lse, *student_entropy, *teacher_entropy;
   float *reverse_kl, *forward_kl;
   float *student_token_logprob, *teacher_token_logprob;
+};
+
+// ---- Losses: what the forward pass leaves for the backward pass, and the gradients from that.
+
+/// One side's logits.
+struct Logits {
+  View rows;  // its `step` is 1
+  double temperature = 1;
+  int64_t vocab_size = 0;
+};
+
+struct TopkPolicyLossArgs {
+  Logits student;
+  View topk_ids, advantages, old_logprobs;  // [..., m]
+  View mask;
+  int64_t positions, m;
+  double clip_low, clip_high, clip_dual;
+
+  float* loss;
+  float* coefficients;  // [..., m]: derivatives of the loss by the candidates' log-probabilities
+  float* state;         // [..., kRowState]
+};
+
+struct TopkForwardKlArgs {
+  Logits student;
+  View teacher_topk_ids, teacher_topk_logprobs;  // [..., k]
+  View mask;
+  int64_t positions, k;
+  double logprob_min;  // -inf: none
+
+  float *loss, *student_mass, *teacher_mass, *overlap, *overlap_token_advantage;
+  int64_t* student_topk_ids;  // [..., k]
+  float* coefficients;        // [..., k]
+  float* state;               // [..., kRowState]
+};
+
+struct ReverseKlArgs {
+  LogitsPair logits;
+  View mask, weight;
+  int64_t positions;
+
+  float* loss;
+  float* state;  // [..., kDivergenceState]
+};
+
+/// The gradient of scale * sum(coefficients * log p[topk_ids]) by the logits. Ids that do not exist here have a part in
+/// the sum of coefficients and no logit.
+struct LogprobsBackwardArgs {
+  Logits student;
+  View topk_ids, coefficients;  // [..., m]
+  View state;                   // [..., kRowState]
+  View scale;
+  int64_t positions, m;
+
+  void* gradient;  // [..., width], of the logits' type
+  int64_t width;
+};
+
+/// The gradient of scale * KL(student‖teacher) by the student's logits.
+struct ReverseKlBackwardArgs {
+  LogitsPair logits;
+  View state;  // [..., kDivergenceState]
+  View scale;
+  int64_t positions;
+
+  void* gradient;  // [..., width], of the student's type
+  int64_t width;
 };
 
 }  // namespace pruneopd

@@ -33,6 +33,7 @@ const Dtypes kInt32{"int32", {"int32"}};
 
 const Dtypes kLogits{"float32, bfloat16 or float16", {"float32", "bfloat16", "float16"}};
 const Dtypes kLogprobs{"float32, bfloat16, float16 or float64", {"float32", "bfloat16", "float16", "float64"}};
+const Dtypes kFloat{"float32", {"float32"}};
 const Dtypes kIds{"int32 or int64", {"int32", "int64"}};
 const Dtypes kBool{"bool", {"bool"}};
 const Dtypes kMask{"bool, integer or float",
@@ -108,6 +109,19 @@ LogitsPair Guard::logits(const Array& student, const Array& teacher, double stud
   return pair;
 }
 
+Logits Guard::student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const {
+  const size_t axes = student.shape.size();
+  if (axes == 0) fail("student_logits", "have shape [..., V]", text(student.shape));
+  Logits logits{view("student_logits", student, student.shape, kLogits, axes - 1), temperature,
+                vocab_size.value_or(student.shape.back())};
+  logits_layout("student_logits", student);
+  logits.rows.step = 1;
+  if (logits.vocab_size < 1 || logits.vocab_size > student.shape.back())
+    fail("vocab_size", "be between 1 and the student's width = " + std::to_string(student.shape.back()),
+         std::to_string(logits.vocab_size));
+  return logits;
+}
+
 void Guard::candidates(int64_t k, int64_t vocab_size) const {
   const int64_t most = std::min(vocab_size, kMaxCandidates);
   if (k < 1 || k > most)
@@ -120,6 +134,18 @@ View Guard::values(const char* argument, const MaybeArray& array, const Shape& p
 
 View Guard::rows(const char* argument, const MaybeArray& array, const Shape& shape, const Dtypes& dtypes) const {
   return array ? view(argument, *array, shape, dtypes, shape.size() - 1) : View{};
+}
+
+View Guard::ids(const char* argument, const Array& array, const Shape& positions, int64_t most,
+                const char* letter) const {
+  const Shape& shape = array.shape;
+  if (shape.size() != positions.size() + 1 || without_last(shape) != positions || shape.back() < 1 ||
+      shape.back() > most) {
+    std::string expected = text(with_last(positions, 0));
+    expected.replace(expected.size() - 2, 1, letter);
+    fail(argument, "have shape " + expected + " with 1 <= " + letter + " <= " + std::to_string(most), text(shape));
+  }
+  return view(argument, array, shape, kIds, shape.size() - 1);
 }
 
 View Guard::topk_ids(const char* argument, const Array& array) const {

@@ -36,7 +36,7 @@ struct Dtypes {
   std::vector<std::string_view> names;
 };
 
-extern const Dtypes kLogits, kIds, kMask, kLogprobs, kBool;
+extern const Dtypes kLogits, kIds, kMask, kLogprobs, kFloat, kBool;
 
 /// The guards of one operator: each returns a part of what the core takes, or throws std::runtime_error with
 /// `<op>: <argument> must <rule>, got <actual>`.
@@ -48,12 +48,16 @@ class Guard {
   /// Any leading axes; `along_responses` asks for [B, T, V] or [N, V].
   LogitsPair logits(const Array& student, const Array& teacher, double student_temperature, double teacher_temperature,
                     std::optional<int64_t> vocab_size, bool along_responses) const;
+  /// One side alone, with any leading axes.
+  Logits student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const;
   void candidates(int64_t k, int64_t vocab_size) const;
 
   /// One value a position; an argument that was not given is an empty View.
   View values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const;
   /// A row of values a position, along the last axis of `shape`.
   View rows(const char* argument, const MaybeArray& array, const Shape& shape, const Dtypes& dtypes) const;
+  /// Up to `most` ids a position: [..., letter].
+  View ids(const char* argument, const Array& array, const Shape& positions, int64_t most, const char* letter) const;
   /// The candidates of [B, T, k] or [N, k].
   View topk_ids(const char* argument, const Array& array) const;
   /// The flags of [B, T] or [N].

@@ -8,6 +8,7 @@ namespace pruneopd::bindings {
 /// A world is where tensors come from and operators run, for one call. It has
 ///   Tensor, Text                  what holds a tensor, and a string argument
 ///   describe(tensor) -> Array
+///   empty_like(tensor)            of the same shape, dtype and device, contiguous and not initialised
 ///   device()                      where every tensor of the call must be
 ///   empty<T>(shape) -> Tensor     on that device, contiguous and not initialised;  data<T>(tensor) -> T*
 ///   compute(args)                 what csrc/operators.h describes

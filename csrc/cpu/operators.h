@@ -16,6 +16,11 @@ void compute(const ReliabilityArgs& args, const ParallelFor& parallel_for);
 void compute(const ReliabilityFromTopkArgs& args, const ParallelFor& parallel_for);
 void compute(const ReliabilityFromDriftArgs& args, const ParallelFor& parallel_for);
 void compute(const TokenStatsArgs& args, const ParallelFor& parallel_for);
+void compute(const TopkPolicyLossArgs& args, const ParallelFor& parallel_for);
+void compute(const TopkForwardKlArgs& args, const ParallelFor& parallel_for);
+void compute(const ReverseKlArgs& args, const ParallelFor& parallel_for);
+void compute(const LogprobsBackwardArgs& args, const ParallelFor& parallel_for);
+void compute(const ReverseKlBackwardArgs& args, const ParallelFor& parallel_for);
 
 /// The row maxima of both tensors: what merely reading the logits costs, for the benchmarks.
 struct RowMaxArgs {

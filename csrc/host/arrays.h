@@ -46,6 +46,10 @@ struct NumPyArrays {
     return py::array_t<T>(shape);
   }
 
+  static py::array empty_like(const py::array& array) {
+    return py::array(array.dtype(), Shape(array.shape(), array.shape() + array.ndim()));
+  }
+
   template <class T>
   static T* data(py::array& array) {
     return static_cast<T*>(array.mutable_data());

@@ -12,7 +12,10 @@
 #include "bindings/reliability.h"
 #include "bindings/reliability_from_drift.h"
 #include "bindings/reliability_from_topk.h"
+#include "bindings/reverse_kl.h"
 #include "bindings/token_stats.h"
+#include "bindings/topk_forward_kl.h"
+#include "bindings/topk_policy_loss.h"
 
 namespace pruneopd::bindings {
 
@@ -59,6 +62,11 @@ struct TorchTensors {
             Shape(shape.begin(), shape.end()), Shape(strides.begin(), strides.end())};
   }
 
+  static Tensor empty_like(const Tensor& tensor) {
+    const auto shape = tensor.sizes();
+    return torch::stable::new_empty(tensor, shape);
+  }
+
   template <class T>
   static T* data(const Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
@@ -76,7 +84,17 @@ struct Boxed<World, kOperator> {
   }
 };
 
-/// The four operators in one world.
+/// The losses and their backward passes in one world.
+template <class World>
+void implement_losses(torch::stable::detail::StableLibrary& library) {
+  library.impl("topk_policy_loss", TORCH_BOX((&Boxed<World, &topk_policy_loss<World>>::call)));
+  library.impl("topk_forward_kl", TORCH_BOX((&Boxed<World, &topk_forward_kl<World>>::call)));
+  library.impl("reverse_kl", TORCH_BOX((&Boxed<World, &reverse_kl<World>>::call)));
+  library.impl("logprobs_backward", TORCH_BOX((&Boxed<World, &logprobs_backward<World>>::call)));
+  library.impl("reverse_kl_backward", TORCH_BOX((&Boxed<World, &reverse_kl_backward<World>>::call)));
+}
+
+/// The operators without a gradient in one world.
 template <class World>
 void implement(torch::stable::detail::StableLibrary& library) {
   library.impl("reliability", TORCH_BOX((&Boxed<World, &reliability<World>>::call)));
