@@ -14,7 +14,7 @@ constexpr int64_t kMaxCandidates = 256;
 /// The greatest m of topk_policy_loss.
 constexpr int64_t kMaxPolicyCandidates = 512;
 /// What the losses save of a row's softmax: see RowState and DivergenceState in math/loss.h.
-constexpr int64_t kRowState = 2, kDivergenceState = 4;
+constexpr int64_t kRowState = 2, kDivergenceState = 5;
 
 enum class Scalar : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 

@@ -2,15 +2,10 @@
 #include "row_pass.h"
 
 #include "candidates.h"
-#include "simd.h"
+#include "steps.h"
 
 namespace pruneopd::PRUNEOPD_ISA {
 namespace {
-
-constexpr int64_t kPrefetchBytes = 4096;  // the hardware prefetcher stops at the end of a page
-
-/// Elements that one step of a loop takes from a row.
-constexpr int64_t kStep = 2 * kLanes;
 
 /// A reference may lag behind the maximum by this much, in log2 units: where terms d * exp2(d) cancel, little; else as
 /// long as nothing overflows.
@@ -24,11 +19,10 @@ struct Side {
   float scale;
   float lowest;                 // d * scale is not far above -126 there: less has no mass
   bool partner_misses = false;  // some id is -inf in the other row and not in this one
+  float peak_partner = 0;       // with sums of both rows, the other row's logit at the last peak
   alignas(64) double mass[kLanes] = {}, own[kLanes] = {}, other[kLanes] = {};
 
-  explicit Side(double temperature) : scale(static_cast<float>(1 / (kLn2 * temperature))), lowest(-125 / scale) {}
-
-  bool has_usable_scale() const { return scale > 1e-30f && scale < 1e30f; }
+  explicit Side(double temperature) : scale(log2_scale(temperature)), lowest(-125 / scale) {}
 
   /// Whether the reference must follow the maximum of a tile of this mass: also for a peak that is most of its tile,
   /// and so perhaps of the row. What a distribution like that has of entropy may be less than the error of one exp2,
@@ -69,53 +63,8 @@ struct Side {
   }
 };
 
-/// Two vectors of a row; out of order where that is cheaper and nothing depends on it.
-template <bool kInOrder, class T>
-PRUNEOPD_INLINE void load_two(const T* p, Vec (&v)[2]) {
-  v[0] = load(p);
-  v[1] = load(p + kLanes);
-}
-template <>
-PRUNEOPD_INLINE void load_two<false, BFloat16>(const BFloat16* p, Vec (&v)[2]) {
-  load_even_odd(p, v[0], v[1]);
-}
-
 template <class T>
-PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
-  constexpr int64_t kBytes = kStep * static_cast<int64_t>(sizeof(T));
-  for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
-}
-
-template <class T>
-PRUNEOPD_INLINE T negative_infinity();
-template <>
-PRUNEOPD_INLINE float negative_infinity<float>() {
-  return kNegativeInfinity;
-}
-template <>
-PRUNEOPD_INLINE BFloat16 negative_infinity<BFloat16>() {
-  return {0xff80};
-}
-template <>
-PRUNEOPD_INLINE Half negative_infinity<Half>() {
-  return {0xfc00};
-}
-
-template <class T, class U>
-constexpr bool kSame = false;
-template <class T>
-constexpr bool kSame<T, T> = true;
-
-/// The end of a row, filled up with -inf, which is in no sum and no maximum.
-template <class T>
-struct PaddedTile {
-  T data[kTile];
-
-  PRUNEOPD_INLINE PaddedTile(const T* from, int64_t count) {
-    __builtin_memcpy(data, from, static_cast<size_t>(count) * sizeof(T));
-    for (int64_t i = count; i < kTile; ++i) data[i] = negative_infinity<T>();
-  }
-};
+using PaddedTile = Padded<T, kTile>;
 
 PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
 
@@ -192,8 +141,9 @@ struct TileSums {
   }
 };
 
-/// Adds one vector of each row. kCareful lets -inf in, by which nothing is multiplied, and leaves peaks out.
-template <bool kCareful>
+/// Adds one vector of each row. kBoth: also what the teacher's entropy and divergence take, else the student's alone.
+/// kCareful lets -inf in, by which nothing is multiplied, and leaves peaks out.
+template <bool kBoth, bool kCareful>
 PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
                                  uint32_t& teacher_misses, uint32_t& student_misses) {
   s.max = max(x, s.max);
@@ -208,9 +158,11 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
   t.mass = add(t.mass, e[1]);
   if constexpr (!kCareful) {
     s.own = fma(e[0], d[0], s.own);
-    t.own = fma(e[1], d[1], t.own);
     s.other = fma(e[0], d[1], s.other);
-    t.other = fma(e[1], d[0], t.other);
+    if constexpr (kBoth) {
+      t.own = fma(e[1], d[1], t.own);
+      t.other = fma(e[1], d[0], t.other);
+    }
   } else {
     s.own = add(s.own, where_nonzero(e[0], mul(e[0], d[0])));
     t.own = add(t.own, where_nonzero(e[1], mul(e[1], d[1])));
@@ -221,7 +173,7 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
   }
 }
 
-template <bool kCareful, class TX, class TY>
+template <bool kBoth, bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, TileSums& s,
                                    TileSums& t) {
   constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
@@ -234,7 +186,7 @@ PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side
     load_two<kInOrder>(x + i, vx);
     load_two<kInOrder>(y + i, vy);
     for (int j = 0; j < 2; ++j)
-      add_vectors<kCareful>(vx[j], vy[j], student, teacher, s, t, teacher_misses, student_misses);
+      add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, s, t, teacher_misses, student_misses);
   }
   if (teacher_misses) student.partner_misses = true;
   if (student_misses) teacher.partner_misses = true;
@@ -246,28 +198,29 @@ void add_peaks(const TX* row, const TY* partner_row, int64_t count, Side& side, 
   for (int64_t i = 0; i < count; ++i) {
     if (!side.is_peak(to_float(row[i]))) continue;
     side.mass[0] += 1;
+    side.peak_partner = to_float(partner_row[i]);
     const double partner_d = static_cast<double>(to_float(partner_row[i])) - partner.reference;
     if (partner_d > -__builtin_inf()) side.other[0] += partner_d;  // else -inf, and known as partner_misses
   }
 }
 
-template <bool kCareful, class TX, class TY>
+template <bool kBoth, bool kCareful, class TX, class TY>
 bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, float* student_max,
                    float* teacher_max);
 
 /// Again, with peaks apart and with -inf: rare, and kept out of the loop over tiles.
-template <class TX, class TY>
+template <bool kBoth, class TX, class TY>
 __attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
                                                        Side& teacher, float* student_max, float* teacher_max) {
-  return add_tile_pair<true>(x, y, count, student, teacher, student_max, teacher_max);
+  return add_tile_pair<kBoth, true>(x, y, count, student, teacher, student_max, teacher_max);
 }
 
 /// Adds `count` elements of both rows, whole steps. False: something in them is not finite.
-template <bool kCareful, class TX, class TY>
+template <bool kBoth, bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher,
                                    float* student_max, float* teacher_max) {
   TileSums s, t;
-  sum_tile_pair<kCareful>(x, y, count, student, teacher, s, t);
+  sum_tile_pair<kBoth, kCareful>(x, y, count, student, teacher, s, t);
   *student_max = max_lane(s.max);
   *teacher_max = max_lane(t.max);
   const bool student_lags = student.lags_behind(*student_max, s.mass);
@@ -276,7 +229,7 @@ PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side
     if (*student_max == __builtin_inff() || *teacher_max == __builtin_inff()) return false;
     if (student_lags) student.move_reference(*student_max, kHeadroomStats, &teacher);
     if (teacher_lags) teacher.move_reference(*teacher_max, kHeadroomStats, &student);
-    return add_tile_pair_carefully(x, y, count, student, teacher, student_max, teacher_max);
+    return add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
   }
   if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
     return false;
@@ -289,22 +242,23 @@ PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side
   return true;
 }
 
-/// All sums of both rows and their tile maxima. False: some value needs row_pair_exact.
-template <class TX, class TY>
+/// The sums of both rows and their tile maxima. False: some value needs row_pair_exact.
+template <bool kBoth, class TX, class TY>
 bool sum_row_pair(const TX* x, const TY* y, int64_t vocab_size, Side& student, Side& teacher, float* student_max,
                   float* teacher_max) {
   int64_t first = 0;
   for (; first + kTile <= vocab_size; first += kTile, ++student_max, ++teacher_max) {
-    if (add_tile_pair<false>(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) [[likely]]
+    if (add_tile_pair<kBoth, false>(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) [[likely]]
       continue;
-    if (!add_tile_pair_carefully(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) return false;
+    if (!add_tile_pair_carefully<kBoth>(x + first, y + first, kTile, student, teacher, student_max, teacher_max))
+      return false;
   }
   const int64_t rest = vocab_size - first;
   if (rest == 0) return true;
   const PaddedTile<TX> last_x(x + first, rest);
   const PaddedTile<TY> last_y(y + first, rest);
-  return add_tile_pair_carefully(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max,
-                                 teacher_max);
+  return add_tile_pair_carefully<kBoth>(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max,
+                                        teacher_max);
 }
 
 // ---- The k best of a row, from its tile maxima.
@@ -380,9 +334,9 @@ void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, 
 template <class TX, class TY>
 bool sum_rows(const TX* x, const TY* y, int64_t vocab_size, bool stats, Side& student, Side& teacher,
               const RowScratch& scratch) {
-  if (!student.has_usable_scale() || !teacher.has_usable_scale()) return false;
+  if (!is_usable_scale(student.scale) || !is_usable_scale(teacher.scale)) return false;
   if (stats)
-    return sum_row_pair(x, y, vocab_size, student, teacher, scratch.student_tile_max, scratch.teacher_tile_max);
+    return sum_row_pair<true>(x, y, vocab_size, student, teacher, scratch.student_tile_max, scratch.teacher_tile_max);
   return sum_row(x, vocab_size, student, scratch.student_tile_max) &&
          sum_row(y, vocab_size, teacher, scratch.teacher_tile_max);
 }
@@ -412,6 +366,40 @@ RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t 
     out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
     out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);
   }
+  return out;
+}
+
+RowSummary row(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch) {
+  Side side(row.temperature);
+  const bool summed = is_usable_scale(side.scale) && with_logits(row.logits, row.type, [&](auto x) {
+                        return sum_row(x, vocab_size, side, scratch.student_tile_max);
+                      });
+  if (!summed || side.limit == kNegativeInfinity) return row_exact(row, vocab_size, k, scratch);
+  if (k > 0)
+    with_logits(row.logits, row.type, [&](auto x) {
+      select(x, vocab_size, k, scratch.student_tile_max, scratch.tiles, scratch.student_candidates, scratch.capacity);
+    });
+  return RowSummary(side.sums(), row.temperature, /*stats=*/false);
+}
+
+RowPairSummary divergence(const Row& student_row, const Row& teacher_row, int64_t vocab_size, RowScratch& scratch) {
+  Side student(student_row.temperature), teacher(teacher_row.temperature);
+  const bool summed = is_usable_scale(student.scale) && is_usable_scale(teacher.scale) &&
+                      with_logits(student_row.logits, student_row.type, [&](auto x) {
+                        return with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
+                          return sum_row_pair<false>(x, y, vocab_size, student, teacher, scratch.student_tile_max,
+                                                     scratch.teacher_tile_max);
+                        });
+                      });
+  const bool done = summed && student.limit != kNegativeInfinity && teacher.limit != kNegativeInfinity;
+  if (!done) return row_pair_exact(student_row, teacher_row, vocab_size, /*k=*/0, /*stats=*/true, scratch);
+  const RowSums p = student.sums(), q = teacher.sums();
+  RowPairSummary out;
+  out.student = RowSummary(p, student_row.temperature, /*stats=*/false);
+  out.teacher = RowSummary(q, teacher_row.temperature, /*stats=*/false);
+  out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
+  out.peak_excess = excess_of_peak(p, student_row.temperature, teacher_row.temperature,
+                                   static_cast<double>(student.peak_partner) - q.reference);
   return out;
 }
 
@@ -456,9 +444,15 @@ void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* 
 
 }  // namespace
 
+// gradients.cpp
+void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
+void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
+                         double factor, void* out);
+
 extern const RowKernels kRowKernels;
 #define PRUNEOPD_TEXT_(x) #x
 #define PRUNEOPD_TEXT(x) PRUNEOPD_TEXT_(x)
-const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair, count_common, row_max};
+const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair,     row,    divergence, scaled_softmax,
+                                divergence_gradient,         count_common, row_max};
 
 }  // namespace pruneopd::PRUNEOPD_ISA

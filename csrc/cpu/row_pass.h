@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../math/loss.h"
 #include "../math/order.h"
 #include "../math/softmax.h"
 #include "operators.h"
@@ -47,6 +48,7 @@ class RowMemory {
 struct RowPairSummary {
   RowSummary student, teacher;
   double reverse_kl = 0, forward_kl = 0;  // student‖teacher, teacher‖student; with `stats`
+  double peak_excess = 0;                 // with reverse_kl, where the student is peaked: see DivergenceState
 
   bool broken() const { return student.broken || teacher.broken; }
 };
@@ -67,6 +69,15 @@ struct RowKernels {
   /// The pass over [0, vocab_size) of both rows; entropies and KL only with `stats`.
   RowPairSummary (*row_pair)(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
                              RowScratch& scratch);
+  /// The pass over one row alone: its mass and, unless k is 0, its k best, as the student's.
+  RowSummary (*row)(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch);
+  /// The pass over both rows that KL(student‖teacher) takes, in `reverse_kl`; no candidates, no entropies.
+  RowPairSummary (*divergence)(const Row& student, const Row& teacher, int64_t vocab_size, RowScratch& scratch);
+  /// factor * p of each id, in the row's type.
+  void (*scaled_softmax)(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
+  /// factor * p * (log p - log q - KL(p‖q)) of each id, in the student's type.
+  void (*divergence_gradient)(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
+                              double factor, void* out);
   /// How many of `ids` occur among the k of `among`.
   int (*count_common)(const IdBlocks& ids, const int32_t* among, int64_t k);
   /// The maxima of two rows, read in step like row_pair reads them.
@@ -75,10 +86,14 @@ struct RowKernels {
 
 const RowKernels& row_kernels();
 
-/// The same answers by plain loops in float64, for the rare pair with a NaN, an infinity, or values whose differences
-/// overflow float32.
+/// The same answers by plain loops in float64, for the rare row with a NaN, an infinity, or values whose differences
+/// overflow float32. No candidates are looked for where k is 0.
 RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
                               RowScratch& scratch);
+RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch);
+void scaled_softmax_exact(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
+void divergence_gradient_exact(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
+                               double factor, void* out);
 
 /// The processor mode of the row pass on this thread: results too small for a normal float32 become 0 (they are slow),
 /// subnormal logits stay what they are (as zeros they would tie).

@@ -81,6 +81,43 @@ PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
   _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
+/// Stores 64 bytes; with kStream past the caches, to an address of whole vectors.
+template <bool kStream>
+PRUNEOPD_INLINE void put(void* p, __m512i v) {
+  kStream ? _mm512_stream_si512(static_cast<__m512i*>(p), v) : _mm512_storeu_si512(p, v);
+}
+/// To bfloat16, to nearest even, in the upper half of each lane; for what is no NaN.
+PRUNEOPD_INLINE __m512i round_to_bfloat16(Vec v) {
+  const __m512i bits = _mm512_castps_si512(v),
+                odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(float* p, const Vec (&v)[2]) {
+  for (int i = 0; i < 2; ++i) put<kStream>(p + i * kLanes, _mm512_castps_si512(v[i]));
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(BFloat16* p, const Vec (&v)[2]) {
+  const __m512i low = round_to_bfloat16(v[0]), high = round_to_bfloat16(v[1]);
+  const __m256i halves[2] = {_mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16)),
+                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16))};
+  put<kStream>(p, _mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1));
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(Half* p, const Vec (&v)[2]) {
+  const __m256i halves[2] = {_mm512_cvtps_ph(v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                             _mm512_cvtps_ph(v[1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  put<kStream>(p, _mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1));
+}
+/// What load_even_odd has loaded.
+template <bool kStream>
+PRUNEOPD_INLINE void store_even_odd(BFloat16* p, Vec even, Vec odd) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  put<kStream>(p, _mm512_or_si512(_mm512_srli_epi32(round_to_bfloat16(even), 16),
+                                  _mm512_and_si512(round_to_bfloat16(odd), upper)));
+}
+/// Makes what was stored past the caches visible to other threads.
+PRUNEOPD_INLINE void finish_stream() { _mm_sfence(); }
 /// 2**(d * scale), NaN where d is; relative error 1e-7, exact at d = 0. Results below 2**-126 are 0, or with kClamped,
 /// where d * scale >= -126 is known, do not occur. Two vectors at a time, stage by stage, so that their chains of
 /// operations overlap. 2**(j/32) comes from a table in two registers, whose entries have j taken out of the exponent
@@ -175,6 +212,37 @@ PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), _mm256_cvtps_pd(low)));
   _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), _mm256_cvtps_pd(high)));
 }
+template <bool kStream>
+PRUNEOPD_INLINE void put(void* p, __m256i v) {
+  kStream ? _mm256_stream_si256(static_cast<__m256i*>(p), v) : _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
+PRUNEOPD_INLINE __m256i round_to_bfloat16(Vec v) {
+  const __m256i bits = _mm256_castps_si256(v),
+                odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(float* p, const Vec (&v)[2]) {
+  for (int i = 0; i < 2; ++i) put<kStream>(p + i * kLanes, _mm256_castps_si256(v[i]));
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(BFloat16* p, const Vec (&v)[2]) {
+  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(round_to_bfloat16(v[0]), 16),
+                                             _mm256_srli_epi32(round_to_bfloat16(v[1]), 16));
+  put<kStream>(p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_two(Half* p, const Vec (&v)[2]) {
+  put<kStream>(p, _mm256_set_m128i(_mm256_cvtps_ph(v[1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                                   _mm256_cvtps_ph(v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)));
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_even_odd(BFloat16* p, Vec even, Vec odd) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  put<kStream>(p, _mm256_or_si256(_mm256_srli_epi32(round_to_bfloat16(even), 16),
+                                  _mm256_and_si256(round_to_bfloat16(odd), upper)));
+}
+PRUNEOPD_INLINE void finish_stream() { _mm_sfence(); }
 /// As above, by eighths.
 template <bool kClamped>
 PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (&e)[2]) {
@@ -254,6 +322,19 @@ PRUNEOPD_INLINE float sum_lanes(Vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
 PRUNEOPD_INLINE void accumulate(Vec a, double* sums) {
   for (int i = 0; i < kLanes; ++i) sums[i] += static_cast<double>(a[i]);
 }
+template <bool kStream, class T>
+PRUNEOPD_INLINE void store_two(T* p, const Vec (&v)[2]) {
+  for (int i = 0; i < 2 * kLanes; ++i) p[i] = from_float<T>(v[i / kLanes][i % kLanes]);
+}
+template <bool kStream>
+PRUNEOPD_INLINE void store_even_odd(BFloat16* p, Vec even, Vec odd) {
+  IntVec both;
+  for (int i = 0; i < kLanes; ++i)
+    both[i] = static_cast<int32_t>(from_float<BFloat16>(even[i]).bits |
+                                   static_cast<uint32_t>(from_float<BFloat16>(odd[i]).bits) << 16);
+  __builtin_memcpy(p, &both, sizeof both);
+}
+PRUNEOPD_INLINE void finish_stream() {}
 /// As above, without a table.
 template <bool kClamped>
 PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (&e)[2]) {

@@ -51,21 +51,50 @@ PRUNEOPD_FORMULA LossTerm forward_kl_term(double student_logprob, double teacher
 struct RowState {
   float reference, mass;
 
-  RowState() = default;
+  PRUNEOPD_FORMULA RowState(float reference, float mass) : reference(reference), mass(mass) {}
   PRUNEOPD_FORMULA explicit RowState(const RowSummary& summary)
       : reference(static_cast<float>(summary.reference)), mass(static_cast<float>(exp(summary.log_mass))) {}
 };
 
-/// What the gradient of KL(p‖q) is made of: p * ((x - reference) / t - (y - teacher_reference) / t' - offset).
-struct DivergenceState {
-  float reference, mass, teacher_reference, offset;
+/// The nearest float32, which of a number is a number.
+PRUNEOPD_FORMULA float finite_float(double x) {
+  constexpr double most = std::numeric_limits<float>::max();
+  return static_cast<float>(x > most ? most : x < -most ? -most : x);
+}
 
-  DivergenceState() = default;
-  PRUNEOPD_FORMULA DivergenceState(const RowSummary& student, const RowSummary& teacher, double kl)
+/// What the gradient of KL(p‖q) is made of: p * excess, with excess = log p - log q - KL
+///                                                                = (x - reference) / t - (y - teacher_reference) / t'
+///                                                                - offset.
+///
+/// Where one token has nearly all the mass its excess is next to 0, although what it is the difference of is not: no
+/// float32 could hold what is left. So that one is worked out with the sums.
+struct DivergenceState {
+  float reference, mass, teacher_reference, offset, peak_excess;
+
+  PRUNEOPD_FORMULA DivergenceState(float reference, float mass, float teacher_reference, float offset,
+                                   float peak_excess)
+      : reference(reference),
+        mass(mass),
+        teacher_reference(teacher_reference),
+        offset(offset),
+        peak_excess(peak_excess) {}
+  PRUNEOPD_FORMULA DivergenceState(const RowSummary& student, const RowSummary& teacher, double kl, double peak_excess)
       : reference(static_cast<float>(student.reference)),
         mass(static_cast<float>(exp(student.log_mass))),
         teacher_reference(static_cast<float>(teacher.reference)),
-        offset(static_cast<float>(kl + student.log_mass - teacher.log_mass)) {}
+        offset(finite_float(kl + student.log_mass - teacher.log_mass)),
+        peak_excess(static_cast<float>(peak_excess)) {}
+
+  /// Whether the reference has most of the mass: then it is the greatest logit, no other equals it, and its excess is
+  /// peak_excess.
+  PRUNEOPD_FORMULA bool is_peaked() const { return mass < 1.5f; }
 };
+
+/// The excess of the reference of p's sums, where it is the only logit that equals it; partner_d is the other row's d
+/// there. As -sum(p_i * (log p_i / q_i - log p / q at the reference)): nothing cancels but what is summed in float64.
+PRUNEOPD_FORMULA double excess_of_peak(const RowSums& p, double temperature, double partner_temperature,
+                                       double partner_d) {
+  return ((p.other - p.mass * partner_d) / partner_temperature - p.own / temperature) / p.mass;
+}
 
 }  // namespace pruneopd

@@ -25,6 +25,33 @@ PRUNEOPD_FORMULA float to_float(Half x) {
   return bits_float(sign | float_bits(subnormal));
 }
 
+/// The nearest value of a type, of two the even one; NaN stays NaN.
+template <class T>
+PRUNEOPD_FORMULA T from_float(float x);
+template <>
+PRUNEOPD_FORMULA float from_float<float>(float x) {
+  return x;
+}
+template <>
+PRUNEOPD_FORMULA BFloat16 from_float<BFloat16>(float x) {
+  const uint32_t bits = float_bits(x);
+  if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+PRUNEOPD_FORMULA Half from_float<Half>(float x) {
+  const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (rest >= 0x47800000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 2^16 and more, infinity
+  if (rest >= 0x38800000u) {  // 2^-14: the exponent has room; from 65520 on, rounding leads to infinity
+    const uint32_t rebased = rest - 0x38000000u;
+    return {static_cast<uint16_t>(sign | (rebased + 0xfffu + (rebased >> 13 & 1)) >> 13)};
+  }
+  // Subnormal: the last bit is worth 2^-24. Adding 0.5, whose last bit is too, rounds; no subnormal float32 appears.
+  const float shifted = bits_float(rest) + 0.5f;
+  return {static_cast<uint16_t>(sign | (float_bits(shifted) - 0x3f000000u))};
+}
+
 PRUNEOPD_FORMULA int64_t bytes_of(Scalar type) {
   switch (type) {
     case Scalar::kI16:

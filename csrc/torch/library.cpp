@@ -33,6 +33,7 @@ struct CpuTensors : TorchTensors {
 
 STABLE_TORCH_LIBRARY_IMPL(pruneopd_cpp, CPU, m) {
   implement<CpuTensors>(m);
+  implement_losses<CpuTensors>(m);
   m.impl("row_max", TORCH_BOX((&Boxed<CpuTensors, &row_max<CpuTensors>>::call)));
 }
 

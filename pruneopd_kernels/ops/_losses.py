@@ -10,6 +10,11 @@ from torch import Tensor
 from ._registration import Outputs, register_backward
 
 
+def saved_type(impl: str) -> torch.dtype:
+    """The dtype of what a forward pass saves: the reference computes in float64, and rounds nothing on the way."""
+    return torch.float64 if impl == "reference" else torch.float32
+
+
 def through_logprobs(
     gradient: Tensor, saved: Outputs, *, student_logits: Tensor, topk_ids: Tensor, student_temperature: float = 1.0,
     vocab_size: int | None = None, impl: str = "auto", **_: Any,

@@ -21,7 +21,7 @@ Gradients = tuple[Tensor | None, ...]
 def register(op: str, fake: Callable[..., Outputs]) -> None:
     """Register an operator whose outputs are constants: kernel for every device, fake, autograd and vmap.
 
-    `fake(**arguments)` makes empty outputs; both it and the kernel see checked arguments, all of them, by name.
+    `fake(**arguments, impl=impl)` makes empty outputs; both it and the kernel see checked arguments, all by name.
     """
 
     def mark_non_differentiable(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Outputs) -> None:
@@ -127,8 +127,8 @@ def _define(name: str, schema: str, op: str, fake: Callable[..., Outputs]) -> No
         return outputs[0] if single else outputs
 
     def fake_kernel(*args: Any, **kwargs: Any) -> Any:
-        _, arguments = prepare(args, kwargs, real=False)
-        outputs = fake(**arguments)
+        impl, arguments = prepare(args, kwargs, real=False)
+        outputs = fake(**arguments, impl=impl)
         return outputs[0] if single else outputs
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")

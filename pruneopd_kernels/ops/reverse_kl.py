@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference._rows import float_type
 from ._implementations import Impl
+from ._losses import saved_type
 from ._registration import Outputs, call, register_backward, register_loss
 
 
@@ -28,7 +29,7 @@ def reverse_kl(
         loss = weight * sum(p * (log p - log q))
 
     with p and q the softmax of each side's logits over its temperature; the sum runs over the whole vocabulary. The
-    forward pass reads each logit once and saves four floats a position; the backward pass reads each logit once and
+    forward pass reads each logit once and saves five floats a position; the backward pass reads each logit once and
     writes the student's gradient once. Nothing else of the vocabulary's size is written.
 
     A logit of -inf is an ordinary one: where log q = -inf < log p, KL is +inf. A row with a NaN, a +inf or no finite
@@ -80,11 +81,11 @@ def reverse_kl(
     )
 
 
-def _fake(*, student_logits: Tensor, teacher_logits: Tensor, **_: Any) -> Outputs:
+def _fake(*, student_logits: Tensor, teacher_logits: Tensor, impl: str, **_: Any) -> Outputs:
     per_position, dtype = student_logits.shape[:-1], float_type(student_logits, teacher_logits)
     return (
         student_logits.new_empty(per_position, dtype=dtype),
-        student_logits.new_empty((*per_position, 4), dtype=dtype),
+        student_logits.new_empty((*per_position, 5), dtype=saved_type(impl)),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..reference._rows import float_type
 from ..results import TopkForwardKl
 from ._implementations import Impl
-from ._losses import through_logprobs
+from ._losses import saved_type, through_logprobs
 from ._registration import Outputs, call, register_loss
 
 
@@ -89,15 +89,15 @@ def topk_forward_kl(
     return TopkForwardKl(*outputs)
 
 
-def _fake(*, student_logits: Tensor, teacher_topk_ids: Tensor, **_: Any) -> Outputs:
+def _fake(*, student_logits: Tensor, teacher_topk_ids: Tensor, impl: str, **_: Any) -> Outputs:
     per_position, dtype = student_logits.shape[:-1], float_type(student_logits)
-    k = teacher_topk_ids.shape[-1]
+    k, saved = teacher_topk_ids.shape[-1], saved_type(impl)
 
     def new(*more: int | torch.SymInt, dtype: torch.dtype = dtype) -> Tensor:
         return student_logits.new_empty((*per_position, *more), dtype=dtype)
 
     measures = (new(), new(), new(), new(dtype=torch.float32), new())
-    return *measures, new(k, dtype=torch.int64), new(k), new(2)
+    return *measures, new(k, dtype=torch.int64), new(k, dtype=saved), new(2, dtype=saved)
 
 
 def _backward(gradient: Tensor, saved: Outputs, *, teacher_topk_ids: Tensor, **arguments: Any) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference._rows import float_type
 from ._implementations import Impl
-from ._losses import through_logprobs
+from ._losses import saved_type, through_logprobs
 from ._registration import Outputs, call, register_loss
 
 
@@ -96,13 +96,14 @@ def topk_policy_loss(
     )
 
 
-def _fake(*, student_logits: Tensor, topk_ids: Tensor, **_: Any) -> Outputs:
+def _fake(*, student_logits: Tensor, topk_ids: Tensor, impl: str, **_: Any) -> Outputs:
     per_position, dtype = student_logits.shape[:-1], float_type(student_logits)
+    saved = saved_type(impl)
 
-    def new(*more: int | torch.SymInt) -> Tensor:
+    def new(*more: int | torch.SymInt, dtype: torch.dtype = dtype) -> Tensor:
         return student_logits.new_empty((*per_position, *more), dtype=dtype)
 
-    return new(), new(topk_ids.shape[-1]), new(2)
+    return new(), new(topk_ids.shape[-1], dtype=saved), new(2, dtype=saved)
 
 
 register_loss("topk_policy_loss", _fake, ("student_logits", "topk_ids"), through_logprobs)

@@ -1,7 +1,8 @@
 """The losses in two passes, as `torch.ops.pruneopd` runs them: what the first saves, and the gradient from that.
 
-The signatures are those of `pruneopd_kernels.schemas`. `coefficients` are the derivatives of the loss by the
-log-probabilities of the candidates, NaN where the loss is not finite; `state` is what tells the softmax of a row.
+The signatures are those of `pruneopd_kernels.schemas`. What is saved is float64: `coefficients`, the derivatives of the
+loss by the log-probabilities of the candidates, NaN where the loss is not finite, and `state`, which tells the softmax
+of a row.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def topk_policy_loss(
     dtype = float_type(student_logits)
     loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(used[..., None], derivatives, 0.0)
-    return loss, _where_finite(loss, coefficients, dtype), _stack(row_state(rows, used, student_temperature), dtype)
+    return loss, _where_finite(loss, coefficients), torch.stack(row_state(rows, used, student_temperature), -1)
 
 
 def topk_forward_kl(
@@ -64,8 +65,8 @@ def topk_forward_kl(
         loss,
         *(x.to(torch.float32 if name == "overlap" else dtype) for name, x in measures._asdict().items()),
         first_ids(rows.logits, teacher_topk_ids.shape[-1]),
-        _where_finite(loss, coefficients, dtype),
-        _stack(row_state(rows, valid, student_temperature), dtype),
+        _where_finite(loss, coefficients),
+        torch.stack(row_state(rows, valid, student_temperature), -1),
     )
 
 
@@ -79,9 +80,10 @@ def reverse_kl(
     teacher_temperature: float,
     vocab_size: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss, state `[..., 4]`: the student's reference and mass, the teacher's reference, KL + log(ratio of masses).
+    """Loss, state `[..., 5]`: the student's reference and mass, the teacher's reference, offset, the peak's excess.
 
-    The last is NaN where the loss is not finite.
+    With the excess of an id log p - log q - KL, the offset is what is left of it where both logits are at their
+    references: KL + log(the masses' ratio), NaN where the loss is not finite. The peak is the student's reference.
     """
     used = weighted_positions(student_logits, mask, weight)
     size = vocab_size or student_logits.shape[-1]
@@ -93,7 +95,10 @@ def reverse_kl(
     reference, mass = row_state(student, used, student_temperature)
     teacher_reference, teacher_mass = row_state(teacher, used, teacher_temperature)
     offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
-    return loss, _stack([reference, mass, teacher_reference, offset], dtype)
+    peak = student.logits.argmax(-1, keepdim=True)
+    of_peak = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0] - kl
+    excess = torch.where(used, of_peak, 0.0)
+    return loss, torch.stack([reference, mass, teacher_reference, offset, excess], -1)
 
 
 def logprobs_backward(
@@ -134,11 +139,13 @@ def reverse_kl_backward(
     """The gradient of `scale * KL(p || q)`."""
     size = vocab_size or student_logits.shape[-1]
     used = scale != 0
-    reference, _, teacher_reference, offset = (x[..., None] for x in state.to(torch.float64).unbind(-1))
+    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in state.to(torch.float64).unbind(-1))
     p = _probabilities(student_logits, state, used, size, student_temperature)
     x, y = (logits[..., :size].to(torch.float64) for logits in (student_logits, teacher_logits))
-    log_ratio = (x - reference) / student_temperature - (y - teacher_reference) / teacher_temperature - offset
-    gradient = torch.where((p == 0) & ~offset.isnan(), 0.0, p * log_ratio)
+    excess = (x - reference) / student_temperature - (y - teacher_reference) / teacher_temperature - offset
+    # Where it has most of the mass its excess is the sum of many that are next to nothing: float32 could not tell it.
+    excess = torch.where((mass < 1.5) & (x == reference) & ~offset.isnan(), of_peak, excess)
+    gradient = torch.where((p == 0) & ~offset.isnan(), 0.0, p * excess)
     scale = scale.to(torch.float64) / student_temperature
     return (_full_width(student_logits, gradient * scale[..., None], used),)
 
@@ -154,9 +161,5 @@ def _full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
     return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()
 
 
-def _where_finite(loss: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan).to(dtype)
-
-
-def _stack(values: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.stack(values, -1).to(dtype)
+def _where_finite(loss: Tensor, coefficients: Tensor) -> Tensor:
+    return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan)

@@ -1,0 +1,67 @@
+// How a row is walked: two vectors a step. Include it only from a source that is compiled once for each instruction
+// set.
+#pragma once
+
+#include "../math/softmax.h"
+#include "simd.h"
+
+namespace pruneopd::PRUNEOPD_ISA {
+
+constexpr int64_t kPrefetchBytes = 4096;  // the hardware prefetcher stops at the end of a page
+
+/// Elements that one step of a loop takes from a row.
+constexpr int64_t kStep = 2 * kLanes;
+
+/// What a difference of logits is multiplied by to be in log2 units.
+PRUNEOPD_INLINE float log2_scale(double temperature) { return static_cast<float>(1 / (kLn2 * temperature)); }
+PRUNEOPD_INLINE bool is_usable_scale(float scale) { return scale > 1e-30f && scale < 1e30f; }
+
+/// Two vectors of a row; out of order where that is cheaper and nothing depends on it.
+template <bool kInOrder, class T>
+PRUNEOPD_INLINE void load_two(const T* p, Vec (&v)[2]) {
+  v[0] = load(p);
+  v[1] = load(p + kLanes);
+}
+template <>
+PRUNEOPD_INLINE void load_two<false, BFloat16>(const BFloat16* p, Vec (&v)[2]) {
+  load_even_odd(p, v[0], v[1]);
+}
+
+template <class T>
+PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
+  constexpr int64_t kBytes = kStep * static_cast<int64_t>(sizeof(T));
+  for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
+}
+
+template <class T>
+PRUNEOPD_INLINE T negative_infinity();
+template <>
+PRUNEOPD_INLINE float negative_infinity<float>() {
+  return kNegativeInfinity;
+}
+template <>
+PRUNEOPD_INLINE BFloat16 negative_infinity<BFloat16>() {
+  return {0xff80};
+}
+template <>
+PRUNEOPD_INLINE Half negative_infinity<Half>() {
+  return {0xfc00};
+}
+
+template <class T, class U>
+constexpr bool kSame = false;
+template <class T>
+constexpr bool kSame<T, T> = true;
+
+/// The end of a row, filled up with -inf, which is in no sum and no maximum.
+template <class T, int64_t kSize>
+struct Padded {
+  T data[kSize];
+
+  PRUNEOPD_INLINE Padded(const T* from, int64_t count) {
+    __builtin_memcpy(data, from, static_cast<size_t>(count) * sizeof(T));
+    for (int64_t i = count; i < kSize; ++i) data[i] = negative_infinity<T>();
+  }
+};
+
+}  // namespace pruneopd::PRUNEOPD_ISA
