@@ -1,4 +1,9 @@
 // The operators for CPU tensors: the library pruneopd_kernels/_cpp.so.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <vector>
 
 #include "bindings/parallel.h"
@@ -9,6 +14,18 @@
 namespace pruneopd::bindings {
 namespace {
 
+/// Asks for huge pages where a tensor as large as logits is about to be written for the first time: page by page, that
+/// takes longer than all else that is done to it. NumPy asks for its arrays, too. Where there are none, nothing
+/// changes.
+void ask_for_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 struct CpuTensors : TorchTensors {
   explicit CpuTensors(const Tensor&) {}
 
@@ -17,6 +34,12 @@ struct CpuTensors : TorchTensors {
   template <class T>
   static Tensor empty(const Shape& shape) {
     return torch::stable::empty(shape, kScalarType<T>);
+  }
+
+  static Tensor empty_like(const Tensor& tensor) {
+    Tensor empty = TorchTensors::empty_like(tensor);
+    ask_for_huge_pages(data<void>(empty), empty.numel() * static_cast<int64_t>(empty.element_size()));
+    return empty;
   }
 
   template <class Args>
