@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .config import PruneConfig
     from .drift import next_drift_count, sampled_drift
     from .errors import InvalidType, InvalidValue
+    from .linear.linear_opd_loss import linear_opd_loss
+    from .linear.linear_reliability import linear_reliability
     from .ops.reliability import reliability
     from .ops.reliability_from_drift import reliability_from_drift
     from .ops.reliability_from_topk import reliability_from_topk
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .ops.topk_forward_kl import topk_forward_kl
     from .ops.topk_policy_loss import topk_policy_loss
     from .results import (
+        LinearOpdLoss,
         OpdRewards,
         Reliability,
         ReliabilityFromDrift,
@@ -38,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "InvalidType",
     "InvalidValue",
+    "LinearOpdLoss",
     "OpdRewards",
     "PruneConfig",
     "Reliability",
@@ -47,6 +51,8 @@ __all__ = [
     "TokenStats",
     "TopkForwardKl",
     "host",
+    "linear_opd_loss",
+    "linear_reliability",
     "next_drift_count",
     "opd_rewards",
     "reference",
@@ -65,6 +71,7 @@ _MODULES = {
     "config": ["PruneConfig"],
     "drift": ["next_drift_count", "sampled_drift"],
     "errors": ["InvalidType", "InvalidValue"],
+    "linear": ["linear_opd_loss", "linear_reliability"],
     "ops": [
         "reliability",
         "reliability_from_drift",
@@ -75,6 +82,7 @@ _MODULES = {
         "topk_policy_loss",
     ],
     "results": [
+        "LinearOpdLoss",
         "OpdRewards",
         "Reliability",
         "ReliabilityFromDrift",

@@ -58,19 +58,19 @@ def reliability(
     _logits(op, student_logits, teacher_logits, float64)
     per_position = student_logits.shape[:-1]
     mask_of_positions(op, mask, student_logits, per_position)
-    _token_ids(op, token_ids, student_logits, per_position)
+    ids_of_positions(op, token_ids, student_logits, per_position)
     responses(op, cu_seqlens, drift_count, student_logits, per_position, "student_logits are {}, V]")
     vocab_size = _vocab_size(op, student_logits, teacher_logits, vocab_size)
-    _k(op, k, vocab_size)
+    number_of_candidates(op, k, vocab_size)
     unit(op, "threshold", threshold)
     not_negative(op, w_drop=w_drop, w_base=w_base, eps=eps)
-    _metric(op, metric, token_ids=token_ids)
+    metric_and_its_needs(op, metric, token_ids=token_ids)
     unit(op, "top_p", top_p)
     one_of(op, "reward_weight", reward_weight, REWARD_WEIGHTS)
-    _positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     if values:
         if metric == "top_p":
-            _token_id_values(op, token_ids, mask, vocab_size)
+            token_id_values(op, token_ids, mask, vocab_size)
         response_values(op, cu_seqlens, drift_count, per_position)
 
 
@@ -106,11 +106,11 @@ def reliability_from_topk(
         has_shape(op, "teacher_topk_logprobs", teacher_topk_logprobs, ids.shape)
         has_dtype(op, "teacher_topk_logprobs", teacher_topk_logprobs, FLOATS)
         same_device(op, "teacher_topk_logprobs", teacher_topk_logprobs, ids)
-    _token_ids(op, token_ids, ids, per_position)
+    ids_of_positions(op, token_ids, ids, per_position)
     responses(op, cu_seqlens, drift_count, ids, per_position, "student_topk_ids are {}, k]")
     unit(op, "threshold", threshold)
     not_negative(op, w_drop=w_drop, w_base=w_base, eps=eps)
-    _metric(op, metric, teacher_topk_logprobs=teacher_topk_logprobs, token_ids=token_ids)
+    metric_and_its_needs(op, metric, teacher_topk_logprobs=teacher_topk_logprobs, token_ids=token_ids)
     unit(op, "top_p", top_p)
     if values:
         response_values(op, cu_seqlens, drift_count, per_position)
@@ -157,10 +157,10 @@ def token_stats(
     _logits(op, student_logits, teacher_logits, float64)
     per_position = student_logits.shape[:-1]
     mask_of_positions(op, mask, student_logits, per_position)
-    _token_ids(op, token_ids, student_logits, per_position)
+    ids_of_positions(op, token_ids, student_logits, per_position)
     vocab_size = _vocab_size(op, student_logits, teacher_logits, vocab_size)
-    _k(op, k, vocab_size)
-    _positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    number_of_candidates(op, k, vocab_size)
+    positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
 
 
 def topk_policy_loss(
@@ -191,10 +191,10 @@ def topk_policy_loss(
     not_negative(op, clip_high=clip_high)
     if not clip_dual > 1:
         bad_value(op, "clip_dual", "be > 1", clip_dual)
-    _positive(op, student_temperature=student_temperature)
+    positive(op, student_temperature=student_temperature)
     vocab_size = _student_vocab_size(op, student_logits, vocab_size)
     if values:
-        _candidate_values(op, "topk_ids", topk_ids, mask, vocab_size)
+        candidate_values(op, "topk_ids", topk_ids, mask, vocab_size)
 
 
 def reverse_kl(
@@ -219,7 +219,7 @@ def reverse_kl(
         has_shape(op, "weight", weight, per_position)
         has_dtype(op, "weight", weight, FLOATS)
         same_device(op, "weight", weight, student_logits)
-    _positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+    positive(op, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     _vocab_size(op, student_logits, teacher_logits, vocab_size)
 
 
@@ -243,13 +243,13 @@ def topk_forward_kl(
     mask_of_positions(op, mask, student_logits, per_position)
     if logprob_min is not None and not math.isfinite(logprob_min):
         bad_value(op, "logprob_min", "be finite", logprob_min)
-    _positive(op, student_temperature=student_temperature)
+    positive(op, student_temperature=student_temperature)
     vocab_size = _student_vocab_size(op, student_logits, vocab_size)
     k = teacher_topk_ids.shape[-1]
     if k > vocab_size:
         bad_value(op, "teacher_topk_ids", f"have at most vocab_size = {vocab_size} candidates", k)
     if values:
-        _candidate_values(op, "teacher_topk_ids", teacher_topk_ids, mask, vocab_size)
+        candidate_values(op, "teacher_topk_ids", teacher_topk_ids, mask, vocab_size)
 
 
 def kinds(op: str, arguments: Mapping[str, Any], array: type, noun: str) -> None:
@@ -344,7 +344,7 @@ def mask_of_positions(op: str, mask: Any, like: Any, shape: Sequence[int]) -> No
         same_device(op, "mask", mask, like)
 
 
-def _token_ids(op: str, token_ids: Any, like: Any, shape: Sequence[int]) -> None:
+def ids_of_positions(op: str, token_ids: Any, like: Any, shape: Sequence[int]) -> None:
     if token_ids is not None:
         has_shape(op, "token_ids", token_ids, shape)
         has_dtype(op, "token_ids", token_ids, IDS)
@@ -399,7 +399,7 @@ def not_negative(op: str, **arguments: float) -> None:
             bad_value(op, argument, "be finite and >= 0", value)
 
 
-def _positive(op: str, **arguments: float) -> None:
+def positive(op: str, **arguments: float) -> None:
     for argument, value in arguments.items():
         if not (math.isfinite(value) and value > 0):
             bad_value(op, argument, "be finite and > 0", value)
@@ -427,13 +427,13 @@ def _student_vocab_size(op: str, student_logits: Any, vocab_size: int | None) ->
     return vocab_size
 
 
-def _k(op: str, k: int, vocab_size: int) -> None:
+def number_of_candidates(op: str, k: int, vocab_size: int) -> None:
     largest = min(vocab_size, MAX_K)
     if not 1 <= k <= largest:
         bad_value(op, "k", f"be between 1 and min(vocab_size, {MAX_K}) = {largest}", k)
 
 
-def _metric(op: str, metric: str, **needed_by_top_p: Any) -> None:
+def metric_and_its_needs(op: str, metric: str, **needed_by_top_p: Any) -> None:
     one_of(op, "metric", metric, METRICS)
     for argument, value in needed_by_top_p.items():
         if metric == "top_p" and value is None:
@@ -443,7 +443,7 @@ def _metric(op: str, metric: str, **needed_by_top_p: Any) -> None:
 # Values inside tensors.
 
 
-def _token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> None:
+def token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> None:
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if mask is not None:
         outside = outside & (mask != 0)
@@ -452,7 +452,7 @@ def _token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> Non
         bad_value(op, "token_ids", rule, int(token_ids[outside][0]))
 
 
-def _candidate_values(op: str, argument: str, ids: Any, mask: Any, vocab_size: int) -> None:
+def candidate_values(op: str, argument: str, ids: Any, mask: Any, vocab_size: int) -> None:
     outside = ids >= vocab_size  # below 0 is padding
     if mask is not None:
         outside = outside & (mask != 0)[..., None]

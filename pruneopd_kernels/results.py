@@ -101,6 +101,23 @@ class TopkForwardKl(NamedTuple):
     """int64 `[..., k]`: the student's candidates in order."""
 
 
+class LinearOpdLoss(NamedTuple):
+    """Of `linear_opd_loss`: a loss, and then the fields of `Reliability`."""
+
+    loss: Tensor
+    """float32 per position, or 0-d for `reduction="sum"`: weighted by L; differentiable."""
+    entropy: Tensor
+    """float32 per position: of the student's distribution, in nats."""
+    overlap: Tensor
+    drift: Tensor
+    drift_count: Tensor
+    reliability: Tensor
+    weight: Tensor
+    effective_length: Tensor
+    topk_ids: Tensor
+    rewards: Tensor
+
+
 class OpdRewards(NamedTuple):
     """Of `opd_rewards`. The number of candidates m is k, or 2k where the strategy takes both sides."""
 
