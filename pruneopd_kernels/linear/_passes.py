@@ -80,9 +80,9 @@ def forward_pass(problem: Problem, inputs: Inputs, wanted: Wanted, reduction: st
         if gradients is not None:
             factor = _at(scale, terms.loss, chunk.places, problem.leading)
             student, teacher = computed.student_logits, computed.teacher_logits
-            gradient = logits_gradient(terms, factor, student, teacher, problem.arguments)
-            gradients.add(chunk.places, computed.hidden, gradient, student)
-            del gradient  # before the next chunk's exists
+            by_logits = logits_gradient(terms, factor, student, teacher, problem.arguments)
+            gradients.add(chunk.places, computed.hidden, by_logits, student)
+            del by_logits  # before the next chunk's exists
         if keeps:
             kept.append(_only_counted(Saved(chunk.places, *terms[1:]), computed.counted))
     loss = fields.loss
@@ -97,8 +97,16 @@ def backward_pass(
     chunk_size: int, arguments: Arguments,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Compute the logits again, chunk by chunk, as far as their gradient needs them."""
-    leading, count = student.hidden.ndim - 1, len(saved.places)
     gradients = Gradients(student, inputs, wanted)
+    _add_all_chunks(gradients, student, teacher, saved, gradient, chunk_size, arguments)
+    return gradients.give_up()  # now that the chunks' memory is free again
+
+
+def _add_all_chunks(
+    gradients: Gradients, student: Side, teacher: Side | None, saved: Saved, gradient: Tensor, chunk_size: int,
+    arguments: Arguments,
+) -> None:  # fmt: skip
+    leading, count = student.hidden.ndim - 1, len(saved.places)
     student_memory = Logits(student, chunk_size, count, leading)
     teacher_memory = None if teacher is None else Logits(teacher, chunk_size, count, leading)
     for start in range(0, count, chunk_size):
@@ -109,11 +117,9 @@ def backward_pass(
         teacher_logits = None if teacher_memory is None else teacher_memory.of(places)[1]
         factor = take(gradient, places, leading)
         terms = Terms(factor, *cast(Any, rest))
-        logits = logits_gradient(terms, factor, student_logits, teacher_logits, arguments)
-        gradients.add(places, hidden, logits, student_logits)
-        del logits
-    del student_memory, teacher_memory, student_logits, teacher_logits  # before a gradient changes its dtype
-    return gradients.give_up()
+        by_logits = logits_gradient(terms, factor, student_logits, teacher_logits, arguments)
+        gradients.add(places, hidden, by_logits, student_logits)
+        del by_logits  # before the next chunk's exists
 
 
 def _at(scale: Tensor | None, like: Tensor, index: Tensor, leading: int) -> Tensor:
