@@ -266,6 +266,8 @@ def kind(op: str, argument: str, value: Any, wanted: str, array: type = object, 
         held = isinstance(value, array)
     elif wanted == "str":
         held, noun = isinstance(value, str), "a str"
+    elif wanted == "bool":
+        held, noun = isinstance(value, bool), "a bool"
     elif wanted.startswith("float"):
         held, noun = hasattr(value, "__float__"), "a float"
     else:

@@ -19,16 +19,19 @@ Reduction = Literal["none", "sum"]
 
 _KINDS = ARGUMENTS["reliability"] | {
     "student_hidden": "Tensor", "student_weight": "Tensor", "student_bias": "Tensor?",
-    "teacher_hidden": "Tensor?", "teacher_weight": "Tensor?", "teacher_bias": "Tensor?",
+    "teacher_hidden": "Tensor", "teacher_weight": "Tensor", "teacher_bias": "Tensor?",
     "teacher_topk_ids": "Tensor?", "teacher_topk_logprobs": "Tensor?",
-    "chunk_size": "int?", "loss": "str", "reduction": "str", "scale": "Tensor?", "skip_exhausted": "int",
+    "chunk_size": "int?", "loss": "str", "reduction": "str", "scale": "Tensor?", "skip_exhausted": "bool",
 }  # fmt: skip
 
 
 def check(op: str, arguments: dict[str, Any]) -> None:
     """For both operators; of `linear_reliability` what belongs to a loss is missing."""
+    kinds = _KINDS
+    if "teacher_topk_ids" in arguments:
+        kinds = kinds | {"teacher_hidden": "Tensor?", "teacher_weight": "Tensor?"}
     for name, value in arguments.items():
-        checks.kind(op, name, value, _KINDS[name], Tensor, "a tensor")
+        checks.kind(op, name, value, kinds[name], Tensor, "a tensor")
     hidden = arguments["student_hidden"]
     impl = implementations.choose(op, arguments["impl"], hidden.device)
     implementations.require_usable(op, impl, hidden.device)
@@ -53,8 +56,7 @@ def check(op: str, arguments: dict[str, Any]) -> None:
 def _teacher(op: str, arguments: dict[str, Any], hidden: Tensor, dtypes: Sequence[str]) -> None:
     for name in ("teacher_hidden", "teacher_weight"):
         if arguments[name] is None:
-            also = " when teacher_topk_ids are not" if "teacher_topk_ids" in arguments else ""
-            checks.bad_value(op, name, f"be given{also}", None)
+            checks.bad_value(op, name, "be given when teacher_topk_ids are not", None)
     _side(op, "teacher", arguments, hidden, dtypes)
 
 

@@ -1,0 +1,181 @@
+"""Bad input to the operators from hidden states: the words, one by one, before any product is made."""
+
+import pytest
+import torch
+
+from pruneopd_kernels import InvalidType, InvalidValue, linear_opd_loss, linear_reliability
+
+OPS = {"linear_reliability": linear_reliability, "linear_opd_loss": linear_opd_loss}
+FLOATS = "float32, bfloat16 or float16"
+
+
+def zeros(*shape, dtype=torch.float32, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def ids(*shape, dtype=torch.int64):
+    return zeros(*shape, dtype=dtype)
+
+
+def i32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+HEADS = {"student_weight": zeros(64, 6), "teacher_weight": zeros(64, 5)}
+PADDED = {"student_hidden": zeros(2, 8, 6), "teacher_hidden": zeros(2, 8, 5), **HEADS}
+PACKED = {"student_hidden": zeros(16, 6), "teacher_hidden": zeros(16, 5), "cu_seqlens": i32(0, 16), **HEADS}
+SERVER = {
+    "student_hidden": zeros(2, 8, 6), "student_weight": zeros(64, 6), "loss": "topk_forward_kl",
+    "teacher_topk_ids": ids(2, 8, 16), "teacher_topk_logprobs": zeros(2, 8, 16),
+}  # fmt: skip
+
+
+def table():
+    """operator, base, change, words (after `<op>: `), type."""
+    rows = []
+
+    def add(change, words, error=InvalidValue, base=PADDED, ops=tuple(OPS)):
+        rows.extend((op, base, change, words, error) for op in ops)
+
+    def add_loss(change, words, error=InvalidValue, base=PADDED):
+        add(change, words, error, base, ("linear_opd_loss",))
+
+    # shapes
+    add({"student_hidden": zeros(6)}, "student_hidden must have shape [B, T, H] or [N, H], got [6]")
+    add({"student_hidden": zeros(1, 2, 8, 6)}, "student_hidden must have shape [B, T, H] or [N, H], got [1, 2, 8, 6]")
+    add({"student_weight": zeros(64, 5)}, "student_weight must have shape [V, 6], got [64, 5]")
+    add({"student_weight": zeros(6)}, "student_weight must have shape [V, 6], got [6]")
+    add({"student_bias": zeros(63)}, "student_bias must have shape [64], got [63]")
+    add({"teacher_hidden": zeros(2, 7, 5)}, "teacher_hidden must have shape [2, 8, H], got [2, 7, 5]")
+    add({"teacher_hidden": zeros(16, 5)}, "teacher_hidden must have shape [2, 8, H], got [16, 5]")
+    add({"teacher_hidden": zeros(15, 5)}, "teacher_hidden must have shape [16, H], got [15, 5]", base=PACKED)
+    add({"teacher_weight": zeros(64, 6)}, "teacher_weight must have shape [V, 5], got [64, 6]")
+    add({"teacher_bias": zeros(64, 1)}, "teacher_bias must have shape [64], got [64, 1]")
+    add({"mask": zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]")
+    add(
+        {
+            "mask": zeros(2, 8),
+        },
+        "mask must have shape [16], got [2, 8]",
+        base=PACKED,
+    )
+    add({"token_ids": ids(2, 7)}, "token_ids must have shape [2, 8], got [2, 7]")
+    add({"cu_seqlens": None}, "cu_seqlens must be given when student_hidden is [N, H], got None", base=PACKED)
+    words = "cu_seqlens must be None when student_hidden is [B, T, H], got shape [2]"
+    add({"cu_seqlens": i32(0, 16)}, words)
+    add({"drift_count": i32(0, 0, 0)}, "drift_count must have shape [2], got [3]")
+
+    # dtypes and devices
+    for name in ("student_hidden", "teacher_hidden"):
+        x = PADDED[name]
+        add({name: x.to(torch.int64)}, f"{name} must have dtype {FLOATS}, got int64", InvalidType)
+        add({name: x.double()}, f"{name} must have dtype {FLOATS}, got float64", InvalidType)
+    for side in ("student", "teacher"):
+        name = f"{side}_weight"
+        words = f"{name} must have dtype float32, as {side}_hidden has without autocast, got bfloat16"
+        add({name: PADDED[name].bfloat16()}, words, InvalidType)
+        words = f"{side}_bias must have dtype float32, as {side}_hidden has without autocast, got float16"
+        add({f"{side}_bias": zeros(64, dtype=torch.float16)}, words, InvalidType)
+        add({name: PADDED[name].to("meta")}, f"{name} must be on cpu, got meta")
+    add({"student_hidden": [[0.0]]}, "student_hidden must be a tensor, got list", InvalidType)
+    add({"mask": zeros(2, 8, dtype=torch.complex64)}, "mask must have dtype bool, integer or float, got complex64",
+        InvalidType)  # fmt: skip
+
+    # scalars
+    add({"chunk_size": 0}, "chunk_size must be >= 1, got 0")
+    add({"chunk_size": 2.5}, "chunk_size must be an int, got float", InvalidType)
+    add({"k": 65}, "k must be between 1 and min(vocab_size, 256) = 64, got 65")
+    add({"threshold": 0.0}, "threshold must be in (0, 1], got 0.0")
+    for name in ("w_drop", "w_base", "eps"):
+        add({name: -1.0}, f"{name} must be finite and >= 0, got -1.0")
+    add({"metric": "x"}, "metric must be one of 'overlap', 'top_p', got 'x'")
+    add({"metric": "top_p"}, "token_ids must be given when metric is 'top_p', got None")
+    add({"top_p": 2.0}, "top_p must be in (0, 1], got 2.0")
+    add({"reward_weight": "x"}, "reward_weight must be one of 'student', 'teacher', 'none', got 'x'")
+    for name in ("student_temperature", "teacher_temperature"):
+        add({name: 0.0}, f"{name} must be finite and > 0, got 0.0")
+    add({"vocab_size": 65}, "vocab_size must be between 1 and min(student, teacher) width = 64, got 65")
+    add({"vocab_size": 0}, "vocab_size must be between 1 and min(student, teacher) width = 64, got 0")
+    words = "vocab_size must be given when the first axes of student_weight and teacher_weight differ, got 64 and 72"
+    add({"teacher_weight": zeros(72, 5)}, words)
+    add({"impl": "x"}, "impl must be one of 'auto', 'reference', 'cpp', 'cuda', 'triton', got 'x'")
+
+    # values
+    words = "token_ids must be between 0 and vocab_size - 1 = 63 where the position is valid, got -1"
+    add({"metric": "top_p", "token_ids": ids(2, 8) - 1}, words)
+    add({"cu_seqlens": i32(0, 15)}, "cu_seqlens must end at N = 16, got 15", base=PACKED)
+    add({"drift_count": i32(0, -1)}, "drift_count must be >= 0, got -1")
+
+    # a loss
+    losses = "'topk_policy', 'reverse_kl', 'topk_forward_kl'"
+    add_loss({"loss": "x"}, f"loss must be one of {losses}, got 'x'")
+    add_loss({"reduction": "mean"}, "reduction must be one of 'none', 'sum', got 'mean'")
+    add_loss({"scale": zeros(2, 8)}, "scale must be None when reduction is 'none', got shape [2, 8]")
+    add_loss({"scale": 0.5, "reduction": "sum"}, "scale must be a tensor, got float", InvalidType)
+    add_loss({"scale": zeros(8), "reduction": "sum"}, "scale must have shape [] or [2, 8], got [8]")
+    words = f"scale must have dtype {FLOATS.replace(' or float16', ', float16 or float64')}, got int64"
+    add_loss({"scale": ids(2, 8), "reduction": "sum"}, words, InvalidType)
+    add_loss({"skip_exhausted": True}, "w_base must be 0 when skip_exhausted is True, got 0.5")
+    add_loss({"skip_exhausted": "yes"}, "skip_exhausted must be a bool, got str", InvalidType)
+    add_loss({"teacher_hidden": None}, "teacher_hidden must be given when teacher_topk_ids are not, got None")
+    add_loss({"teacher_weight": None}, "teacher_weight must be given when teacher_topk_ids are not, got None")
+    add({"teacher_weight": None}, "teacher_weight must be a tensor, got NoneType", InvalidType,
+        ops=("linear_reliability",))  # fmt: skip
+
+    # a teacher's server
+    for one, other in (("ids", "logprobs"), ("logprobs", "ids")):
+        words = f"teacher_topk_{one} must be given when teacher_topk_{other} are, got None"
+        add_loss({f"teacher_topk_{one}": None}, words, base=SERVER)
+    for name, shape in (("hidden", (2, 8, 5)), ("weight", (64, 5)), ("bias", (64,))):
+        words = f"teacher_{name} must be None when teacher_topk_ids are given, got a tensor"
+        add_loss({f"teacher_{name}": zeros(*shape)}, words, base=SERVER)
+    add_loss({"k": 10}, "teacher_topk_ids must have shape [2, 8, 10], got [2, 8, 16]", base=SERVER)
+    words = "teacher_topk_logprobs must have shape [2, 8, 16], got [2, 8, 15]"
+    add_loss({"teacher_topk_logprobs": zeros(2, 8, 15)}, words, base=SERVER)
+    words = "teacher_topk_ids must have dtype int32 or int64, got float32"
+    add_loss({"teacher_topk_ids": zeros(2, 8, 16)}, words, InvalidType, base=SERVER)
+    add_loss({"teacher_temperature": 2.0}, "teacher_temperature must be 1 when teacher_topk_ids are given, got 2.0",
+             base=SERVER)  # fmt: skip
+    words = "loss must be 'topk_forward_kl' when teacher_topk_ids are given, got 'reverse_kl'"
+    add_loss({"loss": "reverse_kl"}, words, base=SERVER)
+    add_loss({"vocab_size": 65}, "vocab_size must be between 1 and the student's width = 64, got 65", base=SERVER)
+    words = "teacher_topk_ids must be below vocab_size = 64 where the position is valid, got 64"
+    add_loss({"teacher_topk_ids": ids(2, 8, 16) + 64}, words, base=SERVER)
+    return rows
+
+
+@pytest.mark.parametrize(("op", "base", "change", "words", "error"), table())
+def test_words(op, base, change, words, error, monkeypatch):
+    def product(*args, **kwargs):
+        raise AssertionError("a product was made before the arguments were checked")
+
+    monkeypatch.setattr(torch, "mm", product)
+    with pytest.raises((TypeError, ValueError)) as raised:
+        OPS[op](**base | change)
+    assert str(raised.value) == f"{op}: {words}"
+    assert type(raised.value) is error
+
+
+def test_an_implementation_that_is_not_usable_here():
+    for op, function in OPS.items():
+        with pytest.raises(RuntimeError, match=f"^{op}: impl='cuda' is not usable here: "):
+            function(**PADDED, impl="cuda")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float64_is_for_the_reference(op):
+    double = {name: x.double() for name, x in PADDED.items()}
+    assert OPS[op](**double, impl="reference").rewards.dtype == torch.float64
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dtypes_under_autocast(op):
+    mixed = PADDED | {
+        "student_hidden": PADDED["student_hidden"].bfloat16(),
+        "teacher_weight": zeros(64, 5, dtype=torch.float16),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        OPS[op](**mixed, impl="reference")
+        with pytest.raises(InvalidType) as raised:
+            OPS[op](**mixed | {"student_weight": zeros(64, 6, dtype=torch.float64)}, impl="reference")
+    assert str(raised.value) == f"{op}: student_weight must have dtype {FLOATS}, got float64"

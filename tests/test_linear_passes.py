@@ -1,0 +1,323 @@
+"""`linear_opd_loss`: what a pass computes, keeps and refuses, and how it goes with the rest of torch."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import linear_ranks
+from hidden_states import LOSSES, REDUCTIONS, V, loss_at_once, problem
+from processes import ROOT, command, environment
+from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
+from test_linear import EXHAUSTING, OPTIONS, STUDENT, exactly, from_server
+
+each_loss = pytest.mark.parametrize("loss", LOSSES)
+each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+REFERENCE = {"impl": "reference", **OPTIONS}
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+class Products(TorchDispatchMode):
+    """Counts, of every matrix product, how many positions take part in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits, self.hidden_gradient, self.weight_gradient = 0, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            rows, inner, columns = left.shape[0], left.shape[1], right.shape[1]
+            assert inner == right.shape[0]
+            if V not in (rows, inner):
+                assert columns == V
+                self.logits += rows
+            elif inner == V:
+                self.hidden_gradient += rows
+            else:
+                self.weight_gradient += inner
+        return function(*args, **(kwargs or {}))
+
+    @property
+    def counts(self):
+        return self.logits, self.hidden_gradient, self.weight_gradient
+
+
+def products(given, wanted=STUDENT, **options):
+    """Of the forward and of the backward pass."""
+    wanting, _ = given.wanting(*wanted)
+    with Products() as forward:
+        loss = linear_opd_loss(**wanting.arguments(**options)).loss.sum()
+    with Products() as backward:
+        if wanted:
+            loss.backward()
+    return forward.counts, backward.counts
+
+
+@each_loss
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("mask", ["none", "holes"])
+def test_products_are_those_that_each_reduction_needs(loss, chunk_size, mask):
+    given = problem(mask=mask, bias=False)
+    n = 21 if mask == "none" else int(given.mask.sum())
+    options = {"loss": loss, "chunk_size": chunk_size, **REFERENCE}
+    assert n == 21 or 0 < n < 21
+    again = 2 * n if loss == "reverse_kl" else n  # the others have in a few floats what they need of the teacher
+    both = STUDENT[:2]
+    assert products(given, both, reduction="sum", **options) == ((2 * n, n, n), (0, 0, 0))
+    assert products(given, both, reduction="none", **options) == ((2 * n, 0, 0), (again, n, n))
+    hidden, weight = STUDENT[:1], STUDENT[1:2]
+    assert products(given, hidden, reduction="sum", **options) == ((2 * n, n, 0), (0, 0, 0))
+    assert products(given, weight, reduction="sum", **options) == ((2 * n, 0, n), (0, 0, 0))
+    assert products(given, hidden, reduction="none", **options) == ((2 * n, 0, 0), (again, n, 0))
+    for reduction in REDUCTIONS:
+        assert products(given, (), reduction=reduction, **options) == ((2 * n, 0, 0), (0, 0, 0))
+        with torch.no_grad(), Products() as without:
+            linear_opd_loss(**given.wanting(*both)[0].arguments(reduction=reduction, **options))
+        assert without.counts == (2 * n, 0, 0)
+
+
+def test_a_server_saves_the_teachers_products():
+    given, sent = from_server(problem(mask="none", bias=False))
+    options = {"loss": "topk_forward_kl", "chunk_size": 4, **sent, **REFERENCE}
+    assert products(given, STUDENT[:2], reduction="sum", **options) == ((21, 21, 21), (0, 0, 0))
+    assert products(given, STUDENT[:2], reduction="none", **options) == ((21, 0, 0), (21, 21, 21))
+
+
+@each_loss
+@pytest.mark.parametrize("chunk_size", [1, 3, 40])
+def test_exhausted_responses_cost_no_product_in_later_chunks(loss, chunk_size):
+    """What is computed is what lies before the end of the chunk in which a response turns out to be exhausted."""
+    given = problem(mask="none", bias=False, t=12)
+    reliability = reference.reliability(*given.logits(), **EXHAUSTING).reliability
+    counted = [int((row > 0).sum()) + 1 for row in reliability]
+    assert all(count < 12 for count in counted)
+    computed, at = 0, 0
+    while at < 36:
+        computed += min(chunk_size, 36 - at)
+        at = min(at + chunk_size, 36)
+        if counted[(at - 1) // 12] <= (at - 1) % 12 + 1:  # exhausted at the end of the chunk
+            at = 12 * ((at - 1) // 12 + 1)
+    assert (computed < 36) == (chunk_size < 40)
+    options = {"loss": loss, "chunk_size": chunk_size, "skip_exhausted": True, "impl": "reference", **EXHAUSTING}
+    forward, backward = products(given, STUDENT[:2], reduction="sum", **options)
+    assert (forward, backward) == ((2 * computed, computed, computed), (0, 0, 0))
+    forward, backward = products(given, STUDENT[:2], reduction="none", **options)
+    # Then it is known exactly.
+    again = sum(counted)
+    assert (forward, backward) == ((2 * computed, 0, 0), ((2 if loss == "reverse_kl" else 1) * again, again, again))
+
+
+# --- more than one backward pass --------------------------------------------------------------------------------------
+
+
+@each_loss
+@each_reduction
+def test_gradients_add_up_over_calls(loss, reduction):
+    given = problem()
+    options = {"loss": loss, "reduction": reduction, "chunk_size": 4, **REFERENCE}
+    wanting, leaves = given.wanting(*STUDENT)
+    linear_opd_loss(**wanting.arguments(**options)).loss.sum().backward()
+    once = [leaf.grad.clone() for leaf in leaves]
+    (3 * linear_opd_loss(**wanting.arguments(**options)).loss.sum()).backward()
+    for leaf, gradient in zip(leaves, once, strict=True):
+        exactly(leaf.grad, 4 * gradient)
+
+
+@each_loss
+def test_reduction_none_goes_back_twice(loss):
+    wanting, leaves = problem().wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(loss=loss, chunk_size=4, **REFERENCE)).loss.sum()
+    first = torch.autograd.grad(out, leaves, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(out, leaves), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_reduction_sum_says_that_it_goes_back_once():
+    wanting, leaves = problem().wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(reduction="sum", chunk_size=4, **REFERENCE)).loss
+    torch.autograd.grad(out, leaves, retain_graph=True)
+    with pytest.raises(RuntimeError) as raised:
+        torch.autograd.grad(out, leaves)
+    assert str(raised.value) == (
+        "linear_opd_loss: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
+        "retain_graph=True, use reduction='none'"
+    )
+
+
+@each_reduction
+def test_second_derivatives_raise(reduction):
+    wanting, leaves = problem().wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(reduction=reduction, chunk_size=4, **REFERENCE)).loss.sum()
+    gradients = torch.autograd.grad(out, leaves, create_graph=True)
+    for gradient in gradients:
+        with pytest.raises(RuntimeError) as raised:
+            torch.autograd.grad(gradient.sum(), leaves, retain_graph=True)
+        assert str(raised.value) == "linear_opd_loss: the gradient of a loss cannot be differentiated a second time"
+
+
+@each_reduction
+def test_only_the_loss_is_differentiable(reduction):
+    wanting, _ = problem().wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(reduction=reduction, chunk_size=4, **REFERENCE))
+    assert [name for name in out._fields if getattr(out, name).requires_grad] == ["loss"]
+    wanting, _ = problem().wanting(*STUDENT, "teacher_hidden", "teacher_weight", "teacher_bias")
+    assert not any(x.requires_grad for x in linear_reliability(**wanting.arguments(chunk_size=4, **REFERENCE)))
+
+
+def test_a_teacher_that_changes_before_the_backward_pass_is_noticed():
+    given = problem()
+    wanting, _ = given.wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(loss="reverse_kl", chunk_size=4, **REFERENCE))
+    given.teacher_hidden.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.sum().backward()
+
+
+# --- with the rest of torch -------------------------------------------------------------------------------------------
+
+
+@each_loss
+@each_reduction
+def test_teacher_from_inference_mode(loss, reduction):
+    given = problem()
+    wanting, leaves = given.wanting(*STUDENT)
+    options = {"loss": loss, "reduction": reduction, "chunk_size": 4, **REFERENCE}
+    expected = torch.autograd.grad(linear_opd_loss(**wanting.arguments(**options)).loss.sum(), leaves)
+    with torch.inference_mode():
+        hidden, weight, bias = (x.clone() for x in (given.teacher_hidden, given.teacher_weight, given.teacher_bias))
+    inferred = replace(wanting, teacher_hidden=hidden, teacher_weight=weight, teacher_bias=bias)
+    out = linear_opd_loss(**inferred.arguments(**options))
+    for one, other in zip(torch.autograd.grad(out.loss.sum(), leaves), expected, strict=True):
+        assert torch.equal(one, other)
+    with torch.inference_mode():
+        inside = linear_opd_loss(**inferred.arguments(**options))
+    assert torch.equal(inside.loss, out.loss)
+
+
+@each_loss
+@each_reduction
+@pytest.mark.parametrize("dtypes", [
+    (torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16),
+], ids=["f32 f32", "bf16 f32", "bf16 bf16"])  # fmt: skip
+def test_autocast_rounds_the_operands_and_keeps_logits_in_float32(loss, reduction, dtypes):
+    """Against float64 with the operands rounded: logits in bfloat16 would be off by 1e-2."""
+    hidden, weight = dtypes
+    given = problem(torch.float32)
+    given = replace(
+        given, student_hidden=given.student_hidden.to(hidden), student_weight=given.student_weight.to(weight)
+    )
+    rounded, leaves = given.to(torch.bfloat16).to(torch.float64).wanting(*STUDENT)
+    value, scored = loss_at_once(loss, *rounded.logits(), given.mask, **OPTIONS)
+    expected = torch.autograd.grad(value.sum(), leaves)
+    wanting, leaves = given.wanting(*STUDENT)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear_opd_loss(**wanting.arguments(loss=loss, reduction=reduction, chunk_size=4, **REFERENCE))
+        scores = linear_reliability(**wanting.arguments(chunk_size=4, **REFERENCE))
+    torch.testing.assert_close(out.loss.double(), value.sum() if reduction == "sum" else value, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scores.topk_ids, scored.topk_ids)
+    torch.testing.assert_close(scores.rewards.double(), scored.rewards, rtol=1e-5, atol=1e-5)
+    for name, one, other, leaf in zip(
+        STUDENT, torch.autograd.grad(out.loss.sum(), leaves), expected, leaves, strict=True
+    ):
+        assert one.dtype == leaf.dtype, name
+        unit = torch.finfo(one.dtype).eps
+        torch.testing.assert_close(one.double(), other, rtol=2 * unit, atol=2 * unit + 1e-5)
+
+
+def test_autocast_leaves_float64_alone():
+    given = problem()
+    expected = linear_opd_loss(**given.arguments(chunk_size=4, **REFERENCE)).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear_opd_loss(**given.arguments(chunk_size=4, **REFERENCE)).loss, expected)
+
+
+@each_loss
+@each_reduction
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(loss, reduction, reentrant):
+    given = problem()
+
+    def run(hidden, weight, bias):
+        wanting = replace(given, student_hidden=hidden.tanh(), student_weight=weight, student_bias=bias)
+        return linear_opd_loss(
+            **wanting.arguments(loss=loss, reduction=reduction, chunk_size=4, **REFERENCE)
+        ).loss.sum()
+
+    leaves = given.wanting(*STUDENT)[1]
+    expected = torch.autograd.grad(run(*leaves), leaves)
+    checkpoint(run, *leaves, use_reentrant=reentrant).backward()
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        assert torch.equal(leaf.grad, gradient)
+
+
+@each_loss
+@each_reduction
+def test_tied_embeddings(loss, reduction):
+    given = problem(mask="none", bias=False)
+    token_ids = torch.randint(V, given.student_hidden.shape[:-1])
+
+    def gradient(loss_of):
+        wanting, (weight,) = given.wanting("student_weight")
+        return torch.autograd.grad(loss_of(replace(wanting, student_hidden=weight[token_ids].tanh())), weight)[0]
+
+    options = {"loss": loss, "reduction": reduction, "chunk_size": 4, **REFERENCE}
+    got = gradient(lambda tied: linear_opd_loss(**tied.arguments(**options)).loss.sum())
+    expected = gradient(lambda tied: loss_at_once(loss, *tied.logits(), None, **OPTIONS)[0].sum())
+    exactly(got, expected)
+
+
+@pytest.mark.parametrize(("loss", "reduction"), [("topk_policy", "sum"), ("reverse_kl", "none")])
+def test_two_ranks_have_the_gradients_of_one_process(loss, reduction, tmp_path):
+    script = Path(linear_ranks.__file__)
+    ranks = [
+        subprocess.Popen(command(script, rank, tmp_path / "meeting", loss, reduction, tmp_path), stderr=subprocess.PIPE,
+                         text=True, env=environment(f"{ROOT}:{script.parent}"))
+        for rank in range(linear_ranks.RANKS)
+    ]  # fmt: skip
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors[-4000:]
+    model = linear_ranks.student(loss, reduction)
+    model(*linear_ranks.batch(None)).backward()
+    for rank in range(linear_ranks.RANKS):
+        for one, other in zip(torch.load(tmp_path / f"{rank}.pt"), linear_ranks.gradients(model), strict=True):
+            assert other.any()
+            exactly(linear_ranks.RANKS * one, other)  # DistributedDataParallel takes the mean
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it, from itself
+@each_reduction
+def test_under_compile_the_call_breaks_the_graph_and_is_right(reduction):
+    given = problem()
+    options = {"reduction": reduction, "chunk_size": 4, **REFERENCE}
+
+    def step(hidden, weight):
+        wanting = replace(given, student_hidden=torch.tanh(hidden), student_weight=weight)
+        return linear_opd_loss(**wanting.arguments(**options)).loss.sum() * 2
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    leaves = given.wanting(*STUDENT[:2])[1]
+    expected = torch.autograd.grad(step(*leaves), leaves)
+    torch.compiler.reset()
+    got = torch.autograd.grad(torch.compile(step, backend=backend)(*leaves), leaves)
+    for one, other in zip(got, expected, strict=True):
+        exactly(one, other)
+    targets = " ".join(target for graph in graphs for target in graph)
+    assert "tanh" in targets
+    assert "pruneopd" not in targets
+    assert "mm" not in targets
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(step, backend=backend, fullgraph=True)(*leaves)
