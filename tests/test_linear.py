@@ -20,7 +20,7 @@ from pruneopd_kernels import (
 )
 
 OPTIONS = {"k": K, "w_drop": 0.2}
-IMPLS = ["reference"]
+IMPLS = ["reference", "cpp"]
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 each_impl = pytest.mark.parametrize("impl", IMPLS)

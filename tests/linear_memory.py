@@ -1,0 +1,55 @@
+"""Run by test_linear_passes.py in a process of its own: what a loss and its gradients need beyond themselves.
+
+Prints a JSON line a case: dtype, loss, reduction, and bytes at the peak beyond inputs, outputs and gradients, the
+head's gradient counted once, in float32.
+"""
+
+import ctypes
+import json
+
+import torch
+
+from memory_peaks import reset_peak, status
+from pruneopd_kernels import linear_opd_loss
+
+# A chunk's logits of 40 MiB: what is larger than 32 MiB glibc gives back to the system at once.
+POSITIONS, H, V, CHUNK = 320, 128, 65536, 160
+PR_SET_THP_DISABLE = 41
+
+
+def run(hidden, weight, teacher, **options):
+    out = linear_opd_loss(hidden, weight, teacher, weight.detach(), chunk_size=CHUNK, k=4, **options)
+    out.loss.sum().backward()
+    return out
+
+
+def extra(dtype, **options):
+    # Each response in order, every second position masked.
+    hidden = torch.randn(4, 2 * POSITIONS // 4, H).to(dtype).requires_grad_()
+    weight = (torch.randn(V, H) / 32).to(dtype).requires_grad_()
+    teacher = hidden.detach() + 0.1
+    mask = torch.arange(2 * POSITIONS // 4).expand(4, -1) % 2
+    ctypes.CDLL(None).malloc_trim(0)
+    before = status("VmRSS")
+    reset_peak()
+    out = run(hidden, weight, teacher, mask=mask, **options)
+    peak = status("VmHWM")
+    gradients = hidden.grad.nbytes + weight.numel() * 4
+    return peak - before - gradients - sum(x.nbytes for x in out)
+
+
+def main():
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    torch.set_num_threads(2)
+    small = torch.randn(1, 8, H, requires_grad=True)  # threads and lazily loaded code
+    run(small, torch.randn(V, H, requires_grad=True), small.detach())
+    for dtype in (torch.float32, torch.bfloat16):
+        for loss in ("topk_policy", "reverse_kl", "topk_forward_kl"):
+            for reduction in ("none", "sum"):
+                peak = extra(dtype, loss=loss, reduction=reduction)
+                case = {"dtype": str(dtype), "loss": loss, "reduction": reduction}
+                print(json.dumps(case | {"extra": peak, "chunk": CHUNK * V * dtype.itemsize}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
