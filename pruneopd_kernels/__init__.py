@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import _with_torch
 
 if TYPE_CHECKING:
-    from . import host, reference
+    from . import host, parallel, reference
     from .budget import ResponseBudget
     from .config import PruneConfig
     from .drift import next_drift_count, sampled_drift
@@ -55,6 +55,7 @@ __all__ = [
     "linear_reliability",
     "next_drift_count",
     "opd_rewards",
+    "parallel",
     "reference",
     "reliability",
     "reliability_from_drift",
@@ -96,7 +97,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("host", "reference"):
+    if name in ("host", "parallel", "reference"):
         return import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

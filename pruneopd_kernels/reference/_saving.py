@@ -40,7 +40,7 @@ def topk_policy_loss(
     dtype = float_type(student_logits)
     loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(used[..., None], derivatives, 0.0)
-    return loss, _where_finite(loss, coefficients), torch.stack(row_state(rows, used, student_temperature), -1)
+    return loss, where_finite(loss, coefficients), torch.stack(row_state(rows, used, student_temperature), -1)
 
 
 def topk_forward_kl(
@@ -56,16 +56,18 @@ def topk_forward_kl(
     """The outputs, coefficients `[..., k]`, state `[..., 2]`: reference and mass."""
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
     rows = student_rows(student_logits, valid, vocab_size or student_logits.shape[-1], student_temperature)
-    terms = forward_terms(rows, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
-    measures = measures_of(rows, terms, teacher_topk_ids, valid)
+    student_topk_ids = first_ids(rows.logits, teacher_topk_ids.shape[-1])
+    logprobs = candidate_logprobs(rows.logprobs, teacher_topk_ids)
+    terms = forward_terms(logprobs, rows.broken, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
+    measures = measures_of(student_topk_ids, rows.broken, terms, teacher_topk_ids, valid)
     dtype = float_type(student_logits)
     loss = torch.where(valid, terms.terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(valid[..., None], terms.derivatives, 0.0)
     return (
         loss,
         *(x.to(torch.float32 if name == "overlap" else dtype) for name, x in measures._asdict().items()),
-        first_ids(rows.logits, teacher_topk_ids.shape[-1]),
-        _where_finite(loss, coefficients),
+        student_topk_ids,
+        where_finite(loss, coefficients),
         torch.stack(row_state(rows, valid, student_temperature), -1),
     )
 
@@ -161,5 +163,5 @@ def _full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
     return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()
 
 
-def _where_finite(loss: Tensor, coefficients: Tensor) -> Tensor:
+def where_finite(loss: Tensor, coefficients: Tensor) -> Tensor:
     return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan)

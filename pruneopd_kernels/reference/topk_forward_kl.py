@@ -41,14 +41,17 @@ def topk_forward_kl(
     def rows_of(logits: Tensor) -> StudentRows:
         return student_rows(logits, valid, vocab_size or logits.shape[-1], student_temperature)
 
+    def terms_of(rows: StudentRows) -> ForwardTerms:
+        logprobs = candidate_logprobs(rows.logprobs, teacher_topk_ids)
+        return forward_terms(logprobs, rows.broken, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
+
     def loss_of(logits: Tensor) -> Tensor:
-        terms = forward_terms(rows_of(logits), teacher_topk_ids, teacher_topk_logprobs, logprob_min).terms
-        return torch.where(valid, terms.sum(-1), 0.0)
+        return torch.where(valid, terms_of(rows_of(logits)).terms.sum(-1), 0.0)
 
     with torch.no_grad():
         rows = rows_of(student_logits.detach())
-        terms = forward_terms(rows, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
-        measures = measures_of(rows, terms, teacher_topk_ids, valid)
+        student_topk_ids = first_ids(rows.logits, teacher_topk_ids.shape[-1])
+        measures = measures_of(student_topk_ids, rows.broken, terms_of(rows), teacher_topk_ids, valid)
     dtype = float_type(student_logits)
     return TopkForwardKl(
         differentiable(loss_of, student_logits),
@@ -56,7 +59,7 @@ def topk_forward_kl(
         measures.teacher_mass.to(dtype),
         measures.overlap.to(torch.float32),
         measures.overlap_token_advantage.to(dtype),
-        first_ids(rows.logits, teacher_topk_ids.shape[-1]),
+        student_topk_ids,
     )
 
 
@@ -77,10 +80,15 @@ class Measures(NamedTuple):
 
 
 def forward_terms(
-    rows: StudentRows, teacher_topk_ids: Tensor, teacher_topk_logprobs: Tensor, logprob_min: float | None
+    student_logprobs: Tensor,
+    broken: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor,
+    logprob_min: float | None,
 ) -> ForwardTerms:
+    """From the student's log-probabilities of the teacher's candidates, and where its rows are broken."""
     padding = teacher_topk_ids < 0
-    a = candidate_logprobs(rows.logprobs, teacher_topk_ids).masked_fill(padding, -torch.inf)
+    a = student_logprobs.masked_fill(padding, -torch.inf)
     b = teacher_topk_logprobs.detach().to(torch.float64).masked_fill(padding, -torch.inf)
     a_raised, b_raised, moves = a, b, ~padding
     if logprob_min is not None:
@@ -94,21 +102,20 @@ def forward_terms(
     # 0 and no less where both are the same; not masked, for its derivative is not 0
     terms = terms.masked_fill(impossible, torch.inf)
     # A row that is broken makes even a loss over nothing NaN.
-    terms = terms.masked_fill(rows.broken[..., None], torch.nan)
+    terms = terms.masked_fill(broken[..., None], torch.nan)
     return ForwardTerms(terms, torch.where(moves & has_mass, -q, 0.0), a, b)
 
 
-def measures_of(rows: StudentRows, terms: ForwardTerms, teacher_topk_ids: Tensor, valid: Tensor) -> Measures:
-    k = teacher_topk_ids.shape[-1]
-    student_topk_ids = first_ids(rows.logits, k)
-    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(rows.broken, 0)
+def measures_of(
+    student_topk_ids: Tensor, broken: Tensor, terms: ForwardTerms, teacher_topk_ids: Tensor, valid: Tensor
+) -> Measures:
+    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0)
     shared = (teacher_topk_ids[..., :, None] == student_topk_ids[..., None, :]).any(-1)
     advantage = torch.where(shared, -terms.terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
-    advantage = advantage.masked_fill(rows.broken, torch.nan)
     measures = (
-        terms.student_logprobs.exp().sum(-1).masked_fill(rows.broken, torch.nan),
+        terms.student_logprobs.exp().sum(-1).masked_fill(broken, torch.nan),
         terms.teacher_logprobs.exp().sum(-1),
-        overlap_of(count, k),
-        advantage,
+        overlap_of(count, teacher_topk_ids.shape[-1]),
+        advantage.masked_fill(broken, torch.nan),
     )
     return Measures(*(torch.where(valid, x, 0.0) for x in measures))

@@ -1,0 +1,51 @@
+"""The second exchange: all that one rank has to tell the others, as the bits of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from ._agreement import Slices
+
+Record = TypeVar("Record", bound=NamedTuple)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def gather(record: Record, slices: Slices, shape: torch.Size, dtype: torch.dtype) -> Record:
+    """The records of all ranks, stacked on a first axis.
+
+    The fields of a record are tensors `[*shape]` or `[*shape, c]`, ids (int64) or floats; floats travel as `dtype`, ids
+    as integers of its size, and all come back in float64 and int64.
+    """
+    ranks, positions = dist.get_world_size(slices.group), shape.numel()
+    columns = [field.shape[len(shape) :].numel() for field in record]
+    packed = torch.cat(
+        [_bits(field.reshape(positions, c), dtype) for field, c in zip(record, columns, strict=True)], -1
+    )
+    everyone = packed.new_empty((ranks, *packed.shape))
+    dist.all_gather(list(everyone.unbind()), packed, group=slices.group)
+    received = everyone.split(columns, -1)
+    fields = (
+        (bits.view(dtype).to(torch.float64) if field.is_floating_point() else bits.to(torch.int64)).reshape(
+            ranks, *field.shape
+        )
+        for bits, field in zip(received, record, strict=True)
+    )
+    return type(record)(*fields)
+
+
+def _bits(field: Tensor, dtype: torch.dtype) -> Tensor:
+    return field.to(dtype).view(BITS[dtype]) if field.is_floating_point() else field.to(BITS[dtype])
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """An exchange is no part of a graph of `torch.compile`: what is compiled ends before it and goes on after it."""
+    disabled: Callable[P, R] = torch.compiler.disable(function, reason="it exchanges with other ranks")
+    return disabled

@@ -1,0 +1,124 @@
+"""What one rank finds out about its slice, with the operators for whole rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..ops._implementations import Impl
+from ..ops.token_stats import token_stats
+from ._agreement import Slices
+from ._rows import local_ids
+
+
+class Side(NamedTuple):
+    """One side's slice, per position. A slice narrower than k' fills its candidates up with logits of -inf."""
+
+    topk_ids: Tensor  # [..., k'], of the whole vocabulary
+    topk_logits: Tensor  # [..., k'], exact; the first is the slice's greatest logit
+    log_mass: Tensor  # log(sum(exp((logit - greatest) / temperature))), of use where the greatest is finite
+
+
+class Pair(NamedTuple):
+    """Both sides' slices, and what `token_stats` says of them."""
+
+    student: Side
+    teacher: Side
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    reverse_kl: Tensor
+    forward_kl: Tensor
+
+
+def pair_of(
+    slices: Slices,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    used: Tensor,
+    k: int,
+    student_temperature: float,
+    teacher_temperature: float,
+    impl: Impl,
+) -> Pair:
+    """Both sides of this rank's slice, from one read."""
+    if slices.width == 0:
+        nothing = torch.zeros(used.shape, device=used.device)
+        student, teacher = (_empty_side(slices, logits, used, k) for logits in (student_logits, teacher_logits))
+        return Pair(student, teacher, nothing, nothing, nothing, nothing)
+    stats = token_stats(
+        student_logits,
+        teacher_logits,
+        used,
+        k=min(k, slices.width),
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        vocab_size=slices.width,
+        impl=impl,
+    )
+    # The log-probability of the greatest tells the mass without a log-sum-exp, which is as large as the logits.
+    student_log_mass, teacher_log_mass = -stats.student_topk_logprobs[..., 0], -stats.teacher_topk_logprobs[..., 0]
+    return Pair(
+        _side(slices, student_logits, used, k, stats.student_topk_ids, student_log_mass),
+        _side(slices, teacher_logits, used, k, stats.teacher_topk_ids, teacher_log_mass),
+        stats.student_entropy,
+        stats.teacher_entropy,
+        stats.reverse_kl,
+        stats.forward_kl,
+    )
+
+
+def student_of(
+    slices: Slices, student_logits: Tensor, used: Tensor, k: int, student_temperature: float, impl: Impl
+) -> Side:
+    """The student's side of this rank's slice."""
+    if slices.width == 0:
+        return _empty_side(slices, student_logits, used, k)
+    shape = (*used.shape, min(k, slices.width))
+    padding = torch.full((), -1, device=used.device).expand(shape)
+    *_, topk_ids, _, state = torch.ops.pruneopd._topk_forward_kl(
+        student_logits, padding, torch.zeros((), device=used.device).expand(shape), used,
+        student_temperature=student_temperature, vocab_size=slices.width, impl=impl,
+    )  # fmt: skip
+    reference, mass = state.to(torch.float64).unbind(-1)
+    greatest = logits_at(student_logits, topk_ids[..., :1], used)[..., 0].to(torch.float64)
+    log_mass = mass.log() + (reference - greatest) / student_temperature
+    return _side(slices, student_logits, used, k, topk_ids, log_mass)
+
+
+def logits_of_ids(slices: Slices, logits: Tensor, ids: Tensor, used: Tensor) -> Tensor:
+    """The logits of those ids `[..., c]` of the vocabulary that this slice holds; of others, something."""
+    return logits_at(logits, local_ids(slices, ids), used)
+
+
+def logits_at(logits: Tensor, ids: Tensor, used: Tensor) -> Tensor:
+    """The logits of ids `[..., c]` of this slice; where a position is not used or an id below 0, something.
+
+    A position that is not used gives its place to the first that is, so that its own logits are not read.
+    """
+    if logits.shape[-1] == 0 or ids.numel() == 0:
+        return torch.zeros(ids.shape, device=ids.device)
+    used = used.reshape(-1)
+    position = torch.arange(used.numel(), device=used.device)
+    position = torch.where(used, position, used.to(torch.uint8).argmax())
+    # One index an axis: not all strides allow a view of [positions, V].
+    axes = torch.unravel_index(position, logits.shape[:-1]) if logits.ndim > 1 else ()
+    index = (*(axis[:, None] for axis in axes), ids.clamp(min=0).reshape(used.numel(), -1))
+    return logits[index].view(ids.shape)
+
+
+def _side(slices: Slices, logits: Tensor, used: Tensor, k: int, topk_ids: Tensor, log_mass: Tensor) -> Side:
+    missing = max(slices.counts(k)) - topk_ids.shape[-1]
+    topk_logits = logits_at(logits, topk_ids, used).to(log_mass.dtype)
+    return Side(
+        pad(topk_ids + slices.offset, (0, missing)),
+        pad(topk_logits, (0, missing), value=-torch.inf),
+        log_mass,
+    )
+
+
+def _empty_side(slices: Slices, logits: Tensor, used: Tensor, k: int) -> Side:
+    no_ids = torch.zeros((*used.shape, 0), dtype=torch.int64, device=used.device)
+    return _side(slices, logits, used, k, no_ids, torch.zeros(used.shape, device=used.device))
