@@ -107,7 +107,7 @@ def _exchange(numbers: list[int], ranks: int, group: ProcessGroup | None) -> lis
     mine = torch.tensor(numbers, device="cpu" if on_cpu else torch.accelerator.current_accelerator())
     everyone = mine.new_empty((ranks, len(numbers)))
     dist.all_gather(list(everyone.unbind()), mine, group=group)
-    return everyone.tolist()  # type: ignore[no-any-return]
+    return everyone.tolist()
 
 
 def _width(logits: Any) -> int:

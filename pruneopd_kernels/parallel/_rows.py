@@ -62,23 +62,18 @@ def kl_divergence(p: Softmax, q: Softmax, divergences: Tensor) -> Tensor:
     return terms.sum(0).clamp(min=0.0).masked_fill(p.broken | q.broken, torch.nan)
 
 
-class Candidates(NamedTuple):
-    """The first k of whole rows in order, with what came with them."""
+def first_candidates(slices: Slices, k: int, logits: Tensor, *others: Tensor) -> list[Tensor]:
+    """The first k of all slices' candidates `[R, ..., k']`: their logits, and of the others what belongs to them.
 
-    ids: Tensor
-    logits: Tensor
-    other_logits: Tensor
-
-
-def first_candidates(slices: Slices, k: int, ids: Tensor, logits: Tensor, other_logits: Tensor) -> Candidates:
-    """The first k of all slices' candidates `[R, ..., k']`, of which each slice's are in order."""
+    Each slice's candidates are in order, and all that it has to offer.
+    """
     counts = slices.counts(k)
 
     def together(of_ranks: Tensor) -> Tensor:
         return torch.cat([of_rank[..., :count] for of_rank, count in zip(of_ranks, counts, strict=True)], -1)
 
     first = order(together(logits), k)  # of equal logits, the one that stands first has the lower id
-    return Candidates(*(together(x).gather(-1, first) for x in (ids, logits, other_logits)))
+    return [together(x).gather(-1, first) for x in (logits, *others)]
 
 
 def candidates_where(valid: Tensor, ids: Tensor) -> Tensor:

@@ -97,13 +97,13 @@ def token_stats(
 
     student = softmax_of(everyone.student_topk_logits[..., 0], everyone.student_log_mass, student_temperature)
     teacher = softmax_of(everyone.teacher_topk_logits[..., 0], everyone.teacher_log_mass, teacher_temperature)
-    of_student = first_candidates(
-        slices, k, everyone.student_topk_ids, everyone.student_topk_logits, everyone.teacher_on_student_logits
+    student_topk_logits, student_topk_ids, teacher_on_student_logits = first_candidates(
+        slices, k, everyone.student_topk_logits, everyone.student_topk_ids, everyone.teacher_on_student_logits
     )
-    of_teacher = first_candidates(
-        slices, k, everyone.teacher_topk_ids, everyone.teacher_topk_logits, everyone.student_on_teacher_logits
+    teacher_topk_logits, teacher_topk_ids, student_on_teacher_logits = first_candidates(
+        slices, k, everyone.teacher_topk_logits, everyone.teacher_topk_ids, everyone.student_on_teacher_logits
     )
-    count = overlap_count(of_student.ids, of_teacher.ids).masked_fill(student.broken | teacher.broken, 0)
+    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(student.broken | teacher.broken, 0)
     student_token, teacher_token = _token_logprobs(slices, student, teacher, token_ids, everyone.token_logits)
 
     def stored(values: Tensor) -> Tensor:
@@ -111,12 +111,12 @@ def token_stats(
         return torch.where(where, values, 0.0).to(dtype)
 
     return TokenStats(
-        student_topk_ids=candidates_where(valid, of_student.ids),
-        student_topk_logprobs=stored(student.logprobs(of_student.logits)),
-        teacher_topk_ids=candidates_where(valid, of_teacher.ids),
-        teacher_topk_logprobs=stored(teacher.logprobs(of_teacher.logits)),
-        teacher_on_student_logprobs=stored(teacher.logprobs(of_student.other_logits)),
-        student_on_teacher_logprobs=stored(student.logprobs(of_teacher.other_logits)),
+        student_topk_ids=candidates_where(valid, student_topk_ids),
+        student_topk_logprobs=stored(student.logprobs(student_topk_logits)),
+        teacher_topk_ids=candidates_where(valid, teacher_topk_ids),
+        teacher_topk_logprobs=stored(teacher.logprobs(teacher_topk_logits)),
+        teacher_on_student_logprobs=stored(teacher.logprobs(teacher_on_student_logits)),
+        student_on_teacher_logprobs=stored(student.logprobs(student_on_teacher_logits)),
         overlap=stored(overlap_of(count, k)),
         student_lse=stored(student.lse()),
         teacher_lse=stored(teacher.lse()),

@@ -1,0 +1,119 @@
+"""`parallel.reverse_kl`: KL(student || teacher) as a loss, each rank holding a slice of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops._implementations import Impl
+from ..reference._rows import float_type
+from ..reference.reverse_kl import used_positions, weighted
+from ._agreement import agree
+from ._exchange import gather, outside_graphs
+from ._loss import row_state, with_gradient
+from ._rows import kl_divergence, softmax_of
+from ._slice import pair_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@outside_graphs
+def reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    vocab_size: int | None = None,
+    impl: Impl = "auto",
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """`pruneopd_kernels.reverse_kl` over a vocabulary that is split over the ranks of a group.
+
+    Every rank calls it, with its slice of the logits and with all else equal, and gets the same loss. Two exchanges:
+    32 bytes a rank to agree, then 20 bytes for each position and rank. None in the backward pass.
+
+    Args:
+        student_logits: float32, bfloat16 or float16 `[..., V_r]`: this rank's slice, of any width, 0 too. Slices are
+            contiguous and in the order of the ranks. Stride 1 on the last axis, any other strides.
+        teacher_logits: the same ids of the teacher; the dtype may differ, and so may the width beyond vocab_size.
+        mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
+        weight: float `[...]`: what each position's divergence is multiplied by. None: 1.
+        student_temperature: What the student's logits are divided by, > 0.
+        teacher_temperature: The same for the teacher.
+        vocab_size: Only ids below it exist, of the whole vocabulary. None: the widths of all slices together.
+        impl: Implementation to use for the slice; an explicit one runs or raises.
+        group: Group of `torch.distributed` whose ranks hold the slices. None: all ranks.
+
+    Returns:
+        float32 `[...]`: the loss of each position, the same on every rank, differentiable in this rank's
+        `student_logits` alone, once. Each rank backpropagates the same loss and gets its slice of the gradient of that
+        one loss: nothing is summed over ranks.
+
+    Raises:
+        ValueError: On every rank: a shape or a value is not allowed on some rank, or differs between ranks.
+        TypeError: The same of a dtype.
+        RuntimeError: The implementation is not usable on some rank.
+    """
+    slices = agree(
+        "reverse_kl",
+        group,
+        {
+            "student_logits": student_logits,
+            "teacher_logits": teacher_logits,
+            "mask": mask,
+            "weight": weight,
+            "student_temperature": student_temperature,
+            "teacher_temperature": teacher_temperature,
+            "vocab_size": vocab_size,
+            "impl": impl,
+        },
+    )
+    dtype = float_type(student_logits, teacher_logits)
+    with torch.no_grad():
+        used = used_positions(student_logits, mask, weight)
+        pair = pair_of(slices, student_logits, teacher_logits, used, 1, student_temperature, teacher_temperature, impl)
+        record = _Record(
+            pair.student.topk_logits[..., 0],
+            pair.student.log_mass,
+            pair.teacher.topk_logits[..., 0],
+            pair.teacher.log_mass,
+            pair.reverse_kl,
+        )
+        everyone = gather(record, slices, used.shape, dtype)
+        student = softmax_of(everyone.student_top, everyone.student_log_mass, student_temperature)
+        teacher = softmax_of(everyone.teacher_top, everyone.teacher_log_mass, teacher_temperature)
+        kl = kl_divergence(student, teacher, everyone.reverse_kl)
+        loss = weighted(kl, weight, used).to(dtype)
+        offset = torch.where(used, kl + student.log_mass - teacher.log_mass, 0.0)
+        reference, mass = row_state(student, used)
+        teacher_reference, _ = row_state(teacher, used)
+        state = torch.stack([reference, mass, teacher_reference, offset.masked_fill(~loss.isfinite(), torch.nan)], -1)
+        scale = weighted(torch.ones_like(kl), weight, used)
+
+    def gradient_of(
+        gradient: Tensor, student_logits: Tensor, teacher_logits: Tensor, state: Tensor, scale: Tensor
+    ) -> Tensor:
+        return torch.ops.pruneopd._reverse_kl_backward(  # type: ignore[no-any-return]
+            student_logits, teacher_logits, state, torch.where(scale == 0, 0.0, gradient * scale),
+            student_temperature=student_temperature, teacher_temperature=teacher_temperature,
+            vocab_size=slices.width, impl=impl,
+        )  # fmt: skip
+
+    saved = (teacher_logits.detach(), state.to(dtype), scale.to(dtype))
+    return with_gradient(slices, student_logits, loss, gradient_of, *saved)
+
+
+class _Record(NamedTuple):
+    """What a rank tells of its slice, per position."""
+
+    student_top: Tensor
+    student_log_mass: Tensor
+    teacher_top: Tensor
+    teacher_log_mass: Tensor
+    reverse_kl: Tensor
