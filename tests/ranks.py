@@ -1,4 +1,4 @@
-"""Processes that are the ranks of a gloo group: started once, then given one function after another to run.
+"""Processes that are the ranks of a group: started once, then given one function after another to run.
 
 What goes there and comes back is pickled as bytes, so that no memory is shared with a process that may have ended.
 """
@@ -10,36 +10,37 @@ import traceback
 import torch
 from torch import distributed as dist
 
-RANKS = 3
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 class Ranks:
-    """`ranks.run(function, *arguments)`: what `function(group, *arguments)` returned or raised on each of the ranks."""
+    """`ranks.run(function, *arguments)`: what `function(group, *arguments)` returned on each rank."""
 
-    def __init__(self, rendezvous, size=RANKS, backend="gloo"):
+    def __init__(self, rendezvous, size, backend="gloo"):
         context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
+        self.size, self.pipes, self.processes = size, [], []
         for rank in range(size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, rank, size, str(rendezvous), backend), daemon=True)
+            arguments = (there, rank, size, str(rendezvous), backend)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             there.close()
-            self.pipes.append(here), self.processes.append(process)
+            self.pipes.append(here)
+            self.processes.append(process)
 
-    def run(self, function, *arguments, size=RANKS):
-        """With the group of the first `size` ranks; the function is one that a process can import."""
-        pipes = self.pipes[:size]
-        for pipe in pipes:
-            pipe.send_bytes(pickle.dumps((size, function, arguments)))
-        results = []
-        for rank, pipe in enumerate(pipes):
+    def run(self, function, *arguments, size=None):
+        """In the group of the first `size` ranks; the function is one that a process can import."""
+        size = size or self.size
+        message = pickle.dumps((size, function, arguments))
+        for pipe in self.pipes[:size]:
+            pipe.send_bytes(message)
+        answers = []
+        for rank, pipe in enumerate(self.pipes[:size]):
             assert pipe.poll(TIMEOUT_S), f"rank {rank} has not answered in {TIMEOUT_S} s"
-            results.append(pickle.loads(pipe.recv_bytes()))
-        for result in results:
-            if isinstance(result, _Crash):
-                raise AssertionError(result.report)
-        return results
+            answers.append(pickle.loads(pipe.recv_bytes()))
+        reports = [answer.report for answer in answers if isinstance(answer, _Crash)]
+        assert not reports, "\n".join(reports)
+        return answers
 
     def close(self):
         for pipe in self.pipes:
@@ -54,19 +55,11 @@ class _Crash:
         self.report = report
 
 
-def raised(function, *arguments, **keywords):
-    """What a call raises: `(name of the type, words)`."""
-    try:
-        function(*arguments, **keywords)
-    except (ValueError, TypeError, RuntimeError) as error:
-        kinds = [kind.__name__ for kind in (ValueError, TypeError) if isinstance(error, kind)]
-        return (kinds or ["RuntimeError"])[0], str(error)
-    return None
-
-
 def _serve(pipe, rank, size, rendezvous, backend):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     groups = {n: dist.new_group(list(range(n))) for n in range(1, size)} | {size: None}
     while True:
