@@ -46,8 +46,8 @@ class Ranks:
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
-            process.join(10)
-            process.kill()
+            process.kill()  # it has nothing to put away
+            process.join()
 
 
 class _Crash:

@@ -10,6 +10,8 @@ from torch.nn.functional import pad
 
 from ..ops._implementations import Impl
 from ..ops.token_stats import token_stats
+from ..reference._losses import student_rows
+from ..reference.reverse_kl import divergence
 from ._agreement import Slices
 from ._rows import local_ids
 
@@ -20,6 +22,11 @@ class Side(NamedTuple):
     topk_ids: Tensor  # [..., k'], of the whole vocabulary
     topk_logits: Tensor  # [..., k'], exact; the first is the slice's greatest logit
     log_mass: Tensor  # log(sum(exp((logit - greatest) / temperature))), of use where the greatest is finite
+
+
+# A divergence travels over this: one that float32 does not hold may count for little in the whole row.
+KL_UNIT = 2.0**20
+ROWS_AT_ONCE = 16
 
 
 class Pair(NamedTuple):
@@ -68,6 +75,26 @@ def pair_of(
         stats.reverse_kl,
         stats.forward_kl,
     )
+
+
+def sent_divergence(
+    slices: Slices, kl: Tensor, p_logits: Tensor, q_logits: Tensor, p_temperature: float, q_temperature: float
+) -> Tensor:
+    """KL(p || q) of this slice over KL_UNIT: +inf where an id has log q = -inf < log p, and only there.
+
+    What `token_stats` says of it is +inf where it is finite and no float32, too. That takes logits near the ends of
+    float32, or a temperature near 0. Only rows that are +inf are looked at again; a GPU is asked whether there are any.
+    """
+    kl = kl.to(torch.float64)
+    for rows in (kl == torch.inf).nonzero().split(ROWS_AT_ONCE):
+        index = tuple(rows.unbind(-1)) if kl.ndim else ()
+        p, q = (x[index][..., : slices.width] for x in (p_logits, q_logits))
+        finite = ~((p > -torch.inf) & (q == -torch.inf)).any(-1)
+        if finite.any():
+            p_rows = student_rows(p, finite, slices.width, p_temperature)
+            q_rows = student_rows(q, finite, slices.width, q_temperature)
+            kl[index] = torch.where(finite, divergence(p_rows, q_rows), torch.inf)
+    return torch.where(kl == torch.inf, kl, (kl / KL_UNIT).clamp(max=torch.finfo(torch.float32).max))
 
 
 def student_of(

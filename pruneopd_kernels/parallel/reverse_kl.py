@@ -14,7 +14,7 @@ from ._agreement import agree
 from ._exchange import gather, outside_graphs
 from ._loss import row_state, with_gradient
 from ._rows import kl_divergence, softmax_of
-from ._slice import pair_of
+from ._slice import KL_UNIT, pair_of, sent_divergence
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,18 +77,19 @@ def reverse_kl(
     dtype = float_type(student_logits, teacher_logits)
     with torch.no_grad():
         used = used_positions(student_logits, mask, weight)
-        pair = pair_of(slices, student_logits, teacher_logits, used, 1, student_temperature, teacher_temperature, impl)
+        temperatures = (student_temperature, teacher_temperature)
+        pair = pair_of(slices, student_logits, teacher_logits, used, 1, *temperatures, impl)
         record = _Record(
             pair.student.topk_logits[..., 0],
             pair.student.log_mass,
             pair.teacher.topk_logits[..., 0],
             pair.teacher.log_mass,
-            pair.reverse_kl,
+            sent_divergence(slices, pair.reverse_kl, student_logits, teacher_logits, *temperatures),
         )
         everyone = gather(record, slices, used.shape, dtype)
         student = softmax_of(everyone.student_top, everyone.student_log_mass, student_temperature)
         teacher = softmax_of(everyone.teacher_top, everyone.teacher_log_mass, teacher_temperature)
-        kl = kl_divergence(student, teacher, everyone.reverse_kl)
+        kl = kl_divergence(student, teacher, everyone.reverse_kl * KL_UNIT)
         loss = weighted(kl, weight, used).to(dtype)
         offset = torch.where(used, kl + student.log_mass - teacher.log_mass, 0.0)
         reference, mass = row_state(student, used)

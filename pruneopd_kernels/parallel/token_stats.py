@@ -14,7 +14,7 @@ from ..results import TokenStats
 from ._agreement import Slices, agree
 from ._exchange import gather, outside_graphs
 from ._rows import Softmax, candidates_where, entropy, first_candidates, from_owners, kl_divergence, softmax_of
-from ._slice import logits_of_ids, pair_of
+from ._slice import KL_UNIT, logits_of_ids, pair_of, sent_divergence
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,7 +79,8 @@ def token_stats(
     )
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
     dtype = float_type(student_logits, teacher_logits)
-    pair = pair_of(slices, student_logits, teacher_logits, valid, k, student_temperature, teacher_temperature, impl)
+    temperatures = (student_temperature, teacher_temperature)
+    pair = pair_of(slices, student_logits, teacher_logits, valid, k, *temperatures, impl)
     tokens = [] if token_ids is None else [token_ids[..., None]]
     of_tokens = [logits_of_ids(slices, x, ids, valid) for x in (student_logits, teacher_logits) for ids in tokens]
     record = _Record(
@@ -89,8 +90,8 @@ def token_stats(
         logits_of_ids(slices, student_logits, pair.teacher.topk_ids, valid),
         pair.student_entropy,
         pair.teacher_entropy,
-        pair.reverse_kl,
-        pair.forward_kl,
+        sent_divergence(slices, pair.reverse_kl, student_logits, teacher_logits, *temperatures),
+        sent_divergence(slices, pair.forward_kl, teacher_logits, student_logits, *temperatures[::-1]),
         torch.cat(of_tokens, -1) if of_tokens else pair.reverse_kl.new_empty((*valid.shape, 0)),
     )
     everyone = gather(record, slices, valid.shape, dtype)
@@ -122,8 +123,8 @@ def token_stats(
         teacher_lse=stored(teacher.lse()),
         student_entropy=stored(entropy(student, everyone.student_entropy)),
         teacher_entropy=stored(entropy(teacher, everyone.teacher_entropy)),
-        reverse_kl=stored(kl_divergence(student, teacher, everyone.reverse_kl)),
-        forward_kl=stored(kl_divergence(teacher, student, everyone.forward_kl)),
+        reverse_kl=stored(kl_divergence(student, teacher, everyone.reverse_kl * KL_UNIT)),
+        forward_kl=stored(kl_divergence(teacher, student, everyone.forward_kl * KL_UNIT)),
         student_token_logprob=stored(student_token),
         teacher_token_logprob=stored(teacher_token),
     )
