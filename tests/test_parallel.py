@@ -85,7 +85,7 @@ def test_arguments_are_those_of_one_rank_and_the_group(op):
     assert list(of_many.values()) == list(of_one.values())
 
 
-def ordinary(op, shape=(2, 3), width=40, k=5):
+def ordinary(op, shape=(2, 3), width=42, k=5):
     """The arguments of an ordinary call of the operator, by name."""
     student = cases.randn(*shape, width, seed=1)
     teacher = student + cases.randn(*shape, width, seed=2, scale=1.0)
@@ -116,7 +116,7 @@ WORDS_A_POSITION = {
 }
 
 
-@pytest.mark.parametrize("widths", [[20, 20], [13, 0, 27]], ids=str)
+@pytest.mark.parametrize("widths", [[21, 21], [13, 0, 29]], ids=str)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_communication_is_what_the_docs_say(ranks, op, widths):
     """Two exchanges of one message a rank, whatever the widths; none in the backward pass."""
@@ -127,7 +127,7 @@ def test_communication_is_what_the_docs_say(ranks, op, widths):
 
 def test_narrow_slices_send_no_more_than_they_have(ranks):
     arguments = ordinary("reliability", k=16)
-    for forward, _ in ranks.run(parallel_rank.count, "reliability", [4, 3, 33], arguments):
+    for forward, _ in ranks.run(parallel_rank.count, "reliability", [4, 3, 35], arguments):
         assert forward[1] == ("all_gather", 4 * 6 * (5 * 16 + 2))
     arguments = ordinary("reliability", width=9, k=5)
     for forward, _ in ranks.run(parallel_rank.count, "reliability", [4, 3, 2], arguments):
@@ -140,7 +140,7 @@ def test_narrow_slices_send_no_more_than_they_have(ranks):
 def raised(ranks, op, of_rank, size=None):
     """What each rank raises when each is called with its own change to its own slice of an ordinary call."""
     whole, size = ordinary(op), size or len(of_rank)
-    cut = 40 // size
+    cut = 42 // size
     calls = []
     for rank, change in enumerate(of_rank):
         sliced = {n: x[..., cut * rank : cut * (rank + 1)] for n, x in whole.items() if n in parallel_rank.SLICED}
@@ -148,26 +148,140 @@ def raised(ranks, op, of_rank, size=None):
     return ranks.run(parallel_rank.raised, op, calls, size=size)
 
 
+LOGITS = torch.zeros(2, 3, 14)  # of one rank of three
+IDS = torch.arange(6).view(2, 3)
+# op, what is passed on rank 0 and what on rank 1 beside an ordinary call, the type, the argument and the values
 DIFFERENCES = [
-    ("reliability", {}, {"k": 4}, "ValueError", "k must be equal on every rank, got 5 (rank 0), 4 (rank 1)"),
+    ("reliability", {}, {"k": 4}, ValueError, "k", "5 (rank 0), 4 (rank 1)"),
+    ("reliability", {"w_drop": 0}, {"w_drop": 1}, ValueError, "w_drop", "0.0 (rank 0), 1.0 (rank 1)"),
+    ("reliability", {}, {"token_ids": IDS}, ValueError, "token_ids", "None (rank 0), int64 (rank 1)"),
     (
-        "reliability",
-        {"w_drop": 0.5},
-        {"w_drop": 0.25},
-        "ValueError",
-        "w_drop must be equal on every rank, got 0.5 (rank 0), 0.25 (rank 1)",
+        "reliability", {}, {"student_logits": LOGITS.half()}, TypeError, "student_logits",
+        "float32 (rank 0), float16 (rank 1)",
     ),
     (
-        "reliability",
-        {},
-        {"student_logits": torch.zeros(2, 3, 20).half()},
-        "TypeError",
-        "student_logits must be equal on every rank, got float32 (rank 0), float16 (rank 1)",
+        "token_stats", {}, dict.fromkeys(parallel_rank.SLICED, LOGITS[:1]) | {"mask": None, "token_ids": None},
+        ValueError, "student_logits", "[2, 3, V] on cpu (rank 0), [1, 3, V] on cpu (rank 1)",
+    ),
+    ("token_stats", {"mask": None}, {}, ValueError, "mask", "None (rank 0), int64 (rank 1)"),
+    ("topk_policy_loss", {}, {"clip_dual": torch.inf}, ValueError, "clip_dual", "3.0 (rank 0), inf (rank 1)"),
+    (
+        "topk_policy_loss", {}, {"advantages": torch.zeros(2, 3, 5).half()}, TypeError, "advantages",
+        "float32 (rank 0), float16 (rank 1)",
+    ),
+    ("reverse_kl", {}, {"impl": "auto"}, ValueError, "impl", "'reference' (rank 0), 'auto' (rank 1)"),
+    ("topk_forward_kl", {}, {"logprob_min": -5}, ValueError, "logprob_min", "None (rank 0), -5.0 (rank 1)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "first", "second", "kind", "argument", "words"), DIFFERENCES)
+def test_what_differs_between_ranks_is_an_error_on_each(ranks, op, first, second, kind, argument, words):
+    words = f"{op}: {argument} must be equal on every rank, got {words}"
+    assert raised(ranks, op, [first, second]) == [(kind.__name__, words)] * 2
+
+
+def test_of_several_values_each_is_named_with_its_first_rank(ranks):
+    words = "reliability: k must be equal on every rank, got 3 (rank 0), 5 (rank 1)"
+    assert raised(ranks, "reliability", [{"k": 3}, {}, {"k": 3}]) == [("ValueError", words)] * 3
+
+
+def test_values_that_the_checks_look_at_are_compared_where_valid(ranks):
+    """Of token ids: what is masked may be anything."""
+    other_where_masked, other = IDS.clone(), IDS.clone()
+    other_where_masked[0, 1], other[1, 1] = 2**40, 7  # the mask has its hole there
+    assert raised(ranks, "token_stats", [{"token_ids": IDS}, {"token_ids": other_where_masked}]) == [None] * 2
+    (kind, words), second = raised(ranks, "token_stats", [{"token_ids": IDS}, {"token_ids": other}])
+    assert (kind, words) == second
+    assert kind == "ValueError"
+    assert words.startswith("token_stats: token_ids must be equal on every rank, got values of checksum ")
+
+
+def test_another_operator_on_another_rank(ranks):
+    words = "the operator must be equal on every rank, got token_stats (rank 0), reliability (rank 1)"
+    first, second = raised(ranks, "token_stats", [{}, {"op": "reliability", "token_ids": None}])
+    assert first == ("ValueError", f"token_stats: {words}")
+    assert second == ("ValueError", f"reliability: {words}")
+
+
+# What one rank finds by itself, in the words of one rank's operator.
+OWN_ERRORS = [
+    ("reliability", {"student_logits": [1.0]}, TypeError, "student_logits must be a tensor, got list"),
+    (
+        "reliability", {"student_logits": LOGITS[0, 0]}, ValueError,
+        "student_logits must have shape [B, T, V] or [N, V], got [42]",
+    ),
+    (
+        "reliability", {"student_logits": LOGITS.long()}, TypeError,
+        "student_logits must have dtype float32, bfloat16 or float16, got int64",
+    ),
+    (
+        "reliability", {"teacher_logits": LOGITS.mT.contiguous().mT}, ValueError,
+        "teacher_logits must have stride 1 on its last axis, got 3",
+    ),
+    ("reliability", {"threshold": 1.5}, ValueError, "threshold must be in (0, 1], got 1.5"),
+    ("reliability", {"metric": "top_p"}, ValueError, "token_ids must be given when metric is 'top_p', got None"),
+    ("token_stats", {"k": 2.5}, TypeError, "k must be an int, got float"),
+    (
+        "token_stats", {"vocab_size": 0}, ValueError,
+        "vocab_size must be between 1 and min(student, teacher) width = 42, got 0",
+    ),
+    (
+        "token_stats", {"impl": "fastest"}, ValueError,
+        "impl must be one of 'auto', 'reference', 'cpp', 'cuda', 'triton', got 'fastest'",
+    ),
+    (
+        "topk_policy_loss", {"topk_ids": torch.full((2, 3, 5), 99), "vocab_size": 40}, ValueError,
+        "topk_ids must be below vocab_size = 40 where the position is valid, got 99",
+    ),
+    ("topk_forward_kl", {"logprob_min": torch.nan}, ValueError, "logprob_min must be finite, got nan"),
+    ("reverse_kl", {"weight": torch.zeros(2, 4)}, ValueError, "weight must have shape [2, 3], got [2, 4]"),
+]  # fmt: skip
+each_own_error = pytest.mark.parametrize(("op", "change", "kind", "words"), OWN_ERRORS)
+
+
+@each_own_error
+def test_what_one_rank_does_wrong_is_an_error_on_each(ranks, op, change, kind, words):
+    one, other, third = raised(ranks, op, [{}, change, {}])
+    assert other == (kind.__name__, f"{op}: {words}")
+    assert one == third == (kind.__name__, f"{op}: rank 1: {words}")
+
+
+@each_own_error
+def test_what_all_ranks_do_wrong_is_an_error_of_each(ranks, op, change, kind, words):
+    assert raised(ranks, op, [change] * 3) == [(kind.__name__, f"{op}: {words}")] * 3
+
+
+def test_an_implementation_that_one_rank_has_not(ranks):
+    one, other = raised(ranks, "token_stats", [{}, {"impl": "triton"}])
+    assert one[0] == other[0] == "RuntimeError"
+    assert other[1].startswith("token_stats: impl='triton' is not usable here: ")
+    assert one[1].startswith("token_stats: rank 1: impl='triton' is not usable here: ")
+
+
+ONLY_THE_WHOLE_SHOWS = [
+    ({"k": 43}, "k must be between 1 and min(vocab_size, 256) = 42, got 43"),
+    ({"vocab_size": 43}, "vocab_size must be between 1 and min(student, teacher) width = 42, got 43"),
+    (
+        {"token_ids": torch.full((2, 3), 42), "metric": "top_p"},
+        "token_ids must be between 0 and vocab_size - 1 = 41 where the position is valid, got 42",
     ),
 ]
 
 
-@pytest.mark.parametrize(("op", "first", "second", "kind", "words"), DIFFERENCES)
-def test_differences_between_ranks(ranks, op, first, second, kind, words):
-    for answer in raised(ranks, op, [first, second]):
-        assert answer == (kind, f"{op}: {words}")
+@pytest.mark.parametrize(("change", "words"), ONLY_THE_WHOLE_SHOWS)
+def test_what_only_the_whole_vocabulary_shows(ranks, change, words):
+    assert raised(ranks, "reliability", [change] * 2) == [("ValueError", f"reliability: {words}")] * 2
+
+
+def test_both_sides_are_cut_alike(ranks):
+    teacher = {"teacher_logits": torch.zeros(2, 3, 20)}
+    words = "teacher_logits must be cut like student_logits: on rank 0, ids end at 21, got 20"
+    answers = raised(ranks, "token_stats", [teacher | {"vocab_size": 38}, {"vocab_size": 38}])
+    assert answers == [("ValueError", f"token_stats: {words}")] * 2
+    words = "vocab_size must be given when the last axes of student_logits and teacher_logits differ, got 42 and 41"
+    assert raised(ranks, "reverse_kl", [{}, teacher]) == [("ValueError", f"reverse_kl: {words}")] * 2
+
+
+def test_a_group_that_is_none(ranks):
+    with pytest.raises(TypeError, match=r"^reliability: group must be a torch.distributed group or None, got int$"):
+        parallel.reliability(**ordinary("reliability"), group=3)
