@@ -111,7 +111,7 @@ WORDS_A_POSITION = {
     "reliability": 5 * 5 + 2,
     "token_stats": 6 * 5 + 6 + 2,
     "topk_policy_loss": 5 + 3,
-    "reverse_kl": 5,
+    "reverse_kl": 6,
     "topk_forward_kl": 3 * 5 + 1,
 }
 

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import _implementations as implementations
 from ..ops._implementations import Impl
+from ..ops._losses import saved_type
 from ..reference._rows import float_type
+from ..reference._saving import where_finite
 from ._agreement import Slices
 from ._exchange import gather
 from ._rows import Softmax, candidates_where, first_candidates, from_owners, local_ids, softmax_of
@@ -58,37 +61,52 @@ def row_state(softmax: Softmax, used: Tensor) -> list[Tensor]:
 
 
 def through_logprobs(
+    op: str,
     slices: Slices,
     student_logits: Tensor,
     loss: Tensor,
     ids: Tensor,
-    coefficients: Tensor,
-    state: Tensor,
-    temperature: float,
+    derivatives: Tensor,
+    softmax: Softmax,
+    used: Tensor,
     impl: Impl,
 ) -> Tensor:
     """The loss, with its gradient by this rank's logits from its derivatives by the log-probabilities of ids."""
+    with torch.no_grad():
+        coefficients = where_finite(loss, torch.where(used[..., None], derivatives, 0.0))
+        state = torch.stack(row_state(softmax, used), -1)
 
     def gradient_of(gradient: Tensor, student_logits: Tensor, *saved: Tensor) -> Tensor:
         return torch.ops.pruneopd._logprobs_backward(  # type: ignore[no-any-return]
             student_logits, *saved, gradient,
-            student_temperature=temperature, vocab_size=slices.width, impl=impl,
+            student_temperature=softmax.temperature, vocab_size=slices.width, impl=impl,
         )  # fmt: skip
 
     # Candidates of other ranks count in the sum of the coefficients, and have no logit here.
-    return with_gradient(slices, student_logits, loss, gradient_of, local_ids(slices, ids), coefficients, state)
+    return with_gradient(
+        op, slices, student_logits, loss, gradient_of, [local_ids(slices, ids)], [coefficients, state], impl
+    )
 
 
 def with_gradient(
-    slices: Slices, student_logits: Tensor, loss: Tensor, gradient_of: Callable[..., Tensor], *saved: Tensor
+    op: str,
+    slices: Slices,
+    student_logits: Tensor,
+    loss: Tensor,
+    gradient_of: Callable[..., Tensor],
+    inputs: list[Tensor],
+    computed: list[Tensor],
+    impl: Impl,
 ) -> Tensor:
-    """The loss, with `gradient_of(gradient, student_logits, *saved)`; the latter are held as autograd holds tensors."""
+    """The loss, with `gradient_of(gradient, student_logits, *inputs, *computed)`, the latter in what `impl` saves."""
+    dtype = saved_type(implementations.choose(op, impl, student_logits.device))
 
     def of_slice(gradient: Tensor, student_logits: Tensor, *saved: Tensor) -> Tensor:
         if slices.width == 0:
             return torch.zeros_like(student_logits)
         return gradient_of(gradient, student_logits, *saved)
 
+    saved = [*inputs, *(x.to(dtype) for x in computed)]
     return _WithGradient.apply(student_logits, loss, of_slice, *saved)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -13,8 +13,8 @@ from ..reference.reverse_kl import used_positions, weighted
 from ._agreement import agree
 from ._exchange import gather, outside_graphs
 from ._loss import row_state, with_gradient
-from ._rows import kl_divergence, softmax_of
-from ._slice import KL_UNIT, pair_of, sent_divergence
+from ._rows import Softmax, kl_divergence, softmax_of
+from ._slice import KL_UNIT, logits_of_ids, pair_of, sent_divergence
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,7 +36,7 @@ def reverse_kl(
     """`pruneopd_kernels.reverse_kl` over a vocabulary that is split over the ranks of a group.
 
     Every rank calls it, with its slice of the logits and with all else equal, and gets the same loss. Two exchanges:
-    32 bytes a rank to agree, then 20 bytes for each position and rank. None in the backward pass.
+    32 bytes a rank to agree, then 24 bytes for each position and rank. None in the backward pass.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[..., V_r]`: this rank's slice, of any width, 0 too. Slices are
@@ -82,6 +82,7 @@ def reverse_kl(
         record = _Record(
             pair.student.topk_logits[..., 0],
             pair.student.log_mass,
+            logits_of_ids(slices, teacher_logits, pair.student.topk_ids, used)[..., 0],
             pair.teacher.topk_logits[..., 0],
             pair.teacher.log_mass,
             sent_divergence(slices, pair.reverse_kl, student_logits, teacher_logits, *temperatures),
@@ -91,10 +92,7 @@ def reverse_kl(
         teacher = softmax_of(everyone.teacher_top, everyone.teacher_log_mass, teacher_temperature)
         kl = kl_divergence(student, teacher, everyone.reverse_kl * KL_UNIT)
         loss = weighted(kl, weight, used).to(dtype)
-        offset = torch.where(used, kl + student.log_mass - teacher.log_mass, 0.0)
-        reference, mass = row_state(student, used)
-        teacher_reference, _ = row_state(teacher, used)
-        state = torch.stack([reference, mass, teacher_reference, offset.masked_fill(~loss.isfinite(), torch.nan)], -1)
+        state = torch.stack(_state(student, teacher, everyone, kl, loss, used), -1)
         scale = weighted(torch.ones_like(kl), weight, used)
 
     def gradient_of(
@@ -106,8 +104,8 @@ def reverse_kl(
             vocab_size=slices.width, impl=impl,
         )  # fmt: skip
 
-    saved = (teacher_logits.detach(), state.to(dtype), scale.to(dtype))
-    return with_gradient(slices, student_logits, loss, gradient_of, *saved)
+    inputs, computed = [teacher_logits.detach()], [state, scale]
+    return with_gradient("reverse_kl", slices, student_logits, loss, gradient_of, inputs, computed, impl)
 
 
 class _Record(NamedTuple):
@@ -115,6 +113,22 @@ class _Record(NamedTuple):
 
     student_top: Tensor
     student_log_mass: Tensor
+    teacher_on_student_top: Tensor  # the teacher's logit where the student's is greatest
     teacher_top: Tensor
     teacher_log_mass: Tensor
     reverse_kl: Tensor
+
+
+def _state(
+    student: Softmax, teacher: Softmax, everyone: _Record, kl: Tensor, loss: Tensor, used: Tensor
+) -> list[Tensor]:
+    """What a backward pass needs: both references, the student's mass, what else an id's excess is made of.
+
+    As `reference._saving.reverse_kl` has it; the peak is the first of the student's greatest logits.
+    """
+    reference, mass = row_state(student, used)
+    teacher_reference, _ = row_state(teacher, used)
+    offset = torch.where(used, kl + student.log_mass - teacher.log_mass, 0.0).masked_fill(~loss.isfinite(), torch.nan)
+    peak = everyone.teacher_on_student_top.gather(0, everyone.student_top.argmax(0, keepdim=True))[0]
+    log_ratio = student.logprobs(student.top[..., None]) - teacher.logprobs(peak[..., None])
+    return [reference, mass, teacher_reference, offset, torch.where(used, log_ratio[..., 0] - kl, 0.0)]

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from ..ops._implementations import Impl
 from ..reference._rows import float_type, valid_positions
-from ..reference._saving import where_finite
 from ..reference.topk_forward_kl import forward_terms, measures_of
 from ..results import TopkForwardKl
 from ._agreement import agree
 from ._exchange import outside_graphs
-from ._loss import row_state, student_rows, through_logprobs
+from ._loss import student_rows, through_logprobs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,10 +82,10 @@ def topk_forward_kl(
         terms = forward_terms(rows.logprobs, broken, ids, teacher_topk_logprobs, logprob_min)
         measures = measures_of(rows.topk_ids, broken, terms, ids, valid)
         loss = torch.where(valid, terms.terms.sum(-1), 0.0).to(dtype)
-        coefficients = where_finite(loss, torch.where(valid[..., None], terms.derivatives, 0.0), dtype)
-        state = torch.stack(row_state(rows.softmax, valid), -1).to(dtype)
     return TopkForwardKl(
-        loss=through_logprobs(slices, student_logits, loss, ids, coefficients, state, student_temperature, impl),
+        loss=through_logprobs(
+            "topk_forward_kl", slices, student_logits, loss, ids, terms.derivatives, rows.softmax, valid, impl
+        ),
         student_mass=measures.student_mass.to(dtype),
         teacher_mass=measures.teacher_mass.to(dtype),
         overlap=measures.overlap.to(torch.float32),

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..ops._implementations import Impl
 from ..reference._rows import float_type
-from ..reference._saving import where_finite
 from ..reference.topk_policy_loss import policy_terms, used_positions
 from ._agreement import agree
 from ._exchange import outside_graphs
-from ._loss import row_state, student_rows, through_logprobs
+from ._loss import student_rows, through_logprobs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,14 +82,13 @@ def topk_policy_loss(
             "impl": impl,
         },
     )
-    dtype = float_type(student_logits)
     with torch.no_grad():
         used = used_positions(topk_ids, advantages, mask)
         rows = student_rows(slices, student_logits, topk_ids, used, 1, student_temperature, impl)
         terms, derivatives = policy_terms(
             rows.logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual
         )
-        loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
-        coefficients = where_finite(loss, torch.where(used[..., None], derivatives, 0.0), dtype)
-        state = torch.stack(row_state(rows.softmax, used), -1).to(dtype)
-    return through_logprobs(slices, student_logits, loss, topk_ids, coefficients, state, student_temperature, impl)
+        loss = torch.where(used, terms.sum(-1), 0.0).to(float_type(student_logits))
+    return through_logprobs(
+        "topk_policy_loss", slices, student_logits, loss, topk_ids, derivatives, rows.softmax, used, impl
+    )
