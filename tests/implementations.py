@@ -2,6 +2,7 @@
 
 import functools
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,13 @@ import pruneopd_kernels
 from pruneopd_kernels.ops import _cpp
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
+LOSSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl"]
+
+
+class Loss(NamedTuple):
+    """What a loss with one output returns here, so that every result has fields."""
+
+    loss: torch.Tensor
 
 
 class Implementation:
@@ -29,6 +37,20 @@ class Implementation:
             raise AttributeError(op)
         return functools.partial(self.call, op)
 
+    def loss(self, op, upstream, student_logits, *args, **kwargs):
+        """The outputs of a loss, and the gradient of sum(upstream * loss) by the student's logits; upstream None: 1."""
+        student_logits = student_logits.detach().requires_grad_()
+        outputs = self.call(op, student_logits, *args, **kwargs)
+        outputs = Loss(outputs) if isinstance(outputs, torch.Tensor) else outputs
+        upstream = torch.ones_like(outputs.loss) if upstream is None else upstream
+        with self.chosen():
+            (gradient,) = torch.autograd.grad(outputs.loss, student_logits, upstream)
+        return outputs._make(x.detach() for x in outputs), gradient
+
+    def chosen(self):
+        """While the backward pass runs, too."""
+        return _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext()
+
     def call(self, op, *args, **kwargs):
         if self.name == "reference":
             return getattr(pruneopd_kernels.reference, op)(*args, **kwargs)
@@ -37,8 +59,8 @@ class Implementation:
                 return on_arrays(getattr(pruneopd_kernels.host, op), *args, **kwargs)
         if self.name == "cuda-emulated":
             return on_arrays(functools.partial(cuda_emulated.call, op), *args, **kwargs)
-        with _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
-            return getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
+        with self.chosen():
+            return getattr(pruneopd_kernels, op)(*args, impl=self.name.removesuffix("-operator"), **kwargs)
 
 
 class OnGpu(Implementation):
@@ -52,6 +74,13 @@ class OnGpu(Implementation):
         result = getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
         assert all(tensor.is_cuda for tensor in result)
         return result._make(tensor.cpu() for tensor in result)
+
+    def loss(self, op, upstream, *args, **kwargs):
+        upstream, *args = on_gpu([upstream, *args])
+        kwargs = dict(zip(kwargs, on_gpu(kwargs.values()), strict=True))
+        outputs, gradient = Implementation(self.name).loss(op, upstream, *args, **kwargs)
+        assert all(tensor.is_cuda for tensor in (*outputs, gradient))
+        return outputs._make(tensor.cpu() for tensor in outputs), gradient.cpu()
 
 
 def on_gpu(values, device="cuda"):
@@ -100,10 +129,18 @@ COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: once is enough
 CUDA_EMULATED = Implementation("cuda-emulated")
 IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST, CUDA_EMULATED]  # those that any machine runs
+# A loss is defined by the reference through autograd, and again as two passes, which the operator runs.
+LOSS_IMPLEMENTATIONS = [REFERENCE, Implementation("reference-operator"), *COMPILED]
 # The package for AMD's GPUs is called cuda too, and has no CUDA.
 ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name != "cuda" or torch.version.hip is None]
 
-every_implementation = pytest.mark.parametrize(
-    "impl", [*IMPLEMENTATIONS, *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ON_GPU)], ids=repr
-)
+
+def each_of(implementations):
+    return pytest.mark.parametrize(
+        "impl", [*implementations, *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ON_GPU)], ids=repr
+    )
+
+
+every_implementation = each_of(IMPLEMENTATIONS)
+every_loss_implementation = each_of(LOSS_IMPLEMENTATIONS)
 every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)

@@ -40,7 +40,7 @@ def reverse_kl(
         student = student_rows(logits, used, size, student_temperature)
         return weighted(divergence(student, teacher), weight, used).to(dtype)
 
-    return differentiable(loss_of, student_logits).to(dtype)
+    return differentiable(loss_of, student_logits, vocab_size)
 
 
 def used_positions(student_logits: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:

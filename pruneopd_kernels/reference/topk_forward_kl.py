@@ -38,23 +38,24 @@ def topk_forward_kl(
     )
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
 
+    dtype = float_type(student_logits)
+
     def rows_of(logits: Tensor) -> StudentRows:
-        return student_rows(logits, valid, vocab_size or logits.shape[-1], student_temperature)
+        return student_rows(logits, valid, logits.shape[-1], student_temperature)
 
     def terms_of(rows: StudentRows) -> ForwardTerms:
         logprobs = candidate_logprobs(rows.logprobs, teacher_topk_ids)
         return forward_terms(logprobs, rows.broken, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
 
     def loss_of(logits: Tensor) -> Tensor:
-        return torch.where(valid, terms_of(rows_of(logits)).terms.sum(-1), 0.0)
+        return torch.where(valid, terms_of(rows_of(logits)).terms.sum(-1), 0.0).to(dtype)
 
     with torch.no_grad():
-        rows = rows_of(student_logits.detach())
+        rows = rows_of(student_logits[..., :vocab_size].detach())
         student_topk_ids = first_ids(rows.logits, teacher_topk_ids.shape[-1])
         measures = measures_of(student_topk_ids, rows.broken, terms_of(rows), teacher_topk_ids, valid)
-    dtype = float_type(student_logits)
     return TopkForwardKl(
-        differentiable(loss_of, student_logits),
+        differentiable(loss_of, student_logits, vocab_size),
         measures.student_mass.to(dtype),
         measures.teacher_mass.to(dtype),
         measures.overlap.to(torch.float32),
@@ -96,7 +97,7 @@ def forward_terms(
         a_raised, b_raised = a.clamp(min=logprob_min), b.clamp(min=logprob_min)
     q = b_raised.exp()
     has_mass = (b_raised != -torch.inf) & ~padding
-    impossible = has_mass & (a_raised == -torch.inf)
+    impossible = has_mass & (a_raised == -torch.inf) & ~b.isnan()
     counts = has_mass & ~impossible
     terms = torch.where(counts, q * (torch.where(counts, b_raised, 0.0) - torch.where(counts, a_raised, 0.0)), 0.0)
     # 0 and no less where both are the same; not masked, for its derivative is not 0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._checking import check
 from ._losses import candidate_logprobs, differentiable, student_rows
-from ._rows import valid_positions
+from ._rows import float_type, valid_positions
 
 LARGEST_LOG_RATIO = 20.0
 
@@ -42,12 +42,12 @@ def topk_policy_loss(
     used = used_positions(topk_ids, advantages, mask)
 
     def loss_of(logits: Tensor) -> Tensor:
-        rows = student_rows(logits, used, vocab_size or logits.shape[-1], student_temperature)
+        rows = student_rows(logits, used, logits.shape[-1], student_temperature)
         logprobs = candidate_logprobs(rows.logprobs, topk_ids)
         terms, _ = policy_terms(logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual)
-        return torch.where(used, terms.sum(-1), 0.0)
+        return torch.where(used, terms.sum(-1), 0.0).to(float_type(logits))
 
-    return differentiable(loss_of, student_logits)
+    return differentiable(loss_of, student_logits, vocab_size)
 
 
 def used_positions(topk_ids: Tensor, advantages: Tensor, mask: Tensor | None) -> Tensor:
