@@ -174,13 +174,18 @@ def eager_rewards(
 
 
 def eager_loss(formula, upstream, student_logits, *args, mask=None, vocab_size=None, **kwargs):
-    """`(outputs, gradient)` of a formula below over float32 logits, where the mask is set; args end with the mask."""
+    """`(outputs, gradient)` of a formula below in float32, where the mask is set."""
     logits = student_logits.detach().float().requires_grad_()
+    args, kwargs = map(as_float32, args), {name: as_float32(value) for name, value in kwargs.items()}
     outputs = formula(logits[..., :vocab_size], *args, **kwargs)
     if mask is not None:
         outputs = {name: torch.where(mask != 0, x, 0.0) for name, x in outputs.items()}
     (gradient,) = torch.autograd.grad(outputs["loss"], logits, upstream)
     return {name: x.detach() for name, x in outputs.items()}, gradient
+
+
+def as_float32(value):
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def candidate_logprobs(logits, ids, temperature):
@@ -202,7 +207,7 @@ def eager_topk_policy_loss(
 
 def eager_reverse_kl(logits, teacher_logits, weight=None, student_temperature=1.0, teacher_temperature=1.0):
     log_p = (logits / student_temperature).log_softmax(-1)
-    log_q = (teacher_logits.float()[..., : logits.shape[-1]] / teacher_temperature).log_softmax(-1)
+    log_q = (teacher_logits[..., : logits.shape[-1]] / teacher_temperature).log_softmax(-1)
     kl = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     return {"loss": kl if weight is None else weight * kl}
 
@@ -215,7 +220,7 @@ def eager_topk_forward_kl(logits, teacher_topk_ids, teacher_topk_logprobs, logpr
     if logprob_min is not None:
         log_p, log_q = log_p.clamp(min=logprob_min), log_q.clamp(min=logprob_min)
     terms = torch.where(given & (log_q > -torch.inf), log_q.exp() * (log_q - log_p), 0.0)
-    top = logits.sort(-1, descending=True, stable=True).indices[..., : teacher_topk_ids.shape[-1]]
+    top = logits.sort(dim=-1, descending=True, stable=True).indices[..., : teacher_topk_ids.shape[-1]]
     shared = (teacher_topk_ids[..., :, None] == top[..., None, :]).any(-1)
     advantage = torch.where(shared, -terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
     return {

@@ -96,7 +96,7 @@ def _backward(
     (state,) = saved
     scale = gradient
     if weight is not None:
-        scale = torch.where(weight == 0, 0.0, gradient * weight.to(gradient.dtype))
+        scale = torch.where((weight == 0) | (gradient == 0), 0.0, gradient * weight.to(gradient.dtype))
     if mask is not None:
         scale = torch.where(mask != 0, scale, 0.0)
     return torch.ops.pruneopd._reverse_kl_backward(student_logits, teacher_logits, state, scale, **scalars)  # type: ignore[no-any-return]
