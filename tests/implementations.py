@@ -130,7 +130,8 @@ HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: onc
 CUDA_EMULATED = Implementation("cuda-emulated")
 IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST, CUDA_EMULATED]  # those that any machine runs
 # A loss is defined by the reference through autograd, and again as two passes, which the operator runs.
-LOSS_IMPLEMENTATIONS = [REFERENCE, Implementation("reference-operator"), *COMPILED]
+REFERENCE_OPERATOR = Implementation("reference-operator")
+LOSS_IMPLEMENTATIONS = [REFERENCE, REFERENCE_OPERATOR, *COMPILED]
 # The package for AMD's GPUs is called cuda too, and has no CUDA.
 ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name != "cuda" or torch.version.hip is None]
 
