@@ -50,7 +50,7 @@ def test_full_width(impl, dtype):
 @every_loss_implementation
 @pytest.mark.parametrize("name", ["random", "temperatures", "strongly_negative", "shifted_apart", "both_underflow"])
 def test_small_probabilities_have_their_digits(impl, name):
-    """Not only what is large in a gradient: each element of it, down to the least float."""
+    """Not only what is large in a gradient: each element of it, down to where float32 ends."""
     (args, kwargs, answer, _), _ = calls(name, (cases.F32, cases.F32))
     _, gradient = run(impl, *args, **kwargs)
     log_p = loss_cases.logprobs(args[1], kwargs.get("student_temperature", 1.0))
@@ -59,7 +59,7 @@ def test_small_probabilities_have_their_digits(impl, name):
     magnitudes = scale * log_p.exp() * (log_p.abs() + log_q.abs() + 1)
     errors = (gradient - torch.from_numpy(answer.gradient)).abs()
     worst = (errors - 2e-5 * magnitudes).flatten().argmax()
-    assert errors.flatten()[worst] <= 2e-5 * magnitudes.flatten()[worst] + 2e-38
+    assert errors.flatten()[worst] <= 2e-5 * magnitudes.flatten()[worst] + 1e-36
 
 
 @every_loss_implementation
@@ -73,7 +73,7 @@ def test_what_is_left_beside_a_peak_is_not_rounded_away(impl, offset):
     answer, _ = loss_cases.answers(OP, torch.ones(1), student, teacher)
     outputs, gradient = run(impl, None, student, teacher)
     np.testing.assert_allclose(outputs.loss, answer.outputs["loss"], rtol=1e-4)
-    np.testing.assert_allclose(gradient[0, 1:], answer.gradient[0, 1:], rtol=1e-4)
+    np.testing.assert_allclose(gradient, answer.gradient, rtol=1e-4)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
