@@ -1,4 +1,4 @@
-"""Checks what the compiler made of the row pass for each instruction set: python scripts/variants.py FOLDER...
+"""Checks what the compiler made of the loops over rows for each instruction set: python scripts/variants.py FOLDER...
 
 A function that such an object file shares with the rest of the program, a template of the standard library say, can be
 the copy that the linker keeps for everybody, and then the program stops on a processor without those instructions. So
@@ -25,12 +25,20 @@ def shared_symbols(isa: str, object_file: Path) -> list[str]:
     return [name for _, kind, name in symbols if kind not in LOCAL and f"pruneopd::{isa}::" not in name]
 
 
+def names(build: Path, isa: str) -> list[str]:
+    """What has been compiled for that instruction set."""
+    return sorted(path.name for path in build.glob(OBJECTS.format(isa)))
+
+
 def main(builds: list[str]) -> None:
     """End with one sentence if any object shares a symbol."""
     for build in map(Path, builds):
-        if not any(build.glob(OBJECTS.format("portable"))):
-            sys.exit(f"{build} has no object files of the row pass: make build")
+        portable = names(build, "portable")
+        if not portable:
+            sys.exit(f"{build} has no object files of the loops over rows: make build")
         for isa in ISAS:
+            if names(build, isa) not in (portable, []):  # none on a processor of another kind
+                sys.exit(f"{build} must have {', '.join(portable)} for {isa}, got {', '.join(names(build, isa))}")
             for path in build.glob(OBJECTS.format(isa)):
                 if shared := shared_symbols(isa, path):
                     sys.exit(f"{path} must define nothing outside of pruneopd::{isa}, got {', '.join(shared)}")
