@@ -11,6 +11,9 @@ PRUNEOPD_INLINE bool is_tame(float reference, float scale) {
   return reference > -1e30f && reference < 1e30f && is_usable_scale(scale);
 }
 
+/// Whether what exponentials are multiplied by is a float32: beyond, the product with a small one may still be one.
+PRUNEOPD_INLINE bool is_tame(double total) { return total > -1e30 && total < 1e30; }
+
 /// The end of a row.
 template <class T>
 using PaddedStep = Padded<T, kStep>;
@@ -52,13 +55,13 @@ PRUNEOPD_INLINE void write_row(int64_t vocab_size, T* out, const Gradient& gradi
   __builtin_memcpy(out + whole, rest, static_cast<size_t>(vocab_size - whole) * sizeof(T));
 }
 
-/// p * (log p - log q - KL) times a factor. kPeaked: also where the logit lies that is the reference, else -1.
+/// total * e * (log p - log q - KL), with p = e / mass. kPeaked: also where the logit lies that is the reference, else
+/// -1.
 template <bool kPeaked, class TX, class TY>
 int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, const DivergenceState& state,
-                                  double student_temperature, double teacher_temperature, double factor, TX* out) {
+                                  double student_temperature, double teacher_temperature, double total, TX* out) {
   constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
-  const Vec scale = broadcast(log2_scale(student_temperature)),
-            total = broadcast(static_cast<float>(factor / state.mass));
+  const Vec scale = broadcast(log2_scale(student_temperature)), factor = broadcast(static_cast<float>(total));
   const Vec of_x = broadcast(static_cast<float>(1 / student_temperature));
   const Vec of_y = broadcast(static_cast<float>(-1 / teacher_temperature));
   int64_t peak_step = -1;
@@ -77,7 +80,7 @@ int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, 
     exp2_scaled<false>(dx, scales, e);
     for (int j = 0; j < 2; ++j) {
       const Vec excess = fma(dy[j], of_y, fma(dx[j], of_x, broadcast(-state.offset)));
-      v[j] = where_nonzero(e[j], mul(mul(e[j], total), excess));
+      v[j] = where_nonzero(e[j], mul(mul(e[j], factor), excess));
     }
   };
   write_row<kInOrder>(
@@ -93,17 +96,19 @@ int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, 
         gradient(i, rest_x.data, rest_y.data, v);
       });
   if (peak_step < 0) return -1;
-  int64_t peak = peak_step;
-  while (to_float(x[peak]) != state.reference) ++peak;
-  return peak;
+  for (int64_t i = peak_step; i < peak_step + kStep && i < vocab_size; ++i)
+    if (to_float(x[i]) == state.reference) return i;
+  return -1;  // these are not the logits that the state is of
 }
 
 }  // namespace
 
 void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out) {
   const float scale = log2_scale(row.temperature);
-  if (!is_tame(state.reference, scale)) return scaled_softmax_exact(row, vocab_size, state, factor, out);
-  const auto total = static_cast<float>(factor / state.mass);
+  const double total = factor / state.mass;
+  if (!is_tame(state.reference, scale) || !is_tame(total))
+    return scaled_softmax_exact(row, vocab_size, state, factor, out);
+  const Vec factors = broadcast(static_cast<float>(total));
   with_logits(row.logits, row.type, [&]<class T>(const T* x) {
     const auto gradient = [&](const T* from, Vec(&v)[2]) __attribute__((always_inline)) {
       Vec d[2], e[2];
@@ -111,7 +116,7 @@ void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, d
       load_two<false>(from, d);
       for (Vec& one : d) one = sub(one, broadcast(state.reference));
       exp2_scaled<false>(d, scales, e);
-      for (int j = 0; j < 2; ++j) v[j] = mul(broadcast(total), e[j]);
+      for (int j = 0; j < 2; ++j) v[j] = mul(factors, e[j]);
     };
     write_row<false>(
         vocab_size, static_cast<T*>(out),
@@ -128,20 +133,21 @@ void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, d
 
 void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                          double factor, void* out) {
-  const float scale = log2_scale(student.temperature);
-  if (!is_tame(state.reference, scale) || !is_tame(state.teacher_reference, log2_scale(teacher.temperature)))
+  const double total = factor / state.mass;
+  if (!is_tame(state.reference, log2_scale(student.temperature)) ||
+      !is_tame(state.teacher_reference, log2_scale(teacher.temperature)) || !is_tame(total))
     return divergence_gradient_exact(student, teacher, vocab_size, state, factor, out);
   with_logits(student.logits, student.type, [&]<class TX>(const TX* x) {
     with_logits(teacher.logits, teacher.type, [&]<class TY>(const TY* y) {
       const double t = student.temperature, u = teacher.temperature;
       TX* const row = static_cast<TX*>(out);
       if (!state.is_peaked()) {
-        write_divergence_gradient<false>(x, y, vocab_size, state, t, u, factor, row);
+        write_divergence_gradient<false>(x, y, vocab_size, state, t, u, total, row);
         return;
       }
-      const int64_t peak = write_divergence_gradient<true>(x, y, vocab_size, state, t, u, factor, row);
+      const int64_t peak = write_divergence_gradient<true>(x, y, vocab_size, state, t, u, total, row);
       if (peak < 0) return;  // this part of the vocabulary does not hold it
-      row[peak] = from_float<TX>(static_cast<float>(factor / state.mass * state.peak_excess));
+      row[peak] = from_float<TX>(static_cast<float>(total * state.peak_excess));
     });
   });
 }

@@ -16,12 +16,12 @@
 // The tests of Python hold the numbers to float64 with error budgets; here a wrong path, not a rounding, has to show.
 inline constexpr double kTolerance = 2e-5;
 
-struct Row {
+struct RowKind {
   const char* name;
   double (*logit)(Random&, int64_t v, int64_t width);
 };
 
-inline const std::vector<Row> kRows = {
+inline const std::vector<RowKind> kRows = {
     {"random", [](Random& r, int64_t, int64_t) { return 3 * r.normal(); }},
     {"ties", [](Random& r, int64_t, int64_t) { return std::nearbyint(2 * r.normal()); }},
     {"ascending", [](Random&, int64_t v, int64_t) { return static_cast<double>(v) / 64; }},
@@ -40,7 +40,8 @@ inline const std::vector<Row> kRows = {
 };
 
 /// Logits [positions, width] in one type: with gaps between rows or not, and the rows in order or backwards.
-inline Tensor logits(Random& random, const Row& row, Scalar type, int64_t positions, int64_t width, std::string& what) {
+inline Tensor logits(Random& random, const RowKind& row, Scalar type, int64_t positions, int64_t width,
+                     std::string& what) {
   std::vector<double> values;
   for (int64_t n = 0; n < positions; ++n)
     for (int64_t v = 0; v < width; ++v) values.push_back(row.logit(random, v, width));
@@ -69,6 +70,7 @@ struct Case {
   Tensor student, teacher, mask, token_ids;
   double student_temperature, teacher_temperature;
   bool masked, sampled;
+  int64_t student_width;
 
   LogitsPair pair() const { return {student.view, teacher.view, student_temperature, teacher_temperature, vocab_size}; }
 };
@@ -102,7 +104,8 @@ inline Case make_case(Random& random, const std::vector<int64_t>& widths = kWidt
           student_temperature,
           teacher_temperature,
           random.chance(.4),
-          random.chance(.8)};
+          random.chance(.8),
+          vocab_size + student_extra};
 }
 
 constexpr const char* kFloatNames[] = {"student_topk_logprobs",

@@ -64,18 +64,6 @@ inline Layout make_layout(Random& random, int64_t longest = 6) {
   return layout;
 }
 
-inline Tensor values(Random& random, Scalar type, Shape shape, bool rows, const std::function<double()>& value) {
-  std::vector<double> numbers(
-      static_cast<size_t>(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>())));
-  for (double& number : numbers) number = value();
-  Shape strides = contiguous(shape);
-  if (random.chance(.3)) strides.back() = random.pick<int64_t>({2, -1});
-  for (size_t axis = shape.size() - 1; axis-- > 0;)
-    strides[axis] =
-        (std::abs(strides[axis + 1]) * shape[axis + 1] + random.integer(0, 1)) * random.pick<int64_t>({1, -1});
-  return Tensor(type, shape, strides, numbers, rows);
-}
-
 struct DriftCase {
   Layout layout;
   Tensor drift, mask;

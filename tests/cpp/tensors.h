@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -36,8 +38,8 @@ inline uint16_t half_bits(float x) {
   if (size >= 65520) return sign | 0x7c00;
   if (size < 0x1p-14f) return sign | static_cast<uint16_t>(std::nearbyint(size * 0x1p24f));
   int exponent;
-  const float fraction = std::frexp(size, &exponent);  // in [0.5, 1)
-  return sign | static_cast<uint16_t>(((exponent + 13) << 10) + std::nearbyint(fraction * 2048) - 1024);
+  const float fraction = std::frexp(size, &exponent);  // in [0.5, 1): its first bit adds one to the exponent
+  return sign | static_cast<uint16_t>(((exponent + 13) << 10) + std::nearbyint(fraction * 2048));
 }
 
 /// Values of one type at the given strides (in elements, of either sign), and the view of them whose last axis is
@@ -122,3 +124,16 @@ struct Random {
     return of[static_cast<size_t>(integer(0, static_cast<int64_t>(of.size()) - 1))];
   }
 };
+
+/// One value a position, or with `rows` a row of them along the last axis: at strides of any kind and sign.
+inline Tensor values(Random& random, Scalar type, Shape shape, bool rows, const std::function<double()>& value) {
+  std::vector<double> numbers(
+      static_cast<size_t>(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>())));
+  for (double& number : numbers) number = value();
+  Shape strides = contiguous(shape);
+  if (random.chance(.3)) strides.back() = random.pick<int64_t>({2, -1});
+  for (size_t axis = shape.size() - 1; axis-- > 0;)
+    strides[axis] =
+        (std::abs(strides[axis + 1]) * shape[axis + 1] + random.integer(0, 1)) * random.pick<int64_t>({1, -1});
+  return Tensor(type, shape, strides, numbers, rows);
+}

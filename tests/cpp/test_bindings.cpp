@@ -93,6 +93,44 @@ TEST(guards_refuse_what_goes_with_positions) {
   CHECK(rows.step == 16 && rows.at.count() == 16 && rows.at.offset(9) == 3);
 }
 
+TEST(guards_refuse_what_a_loss_takes) {
+  const Guard guard("op", "cpu");
+  const auto student = [&](const Array& logits, std::optional<int64_t> vocab_size = {}) {
+    return guard.student_logits(logits, .5, vocab_size);
+  };
+  const pruneopd::Logits whole = student(array({2, 8, 64}, "float16"));
+  CHECK(whole.vocab_size == 64 && whole.temperature == .5 && whole.rows.step == 1 && whole.rows.at.count() == 16);
+  CHECK(student(array({64}), 60).vocab_size == 60);
+  refuses("op: student_logits must have shape [..., V], got []", [&] { student(array({})); });
+  refuses("op: student_logits must have dtype float32, bfloat16 or float16, got float64",
+          [&] { student(array({8, 64}, "float64")); });
+  Array strided = array({8, 64});
+  strided.strides.back() = 2;
+  refuses("op: student_logits must have stride 1 on its last axis, got 2", [&] { student(strided); });
+  Array elsewhere = array({8, 64});
+  elsewhere.device = "cuda:0";
+  refuses("op: student_logits must be on cpu, got cuda:0", [&] { student(elsewhere); });
+  for (const int64_t size : {0, 65})
+    refuses("op: vocab_size must be between 1 and the student's width = 64, got " + std::to_string(size),
+            [&] { student(array({8, 64}), size); });
+  refuses("op: vocab_size must be between 1 and the student's width = 0, got 0", [&] { student(array({8, 0})); });
+
+  const auto ids = [&](const Array& given) { return guard.ids("topk_ids", given, {2, 8}, 512, "m"); };
+  CHECK(ids(array({2, 8, 512}, "int32")).at.count() == 16);
+  for (const auto& [shape, words] : std::vector<std::pair<Shape, std::string>>{
+           {{2, 8, 513}, "[2, 8, 513]"}, {{2, 8, 0}, "[2, 8, 0]"}, {{2, 7, 4}, "[2, 7, 4]"}, {{2, 8}, "[2, 8]"}})
+    refuses("op: topk_ids must have shape [2, 8, m] with 1 <= m <= 512, got " + words,
+            [&] { ids(array(shape, "int64")); });
+  refuses("op: topk_ids must have dtype int32 or int64, got uint8", [&] { ids(array({2, 8, 4}, "uint8")); });
+  refuses("op: advantages must have dtype float32, bfloat16, float16 or float64, got int64",
+          [&] { guard.rows("advantages", array({2, 8, 4}, "int64"), {2, 8, 4}, kLogprobs); });
+  CHECK(!guard.rows("old_logprobs", std::nullopt, {2, 8, 4}, kLogprobs));
+  refuses("op: state must have shape [2, 8, 5], got [2, 8, 2]",
+          [&] { guard.rows("state", array({2, 8, 2}), {2, 8, pruneopd::kDivergenceState}, kFloat); });
+  refuses("op: scale must have dtype float32, got float64",
+          [&] { guard.values("scale", array({2, 8}, "float64"), {2, 8}, kFloat); });
+}
+
 TEST(guards_refuse_layouts) {
   const Guard guard("op", "cpu");
   const auto layout = [&](const Shape& positions, const MaybeArray& starts) {

@@ -1,23 +1,11 @@
 // reliability, token_stats and row_max against the naive operators, with every instruction set of this machine.
 #include <algorithm>
-#include <thread>
 
-#include "bindings/parallel.h"
 #include "harness.h"
 #include "logits_cases.h"
+#include "parallel_for.h"
 
 namespace {
-
-const ParallelFor kOneThread = [](int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(0, count);
-};
-
-const ParallelFor kThreeThreads = [](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  bindings::share_out(count, grain, 3, body, [](int64_t workers, const auto& worker) {
-    std::vector<std::jthread> threads;
-    for (int64_t n = 0; n < workers; ++n) threads.emplace_back(worker);
-  });
-};
 
 TEST(token_stats_agree_with_the_naive_ones) {
   Random random(1);

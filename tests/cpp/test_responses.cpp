@@ -2,13 +2,10 @@
 #include <numeric>
 
 #include "harness.h"
+#include "parallel_for.h"
 #include "responses_cases.h"
 
 namespace {
-
-const ParallelFor kOneThread = [](int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(0, count);
-};
 
 TEST(reliability_from_drift_agrees_with_the_naive_one) {
   Random random(5);
