@@ -1,6 +1,6 @@
 """The command line of the benchmarks.
 
-python -m bench                                    everything, under five minutes on two cores; writes the results
+python -m bench                                    everything, under six minutes on two cores; writes the results
 python -m bench --only reliability --dtype bfloat16 --isa avx512      a part; prints only, unless --save is given
 python -m bench check                              the saved results against the project's targets
 python -m bench table                              writes the saved results into the README and the documentation
@@ -21,6 +21,7 @@ import torch
 from bench import cases, cpu, data, gpu, memory, others, plan, protocol, results, table, targets
 from bench.cases import Case
 from bench.implementations import instruction_sets
+from bench.losses import LOSSES
 from bench.plan import Wanted
 from bench.protocol import Contender
 
@@ -77,7 +78,8 @@ def _on_gpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[st
         contenders = _contenders(run, gpu.contender, wrong)
         timings = protocol.interleave(list(contenders.values()), seconds=options.seconds, clock=gpu.clock)
         rows = _rows(contenders, timings)
-        measured = [case for case in contenders if options.memory and case.op in cases.LOGIT_OPS + cases.TOPK_OPS]
+        operators = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *LOSSES)
+        measured = [case for case in contenders if options.memory and case.op in operators]
         del contenders  # and their graphs, which hold memory
         if whole or options.save:
             results.save(rows, options.file)
@@ -118,12 +120,14 @@ def _forget() -> None:
 def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
     """One process a case; of the instruction sets only the best, for the buffers are the same."""
     best = (instruction_sets() or ("none",))[0]
+    chosen = [("cpp", best), *((peer, "none") for peer in ("eager", *cases.USUAL))]
     rows = []
     print("\nmemory beyond inputs and outputs, MiB per thread")
     for row in timed:
-        if row["op"] == "read" or (row["impl"], row["isa"]) not in (("cpp", best), ("eager", "none")):
+        passes = row.get("passes", "")
+        if row["op"] in cases.YARDSTICKS or passes == "forward" or (row["impl"], row["isa"]) not in chosen:
             continue
-        case = Case(*(row[name] for name in ("op", "dtype", "impl", "isa")))
+        case = Case(*(row[name] for name in ("op", "dtype", "impl", "isa")), passes=passes)
         extra = memory.measure(case, threads)
         if extra is not None:
             rows.append(results.memory_row(case, extra, threads))
@@ -134,7 +138,8 @@ def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
 def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
     chosen = (options.only, options.dtype, options.isa, options.impl, options.k, options.rows)
     whole = not any(chosen) and not options.no_peers
-    peers = () if options.no_peers else cases.PEERS if whole or options.compiled else ("eager", "eager_native")
+    slow = () if whole or options.compiled else ("compiled",)
+    peers = () if options.no_peers else tuple(peer for peer in cases.PEERS if peer not in slow)
     ops, dtypes, isas, impls, ks, rows = map(tuple, chosen)
     return Wanted(ops, dtypes, isas, impls, ks, rows, peers=peers, reference=whole), whole
 
@@ -142,7 +147,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    ops = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *others.PARTS)
+    ops = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *LOSSES, *others.PARTS)
     parser.add_argument("command", nargs="?", choices=("run", "table", "check"), default="run")
     parser.add_argument("--only", action="append", default=[], choices=ops, metavar="OP")
     parser.add_argument("--dtype", action="append", default=[], choices=data.DTYPES)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bench import answers, data, eager, others
-from bench.implementations import NO_SET, operator, read_logits, using
+from bench import answers, data, eager, eager_losses, losses, others
+from bench.implementations import NO_SET, operator, read_and_write_logits, read_logits, using
+from bench.losses import LOSSES
 
 LOGIT_OPS = ("reliability", "token_stats")
 TOPK_OPS = ("reliability_from_topk", "reliability_from_drift")
-YARDSTICKS = ("read", "copy")  # what a CPU's and a GPU's rows are compared with
-PEERS = ("eager", "eager_native", "compiled")
+READINGS = ("read", "read_student")  # of both models' logits, of the student's
+YARDSTICKS = (*READINGS, "copy")  # what a CPU's and a GPU's rows are compared with
+USUAL = ("chunked", "checkpointed")  # what else is usual in place of topk_forward_kl
+PEERS = ("eager", "eager_native", "compiled", *USUAL)
 BEYOND_CACHES = 2**28  # bytes; the L2 of an H200 holds 60 MB, of a B200 126 MB
 
 
@@ -23,22 +26,23 @@ BEYOND_CACHES = 2**28  # bytes; the L2 of an H200 holds 60 MB, of a B200 126 MB
 class Case:
     """One row: an operator on some data by one implementation.
 
-    `op` may also be a yardstick, "read" or "copy" (a CPU's and a GPU's), or a part that others offer, "topk" or "kl".
+    `op` may also be a yardstick (a CPU's readings, a GPU's copy), or a part that others offer, "topk" or "kl".
     """
 
     op: str
     dtype: str  # of the logits; "int64" or "bool" for the operators without
-    impl: str  # an implementation, or a peer: eager, eager_native, compiled, flashinfer, liger
+    impl: str  # an implementation, or a peer: one of PEERS, flashinfer, liger
     isa: str = NO_SET
     k: int = 16
     rows: str = "random"  # or "ascending": no logit smaller than the one before it
     device: str = "cpu"
     positions: int = 64  # of logits: on a CPU more than any cache holds
+    passes: str = ""  # of a loss: "forward", "backward" or "both"; of its yardstick, the same
 
     @property
     def name(self) -> str:
-        parts = [self.op, self.dtype]
-        parts += [] if self.op in (*YARDSTICKS, "kl", "reliability_from_drift") else [f"k={self.k}"]
+        parts = [self.op, self.dtype, *filter(None, [self.passes])]
+        parts += [] if self.op in (*YARDSTICKS, "kl", "reverse_kl", "reliability_from_drift") else [f"k={self.k}"]
         parts += [] if self.op in TOPK_OPS else [self.rows]
         parts += [] if self.op in TOPK_OPS or self.device == "cpu" else [f"N={self.positions}"]
         return " ".join([*parts, self.impl, *([] if self.isa == NO_SET else [self.isa])])
@@ -63,38 +67,59 @@ class Case:
 
 
 def inputs(case: Case, number: int = 0) -> tuple[Tensor, ...]:
-    """The tensors that are read, of one set."""
+    """The large tensors that are read, of one set; of an operator on logits, the logits."""
     if case.op == "reliability_from_topk":
         student_ids, teacher_ids = data.topk_ids(case.sets, case.device)
         return student_ids[number], teacher_ids[number]
     if case.op == "reliability_from_drift":
         return (data.drift(case.sets, case.device)[number],)
     student, teacher = data.logits(case.dtype, case.rows, (case.sets, *case.shape), case.device)
-    return (student[number],) if case.op == "copy" else (student[number], teacher[number])
+    return (student[number],) if _of_student_alone(case) else (student[number], teacher[number])
+
+
+def _of_student_alone(case: Case) -> bool:
+    return case.op in ("copy", "read_student") or not LOSSES.get(case.op, True)
+
+
+def reading(case: Case) -> Case:
+    """The yardstick of an operator on logits on a CPU. For a loss with its gradient it writes what that must, too."""
+    op = "read" if LOSSES.get(case.op, True) else "read_student"
+    return Case(op, case.dtype, case.impl, case.isa, rows=case.rows, passes=case.passes)
 
 
 def call(case: Case, number: int = 0) -> Callable[[], object]:
     """The call that is timed, on one set of the inputs."""
     tensors = inputs(case, number)
-    if case.op == "read":
-        return functools.partial(read_logits, *tensors)
+    if case.op in READINGS:
+        return functools.partial(read_and_write_logits if case.passes == "both" else read_logits, *tensors)
     if case.op == "copy":
         to = data.like_logits(case.dtype, (case.sets, *case.shape), case.device)[number]
         return functools.partial(to.copy_, tensors[0])
     if case.op in others.PARTS:
         return functools.partial(others.PARTS[case.op][case.impl], *tensors)
     options = _options(case, number)
-    if case.impl not in PEERS:
-        return functools.partial(operator(case.op, case.impl), *tensors, **options)
+    function = function_of(case)
     if case.impl == "eager_native":
         options["logprob_dtype"] = None
-    function = getattr(eager, case.op)
-    if case.impl == "compiled":
-        function = compiled(function)
+    if case.op in LOSSES:
+        upstream = data.weights((case.sets, *case.shape), case.device)[number]
+        return losses.call(function, case.passes, tensors, options, upstream)
     return functools.partial(function, *tensors, **options)
 
 
+def function_of(case: Case) -> Callable[..., object]:
+    """What a user calls, or would have to write."""
+    if case.impl not in PEERS:
+        return operator(case.op, case.impl)  # type: ignore[no-any-return]
+    name = f"{case.op}_{case.impl}" if case.impl in USUAL else case.op
+    function: Callable[..., object] = getattr(eager_losses if case.op in LOSSES else eager, name)
+    return compiled(function) if case.impl == "compiled" else function
+
+
 def _options(case: Case, number: int = 0, responses: slice = slice(None)) -> dict[str, object]:
+    if case.op in LOSSES:
+        given = losses.options(case.op, case.dtype, case.k, (case.sets, *case.shape), case.device)
+        return {name: tensor[number][responses] for name, tensor in given.items()}
     options: dict[str, object] = {} if case.op in TOPK_OPS else {"k": case.k}
     if case.op == "token_stats":
         options["token_ids"] = data.token_ids((case.sets, *case.shape), case.device)[number][responses]
@@ -115,10 +140,8 @@ def complaints(case: Case) -> list[str]:
         return []
     with using(case.isa):
         got = call(case)()
-    if case.op == "read":
-        maxima = [tensor.amax(-1).float().flatten() for tensor in inputs(case)]
-        right = all(map(torch.equal, maxima, [one.float().flatten() for one in got]))  # type: ignore[attr-defined]
-        return [] if right else ["the row maxima are wrong"]
+    if case.op in READINGS:
+        return _reading_complaints(case, got)  # type: ignore[arg-type]
     if case.op == "copy":
         return [] if torch.equal(inputs(case)[0], got) else ["the copy differs"]  # type: ignore[arg-type]
     if case.op in others.PARTS:
@@ -127,43 +150,74 @@ def complaints(case: Case) -> list[str]:
     return wrong_fields(case, answers.fields(got))
 
 
+def _reading_complaints(case: Case, got: tuple[Tensor, ...]) -> list[str]:
+    student, *teacher = inputs(case)
+    read = [student, *teacher]
+    if case.passes == "both":
+        *got_maxima, written = got
+        read += teacher
+        if not torch.equal(written, student):
+            return ["what is written differs"]
+    else:
+        got_maxima = list(got)
+    expected = torch.cat([logits.amax(-1).float().flatten() for logits in read])
+    right = torch.equal(expected, torch.cat([maxima.float().flatten() for maxima in got_maxima]))
+    return [] if right else ["the row maxima are wrong"]
+
+
 def wrong_fields(case: Case, got: Mapping[str, Tensor]) -> list[str]:
     """The same for an operator's outputs on the first set."""
-    expected = gold(case.op, case.dtype, case.k, case.rows, case.device, case.positions)
+    passes = "both" if case.op in LOSSES else ""
+    expected = gold(replace(case, impl="reference", isa=NO_SET, passes=passes))
+    expected = {name: tensor for name, tensor in expected.items() if losses.belongs(name, case.passes)}
     checked = _checked(case)
-    got = {name: tensor[checked] for name, tensor in got.items()}
+    got = {name: tensor.detach()[checked] for name, tensor in got.items()}
     if case.impl not in PEERS:
         return answers.complaints(got, expected)
-    student, teacher = (tensor[checked] for tensor in inputs(case)) if case.op in LOGIT_OPS else (None, None)
-    sources = {"topk_ids": student, "student_topk_ids": student, "teacher_topk_ids": teacher}
-    ids = {name: source for name, source in sources.items() if source is not None and name in expected}
+    logits = [] if case.op in TOPK_OPS else [tensor[checked] for tensor in inputs(case)]
+    sources = {"topk_ids": logits[:1], "student_topk_ids": logits[:1], "teacher_topk_ids": logits[1:]}
+    ids = {name: source for name, sources in sources.items() for source in sources if name in expected}
     tolerance = answers.PEER_TOLERANCE["native" if case.impl == "eager_native" else "float32"]
     return answers.peer_complaints(got, expected, ids, tolerance)
 
 
 @functools.cache
-def gold(op: str, dtype: str, k: int, rows: str, device: str, positions: int) -> Mapping[str, Tensor]:
+def gold(case: Case) -> Mapping[str, Tensor]:
     """The reference's answer, which takes long; so of the logits only for some responses."""
-    case = Case(op, dtype, "reference", k=k, rows=rows, device=device, positions=positions)
-    some = [tensor[_checked(case)] for tensor in inputs(case)]
-    return answers.fields(operator(op, "reference")(*some, **_options(case, responses=_checked(case))))
+    checked = _checked(case)
+    some = [tensor[checked] for tensor in inputs(case)]
+    function, options = operator(case.op, "reference"), _options(case, responses=checked)
+    if case.op in LOSSES:
+        upstream = data.weights((case.sets, *case.shape), case.device)[0][checked]
+        found = losses.call(function, case.passes, some, options, upstream)()
+        return {name: tensor.detach() for name, tensor in found.items()}
+    return answers.fields(function(*some, **options))
 
 
 def _checked(case: Case) -> slice:
     """The first response and the last; all of them where there are no logits."""
-    return slice(0, None, max(case.shape[0] - 1, 1) if case.op in LOGIT_OPS else 1)
+    return slice(0, None, 1 if case.op in TOPK_OPS else max(case.shape[0] - 1, 1))
 
 
 def counted_bytes(case: Case) -> int:
-    """Every input read once, every output written once. From shapes alone: no tensor is made."""
+    """Every input read once, every output written once, by each pass. From shapes alone: no tensor is made."""
     size = {"reliability_from_topk": (*data.LONG,), "reliability_from_drift": data.LONG[:2]}
     shape = size.get(case.op, (*case.shape, data.VOCABULARY))
     like = torch.empty(shape, dtype=getattr(torch, case.dtype), device="meta")
-    tensors = [like] if case.op == "reliability_from_drift" else [like, like]
-    if case.op in LOGIT_OPS + TOPK_OPS:
-        options: dict[str, object] = {} if case.op in TOPK_OPS else {"k": case.k}
-        if case.op == "token_stats":
-            options["token_ids"] = torch.empty(case.shape, dtype=torch.int64, device="meta")
-        outputs = operator(case.op, "auto")(*tensors, **options)
-        tensors = [*tensors, *answers.fields(outputs).values()]
-    return sum(tensor.nbytes for tensor in tensors)
+    tensors = [like] * (1 if case.op == "reliability_from_drift" or _of_student_alone(case) else 2)
+    if case.op == "copy":
+        return 2 * like.nbytes
+    of_gradient = sum(tensor.nbytes for tensor in [*tensors, like])
+    if case.passes == "backward":
+        return of_gradient
+    options: dict[str, object] = {}
+    if case.op in LOSSES:
+        options |= losses.options_like(case.op, case.k, case.shape)
+    if case.op in LOGIT_OPS:
+        options["k"] = case.k
+    if case.op == "token_stats":
+        options["token_ids"] = torch.empty(case.shape, dtype=torch.int64, device="meta")
+    if case.op in (*LOGIT_OPS, *TOPK_OPS, *LOSSES):
+        outputs = answers.fields(operator(case.op, "auto")(*tensors, **options))
+        tensors += [*outputs.values(), *(value for value in options.values() if isinstance(value, Tensor))]
+    return sum(tensor.nbytes for tensor in tensors) + (of_gradient if case.passes == "both" else 0)

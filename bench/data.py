@@ -1,4 +1,4 @@
-"""The tensors that everything is timed on: logits, candidates, drift; the same in every run."""
+"""The tensors that everything is timed on: logits, candidates, drift, advantages; the same in every run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,30 @@ def drift(sets: int, device: str) -> Tensor:
     return (torch.rand((sets, *LONG[:2]), generator=torch.Generator().manual_seed(3)) < 0.02).to(device)
 
 
+@functools.cache
+def candidates(side: str, dtype: str, k: int, shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
+    """The k best ids of the student's or the teacher's random logits, and their log-probabilities in float32."""
+    pair = logits(dtype, "random", shape, device)
+    found = []
+    for rows in pair[side == "teacher"].flatten(0, -2).split(ROWS_AT_ONCE):
+        top, ids = rows.topk(k)
+        found.append((ids, top.float() - rows.float().logsumexp(-1, keepdim=True)))
+    ids, logprobs = (torch.cat(parts).view(*shape, k) for parts in zip(*found, strict=True))
+    return ids, logprobs
+
+
+@functools.cache
+def advantages(k: int, shape: tuple[int, ...], device: str) -> Tensor:
+    return torch.randn((*shape, k), generator=torch.Generator().manual_seed(4)).to(device)
+
+
+@functools.cache
+def weights(shape: tuple[int, ...], device: str) -> Tensor:
+    """Of positions, from w_base to w_base + 1 as L is."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(5)) + 0.5).to(device)
+
+
 def forget() -> None:
     """Give the memory back: a run's logits are gigabytes."""
-    for function in (logits, like_logits, token_ids, topk_ids, drift):
+    for function in (logits, like_logits, token_ids, topk_ids, drift, candidates, advantages, weights):
         function.cache_clear()

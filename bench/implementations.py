@@ -47,11 +47,20 @@ def using(isa: str) -> AbstractContextManager[object]:
     return setting
 
 
-def read_logits(student_logits: Tensor, teacher_logits: Tensor) -> object:
-    """Plain reading, the yardstick of every row: the row maxima of both tensors, in the instruction set in use."""
-    if instruction_sets():
-        return torch.ops.pruneopd_cpp.row_max(student_logits, teacher_logits)
-    return student_logits.amax(-1), teacher_logits.amax(-1)
+def read_logits(*logits: Tensor) -> tuple[Tensor, ...]:
+    """Plain reading, the yardstick of every row: the row maxima, in the instruction set in use.
+
+    It goes through two tensors in step. A single one is read as its two halves.
+    """
+    pair = logits if len(logits) == 2 else logits[0].chunk(2)
+    return tuple(torch.ops.pruneopd_cpp.row_max(*pair) if instruction_sets() else (one.amax(-1) for one in pair))
+
+
+def read_and_write_logits(student_logits: Tensor, *teacher_logits: Tensor) -> tuple[Tensor, ...]:
+    """What a loss and its gradient cannot do without: every tensor read twice, one like the student's written."""
+    maxima = read_logits(student_logits, *teacher_logits)
+    again = read_logits(*teacher_logits) if teacher_logits else ()
+    return (*maxima, *again, student_logits.clone())
 
 
 def operator(op: str, impl: str):  # type: ignore[no-untyped-def]  # a public function, or its twin

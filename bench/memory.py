@@ -1,8 +1,8 @@
 """Memory that a call needs beyond its inputs and outputs, as the growth of the process's peak resident set.
 
 Every case is measured in a process of its own (`python -m bench.memory '<case as JSON>'`), on its first call with
-these tensors: the thread pool has been started and the operator called once on two positions of 64 logits, huge pages
-are off. What the call maps for good (code, an allocator's arena) counts too, so that the figure is an upper bound.
+these tensors: the thread pool has been started and the operator called once on two positions of 64 logits (of the
+peers, the losses: autograd imports much on its first call), huge pages are off. What the call maps for good (code, an allocator's arena) counts too, so that the figure is an upper bound.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from typing import Any
 
 PR_SET_THP_DISABLE = 41
+M_MMAP_THRESHOLD = -3
 
 
 def measure(case: object, threads: int) -> int | None:
@@ -35,10 +37,12 @@ def _status(key: str) -> int:
 def _measure_here(description: dict[str, object]) -> int:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**16)  # what is larger goes back to the system as soon as it is freed
     import torch
 
     from bench import answers, cases
-    from bench.implementations import operator, using
+    from bench.implementations import using
+    from bench.losses import LOSSES
 
     torch.set_num_threads(int(description.pop("threads")))  # type: ignore[call-overload]
     case = cases.Case(**description)  # type: ignore[arg-type]
@@ -46,8 +50,8 @@ def _measure_here(description: dict[str, object]) -> int:
     with using(case.isa):
         for tensor in cases.inputs(case):
             tensor.amax(-1)
-        if case.impl == "cpp":
-            _small_call(torch, operator(case.op, case.impl), case.op)
+        if case.impl == "cpp" or case.op in LOSSES:
+            _small_call(torch, cases.function_of(case), case.op)
         gc.collect()
         libc.malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as peak:
@@ -58,12 +62,26 @@ def _measure_here(description: dict[str, object]) -> int:
 
 
 def _small_call(torch, function, op: str) -> None:  # type: ignore[no-untyped-def]
-    if op == "reliability_from_drift":
+    from bench import losses
+
+    if op in losses.LOSSES:
+        _small_loss(torch, function, losses.LOSSES[op], losses.options_like(op, 2, (1, 2)))
+    elif op == "reliability_from_drift":
         function(torch.zeros(1, 2, dtype=torch.bool))
     elif op == "reliability_from_topk":
         function(*torch.arange(4).expand(2, 1, 2, 4))
     else:
         function(*torch.zeros(2, 1, 2, 64), k=2)
+
+
+def _small_loss(torch: Any, function: Any, reads_teacher: bool, given: dict[str, Any]) -> None:
+    """With its gradient, so that autograd has been at work before, too."""
+    student, teacher = torch.zeros(2, 1, 2, 64)
+    student.requires_grad_()
+    outputs = function(student, *([teacher] if reads_teacher else []),
+                       **{name: torch.zeros_like(x, device="cpu") for name, x in given.items()})  # fmt: skip
+    loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
+    torch.autograd.grad(loss.sum(), student)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from bench import data, others
-from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, Case
+from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, USUAL, Case, reading
 from bench.data import DTYPES
 from bench.implementations import NO_SET, instruction_sets, usable_on
+from bench.losses import LOSSES
 
 K_AND_ROWS = [(16, "random"), (64, "random"), (256, "random"), (16, "ascending")]
 MANY, FEW = 8192, (1, 16, 64)  # positions on a GPU
+LOSS_DTYPES = DTYPES[:2]  # unless another is asked for
 DTYPE_OF = {"reliability_from_topk": "int64", "reliability_from_drift": "bool"}
 
 
@@ -42,9 +44,12 @@ class Wanted:
 
 
 def on_cpu(wanted: Wanted) -> Iterator[list[Case]]:
-    """The runs: one a dtype of the logits, one an operator without."""
+    """The runs: one a dtype of the logits, one a loss and dtype, one an operator without logits."""
     for dtype in wanted.dtypes or DTYPES:
         yield _logits_on_cpu(dtype, wanted)
+    for dtype in wanted.dtypes or LOSS_DTYPES:
+        for loss in LOSSES:
+            yield _loss_on_cpu(loss, dtype, wanted)
     for op in TOPK_OPS:
         rows = [Case(op, DTYPE_OF[op], impl, isa) for impl, isa in _compiled()[:1]]
         yield _with_peers([row for row in rows if wanted.takes(row)], ("eager", "compiled"), wanted)
@@ -69,17 +74,31 @@ def _logits_on_cpu(dtype: str, wanted: Wanted) -> list[Case]:
     chosen = [row for row in rows if wanted.takes(row)]
     # A longer k and ascending rows are compared with k=16 on random rows, and everything with reading.
     base = [Case(row.op, dtype, row.impl, row.isa) for row in chosen]
-    reads = [Case("read", dtype, row.impl, row.isa, rows=row.rows) for row in chosen if row.impl != "reference"]
+    reads = [reading(row) for row in chosen if row.impl != "reference"]
+    return list(dict.fromkeys([*reads, *base, *_with_peers(chosen, _peers_in(dtype), wanted)]))
+
+
+def _loss_on_cpu(loss: str, dtype: str, wanted: Wanted) -> list[Case]:
+    """The forward pass, and forward with backward, which is what the peers are compared with."""
+    forward, both = (
+        [row for impl, isa in _compiled() for row in [Case(loss, dtype, impl, isa, passes=passes)] if wanted.takes(row)]
+        for passes in ("forward", "both")
+    )
+    reads = [reading(row) for row in [*forward, *both] if row.impl != "reference"]
+    return [*reads, *forward, *_with_peers(both, _peers_in(dtype), wanted)]
+
+
+def _peers_in(dtype: str) -> tuple[str, ...]:
     native = () if dtype == "float32" else ("eager_native",)
     compiled = () if dtype == "float16" else ("compiled",)
-    return list(dict.fromkeys([*reads, *base, *_with_peers(chosen, ("eager", *native, *compiled), wanted)]))
+    return ("eager", *native, *compiled)
 
 
 def _with_peers(chosen: list[Case], peers: tuple[str, ...], wanted: Wanted) -> list[Case]:
     found = [
-        Case(row.op, row.dtype, peer, device=row.device, positions=row.positions)
+        Case(row.op, row.dtype, peer, device=row.device, positions=row.positions, passes=row.passes)
         for row in chosen
-        for peer in peers
+        for peer in (*peers, *(USUAL if row.op == "topk_forward_kl" else ()))
         if peer in wanted.peers
     ]
     return list(dict.fromkeys([*chosen, *found]))
@@ -107,15 +126,25 @@ def on_gpu(wanted: Wanted, device: str = "cuda") -> Iterator[list[Case]]:
     def against(*peers: str, **fields: object) -> list[Case]:
         return _with_peers(cases(LOGIT_OPS, **fields), peers, wanted)
 
+    def losses(passes: str, positions: int) -> list[Case]:
+        return cases(tuple(LOSSES), passes=passes, positions=positions)
+
     yield _with_copy(at_all_k(positions=many), wanted)
+    yield _with_copy(losses("forward", many) + losses("backward", many), wanted)
     for positions in FEW:
         yield _with_copy(few(positions), wanted)
     yield _with_copy(against("eager", "eager_native", positions=many), wanted)
+    for loss in LOSSES:  # autograd keeps more than half of the positions leave room for
+        both = [row for row in losses("both", many // 2) if row.op == loss]
+        yield _with_copy(_with_peers(both, ("eager", "eager_native"), wanted), wanted)
     for op in TOPK_OPS:
         yield _with_copy(_with_peers(cases((op,)), ("eager", "compiled"), wanted), wanted)
     yield _with_copy(against("eager", dtype="float32", positions=many // 4), wanted)
     if "compiled" in wanted.peers:
-        yield _with_copy(against(*PEERS, positions=many), wanted)
+        yield _with_copy(against("eager", "eager_native", "compiled", positions=many), wanted)
+        for loss in LOSSES:
+            both = [row for row in losses("both", many // 2) if row.op == loss]
+            yield _with_copy(_with_peers(both, ("eager", "compiled"), wanted), wanted)
         yield _with_copy(_parts(device, many, wanted), wanted)
 
 

@@ -1,7 +1,7 @@
 """Rows of results: what is written for one case, and the JSON lines they are kept in.
 
-`fraction_of_read_min` is the ratio of the two minima. On a busy machine it is the steadier one, but a lucky minimum on
-one side makes it wrong; what is published is the ratio of medians, from a machine with nothing else to do.
+`fraction_of_read_min` and `fraction_of_read_write_min` are ratios of two minima. On a busy machine they are the steadier ones, but a lucky minimum on
+one side makes them wrong; what is published is the ratio of medians, from a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from bench import others
-from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, YARDSTICKS, Case, counted_bytes, inputs
+from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, YARDSTICKS, Case, counted_bytes, inputs, reading
 from bench.implementations import NO_SET, instruction_sets
+from bench.losses import LOSSES
 from bench.protocol import Timing
 
 FOLDER = Path(__file__).parent / "results"
@@ -29,7 +30,18 @@ PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/predict.py e
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
 BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
-KEY = ("measure", "op", "dtype", "impl", "isa", "k", "rows", "positions", "threads")  # the case that a row is of
+KEY = (
+    "measure",
+    "op",
+    "dtype",
+    "impl",
+    "isa",
+    "k",
+    "rows",
+    "positions",
+    "passes",
+    "threads",
+)  # the case that a row is of
 
 
 def cpu() -> str:
@@ -78,10 +90,10 @@ def time_rows(timings: Mapping[Case, Timing]) -> list[Row]:
         for name, other in _compared_with(case).items():
             if other in timings and other != case:
                 row[name] = _digits(timings[other].median_s / timing.median_s)
-            if name == "fraction_of_read" and other in timings:
-                row["fraction_of_read_min"] = _digits(timings[other].min_s / timing.min_s)
+            if name.startswith("fraction_of_read") and other in timings:
+                row[f"{name}_min"] = _digits(timings[other].min_s / timing.min_s)
         copies = [other for other in timings if other.op == "copy"]
-        if copies and case.op in LOGIT_OPS + TOPK_OPS:
+        if copies and case.op in (*LOGIT_OPS, *TOPK_OPS, *LOSSES):
             (copy,) = copies
             row["fraction_of_copy"] = _digits(row["gb_s"] / (counted_bytes(copy) / timings[copy].median_s / 1e9))
         base = replace(case, k=16, rows="random")
@@ -109,6 +121,7 @@ def _head(measure: str, case: Case) -> Row:
         "isa": case.isa,
         "k": case.k,
         "rows": case.rows,
+        **({"passes": case.passes} if case.passes else {}),
         "shape": list(inputs(case)[0].shape),
         **(_on_cpu() if case.device == "cpu" else _on_gpu(case)),
         **versions(),
@@ -134,7 +147,8 @@ def _compared_with(case: Case) -> dict[str, Case]:
         peers = {}
     if case.op in (*TOPK_OPS, *no_operator) or case.impl in PEERS or case.device != "cpu":
         return peers
-    return {"fraction_of_read": Case("read", case.dtype, case.impl, case.isa, rows=case.rows)} | peers
+    fraction = "fraction_of_read_write" if case.passes == "both" else "fraction_of_read"
+    return {fraction: reading(case)} | peers
 
 
 def key(row: Row) -> tuple[object, ...]:
