@@ -127,7 +127,7 @@ def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
         passes = row.get("passes", "")
         if row["op"] in cases.YARDSTICKS or passes == "forward" or (row["impl"], row["isa"]) not in chosen:
             continue
-        case = Case(*(row[name] for name in ("op", "dtype", "impl", "isa")), passes=passes)
+        case = Case(row["op"], row["dtype"], row["impl"], row["isa"], passes=passes)
         extra = memory.measure(case, threads)
         if extra is not None:
             rows.append(results.memory_row(case, extra, threads))

@@ -42,8 +42,8 @@ def peer_complaints(
         same = torch.equal(source.gather(-1, got[name]), source.gather(-1, gold[name]))
         found += [] if same else [f"{name} does not hold the largest logits"]
         ties |= not torch.equal(got[name], gold[name])
-    untied = ("student_topk_logprobs", "teacher_topk_logprobs", "lse", "entropy", "kl", "token_logprob")
-    untied += ("loss", "mass", "gradient")
+    untied = ("student_topk_logprobs", "teacher_topk_logprobs", "lse", "entropy", "kl", "token_logprob",
+              "loss", "mass", "gradient")  # fmt: skip
     for name in got:
         if name not in logits and (not ties or name.endswith(untied)):
             found += _differs(name, got[name], gold[name], tolerance)

@@ -1,8 +1,9 @@
 """Memory that a call needs beyond its inputs and outputs, as the growth of the process's peak resident set.
 
 Every case is measured in a process of its own (`python -m bench.memory '<case as JSON>'`), on its first call with
-these tensors: the thread pool has been started and the operator called once on two positions of 64 logits (of the
-peers, the losses: autograd imports much on its first call), huge pages are off. What the call maps for good (code, an allocator's arena) counts too, so that the figure is an upper bound.
+these tensors: the thread pool has been started and the operator called once on two positions of 64 logits (a peer only
+where it is a loss: autograd imports much when it is first used), huge pages are off. What the call maps for good (code,
+an allocator's arena) counts too, so that the figure is an upper bound.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import Any
 
 PR_SET_THP_DISABLE = 41
 M_MMAP_THRESHOLD = -3
@@ -65,23 +65,16 @@ def _small_call(torch, function, op: str) -> None:  # type: ignore[no-untyped-de
     from bench import losses
 
     if op in losses.LOSSES:
-        _small_loss(torch, function, losses.LOSSES[op], losses.options_like(op, 2, (1, 2)))
+        given = losses.options_like(op, 2, (1, 2))
+        given = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in given.items()}
+        logits = torch.zeros(2, 1, 2, 64)[: 2 if losses.LOSSES[op] else 1]
+        losses.call(function, "both", logits, given, torch.ones(1, 2))()
     elif op == "reliability_from_drift":
         function(torch.zeros(1, 2, dtype=torch.bool))
     elif op == "reliability_from_topk":
         function(*torch.arange(4).expand(2, 1, 2, 4))
     else:
         function(*torch.zeros(2, 1, 2, 64), k=2)
-
-
-def _small_loss(torch: Any, function: Any, reads_teacher: bool, given: dict[str, Any]) -> None:
-    """With its gradient, so that autograd has been at work before, too."""
-    student, teacher = torch.zeros(2, 1, 2, 64)
-    student.requires_grad_()
-    outputs = function(student, *([teacher] if reads_teacher else []),
-                       **{name: torch.zeros_like(x, device="cpu") for name, x in given.items()})  # fmt: skip
-    loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
-    torch.autograd.grad(loss.sum(), student)
 
 
 if __name__ == "__main__":
