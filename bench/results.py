@@ -1,8 +1,8 @@
 """Rows of results: what is written for one case, and the JSON lines they are kept in.
 
-`fraction_of_read_min` and `fraction_of_read_write_min` are ratios of two minima. On a busy machine they are the steadier
-ones, but a lucky minimum on one side makes them wrong; what is published is the ratio of medians, from a machine with
-nothing else to do.
+`fraction_of_read_min` and `fraction_of_read_write_min` are ratios of two minima. On a busy machine they are steadier,
+but a lucky minimum on one side makes them wrong; what is published is the ratio of medians, from a machine with nothing
+else to do.
 """
 
 from __future__ import annotations

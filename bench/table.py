@@ -6,15 +6,18 @@ The latter are written from the saved JSON lines.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench import results
-from bench.cases import YARDSTICKS
+from bench.cases import READINGS, USUAL, YARDSTICKS
 
 ROOT = Path(__file__).parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+READING = {"read": "plain reading", "read_student": "plain reading of the student"}
+PASSES = {"both": "forward and backward"}
+WAYS = {"eager": "log-softmax of all", "chunked": "chunks", "checkpointed": "chunks, computed twice"}
 NO_GPU = (
     "**The GPU kernels have not yet run on a GPU.** In the tests their source runs on a CPU; what their machine code "
     "promises on an H200 is among the [predictions](docs/benchmarks.md#predictions)."
@@ -29,22 +32,28 @@ def plain(rows: Sequence[results.Row]) -> str:
         "GB/s",
         "of read",
         "by min",
+        "of r/w",
+        "by min",
         "of copy",
         "x eager",
         "x native",
         "x compiled",
+        "x chunked",
+        "x ckpt",
         "/ k16",
     )
     fields = (
         ("median_ms", "10.3f"), ("min_ms", "9.3f"), ("gb_s", "7.1f"), ("fraction_of_read", "8.3f"),
-        ("fraction_of_read_min", "7.3f"), ("fraction_of_copy", "8.3f"), ("times_faster_than_eager", "8.2f"),
-        ("times_faster_than_eager_native", "8.2f"), ("times_faster_than_compiled", "10.2f"),
-        ("time_over_k16_random", "6.2f"),
+        ("fraction_of_read_min", "7.3f"), ("fraction_of_read_write", "7.3f"), ("fraction_of_read_write_min", "7.3f"),
+        ("fraction_of_copy", "8.3f"), ("times_faster_than_eager", "8.2f"), ("times_faster_than_eager_native", "8.2f"),
+        ("times_faster_than_compiled", "10.2f"), ("times_faster_than_chunked", "9.2f"),
+        ("times_faster_than_checkpointed", "7.2f"), ("time_over_k16_random", "6.2f"),
     )  # fmt: skip
     widths = [int(form.split(".")[0]) for _, form in fields]
     lines = [f"{'':58} {' '.join(f'{head:>{width}}' for head, width in zip(heads, widths, strict=True))}"]
     for row in rows:
-        name = " ".join([row["op"], row["dtype"], row["impl"], row["isa"], f"k={row['k']}", row["rows"]])
+        passes = [row["passes"]] if "passes" in row else []
+        name = " ".join([row["op"], row["dtype"], row["impl"], row["isa"], f"k={row['k']}", row["rows"], *passes])
         name += f" N={row['positions']}" if "positions" in row else ""
         values = [
             format(row[field], form) if field in row else " " * width
@@ -70,19 +79,34 @@ def _between_markers(file: Path, new: str) -> int:
 
 
 def tables(path: Path | None = None) -> str:
-    """One table a machine, for one file of results or all that are saved; GPUs first."""
+    """The tables of each machine, for one file of results or all that are saved; GPUs first.
+
+    The losses have one of their own, with the time of both passes, and what is usual in place of one of them another.
+    """
     saved = [results.load(file) for file in ([path] if path else results.saved())]
-    on_gpu = [on_gpu_markdown(rows) for rows in saved if "gpu" in rows[0]]
-    return "\n\n".join([*(on_gpu or [NO_GPU]), *(markdown(rows) for rows in saved if "gpu" not in rows[0])])
+    on_gpu = [table for rows in saved if "gpu" in rows[0] for table in _of_machine(rows, on_gpu_markdown)]
+    on_cpu = [table for rows in saved if "gpu" not in rows[0] for table in _of_machine(rows, markdown)]
+    return "\n\n".join([*(on_gpu or [NO_GPU]), *on_cpu])
+
+
+def _of_machine(rows: Sequence[results.Row], markdown: Callable[[Sequence[results.Row]], str]) -> Iterator[str]:
+    yield markdown([row for row in rows if "passes" not in row])
+    copies = [row for row in rows if row["op"] == "copy"]
+    losses = [row for row in rows if "passes" in row]
+    if losses:
+        yield markdown([*copies, *losses])
+    if any(row["impl"] in USUAL for row in losses):
+        yield usual_markdown(losses)
 
 
 def markdown(rows: Sequence[results.Row]) -> str:
-    """The README's table for one CPU."""
+    """The README's table for one CPU, of its operators or of its losses."""
     isas = [isa for isa in ("portable", "avx2", "avx512") if any(row["isa"] == isa for row in rows)]
     first = next(row for row in rows if row["measure"] == "time")
     caption = (
         f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {str(first['date'])[:10]}. A cell is the "
-        "median time of a call; in brackets the speed as a fraction of plain reading with the same instruction set."
+        f"median time of a call; in brackets the speed as a fraction of {_yardstick(first)} with the same instruction "
+        "set."
     )
     busiest = max(row["load_average"] for row in rows)
     if busiest > results.BUSY:
@@ -97,7 +121,7 @@ def markdown(rows: Sequence[results.Row]) -> str:
             continue
         lines.append(
             [
-                "plain reading" if best["op"] == "read" else f"`{best['op']}`",
+                READING[best["op"]] if best["op"] in READINGS else f"`{best['op']}`",
                 _input(best),
                 _time(same.get(("eager", "none"))),
                 _time(same.get(("compiled", "none"))),
@@ -146,6 +170,34 @@ def on_gpu_markdown(rows: Sequence[results.Row]) -> str:
     return _markdown(caption, heads, lines)
 
 
+def usual_markdown(losses: Sequence[results.Row]) -> str:
+    """What is usual in place of `topk_forward_kl`, in time and memory, beside the best of the kernels."""
+    caption = (
+        "`topk_forward_kl`, forward and backward, beside what is usual: a log-softmax of all positions, chunks of a "
+        "quarter of them, chunks of a sixteenth that are computed again in the backward pass. A cell is the median "
+        "time of a call and what it needs beyond logits, loss and gradient."
+    )
+    lines = []
+    for same, extra in _by_input([row for row in losses if row["op"] == "topk_forward_kl" and row["passes"] == "both"]):
+        best = _best(same)
+        if best is None:
+            continue
+        found = [best, *(same.get((way, "none")) for way in WAYS)]
+        memory = [extra.get((row["impl"], row["isa"])) if row else None for row in found]
+        cells = [
+            ", ".join(filter(None, [row and _duration(row["median_ms"]), _extra(bytes_)]))
+            for row, bytes_ in zip(found, memory, strict=True)
+        ]
+        lines.append([_input(best), *cells])
+    return _markdown(caption, ["input", "this library", *WAYS.values()], lines)
+
+
+def _best(same: ByImplementation) -> results.Row | None:
+    """The row of the best implementation of this library."""
+    best = [("cuda", "none"), ("triton", "none"), *(("cpp", isa) for isa in ("avx512", "avx2", "portable"))]
+    return next((same[one] for one in [*best, ("reference", "none")] if one in same), None)
+
+
 def predictions() -> str:
     """The page's table of what is expected of a GPU, whether it has been measured or not."""
     heads = ["operator", "implementation", "input", "instructions a pair", "registers", "predicted time", "of copying"]
@@ -173,7 +225,7 @@ def _by_input(rows: Sequence[results.Row]) -> Iterator[tuple[ByImplementation, B
     """The rows of one operator on one input, by (impl, isa): times, and memory."""
     found: dict[tuple[object, ...], dict[str, ByImplementation]] = {}
     for row in rows:
-        what = tuple(row.get(name) for name in ("op", "dtype", "k", "rows", "positions"))
+        what = tuple(row.get(name) for name in ("op", "dtype", "k", "rows", "positions", "passes"))
         found.setdefault(what, {"time": {}, "memory": {}})[row["measure"]][row["impl"], row["isa"]] = row
     return ((same["time"], same["memory"]) for same in found.values())
 
@@ -197,15 +249,30 @@ def _input(row: results.Row) -> str:
         return "drift `[64, 12288]`"
     parts = [f"{row['positions']} position{'s' * (row['positions'] != 1)}"] if "positions" in row else []
     parts += [row["dtype"]]
-    parts += [] if row["op"] in YARDSTICKS else [f"k={row['k']}"]
+    parts += [] if row["op"] in (*YARDSTICKS, "reverse_kl") else [f"k={row['k']}"]
     parts += [] if row["rows"] == "random" else [row["rows"]]
+    parts += [_passes(row)] if "passes" in row else []
     return ", ".join(parts)
+
+
+def _passes(row: results.Row) -> str:
+    passes: str = row["passes"]
+    if row["op"] in READINGS:
+        return "twice, and writing the gradient" if passes == "both" else "once"
+    return PASSES.get(passes, passes)
+
+
+def _yardstick(row: results.Row) -> str:
+    if "passes" not in row:
+        return "plain reading"
+    return "reading (forward), or of reading and writing (forward and backward), what the call must read and write"
 
 
 def _time(row: results.Row | None) -> str:
     if row is None:
         return ""
-    of = next((row[name] for name in ("fraction_of_read", "fraction_of_copy") if name in row), None)
+    fractions = ("fraction_of_read", "fraction_of_read_write", "fraction_of_copy")
+    of = next((row[name] for name in fractions if name in row), None)
     return _duration(row["median_ms"]) + ("" if of is None else f" ({of:.2f})")
 
 

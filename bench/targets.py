@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import results
+from bench.losses import LOSSES
 
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
@@ -68,6 +69,28 @@ def _on_cpu() -> list[Target]:
         for op, dtype in (("reliability_from_topk", "int64"), ("reliability_from_drift", "bool")):
             where = _row(op, dtype, isa)
             found.append(Target("times faster than eager", "time", where, "times_faster_than_eager", 1, 1))
+    return found + [target for loss in LOSSES for target in _loss_on_cpu(loss)]
+
+
+def _loss_on_cpu(loss: str) -> list[Target]:
+    """A forward pass against reading its logits; with the gradient, against reading and writing what that takes."""
+    fractions = {  # (passes, dtype) -> isa -> (must, aim)
+        ("forward", "f32"): {"avx512": (0.65, 0.85), "avx2": (0.45, 0.65)},
+        ("forward", "bf16"): {"avx512": (0.42, 0.60), "avx2": (0.26, 0.38)},
+        ("both", "f32"): {"avx512": (0.50, 0.75), "avx2": (0.35, 0.55)},
+        ("both", "bf16"): {"avx512": (0.35, 0.50), "avx2": (0.22, 0.32)},
+    }
+    of = {"forward": ("reading", "fraction_of_read"), "both": ("reading and writing", "fraction_of_read_write")}
+    found = []
+    for (passes, dtype), sets in fractions.items():
+        what, field = of[passes]
+        for isa, (must, aim) in sets.items():
+            where = _row(loss, DTYPES[dtype], isa) | {"passes": passes}
+            found.append(Target(f"fraction of {what}", "time", where, field, must, aim))
+    for isa in ("avx512", "avx2"):
+        for dtype, must, aim in (("float32", 4, 8), ("bfloat16", 8, 15)):
+            where = _row(loss, dtype, isa) | {"passes": "both"}
+            found.append(Target("times faster than eager", "time", where, "times_faster_than_eager", must, aim))
     return found
 
 
@@ -102,6 +125,10 @@ def _on_gpu() -> list[Target]:
         found += [
             target("extra bytes", "extra_bytes", _gpu_row(op, impl), 2**20, 2**20, True) for impl in ("cuda", "triton")
         ]
+    for loss in LOSSES:
+        for passes in ("forward", "backward"):
+            where = _gpu_row(loss) | {"passes": passes}
+            found.append(target("fraction of copying", "fraction_of_copy", where, 0.85, 0.92))
     return found
 
 

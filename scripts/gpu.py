@@ -60,7 +60,7 @@ def steps(out: Path, results_name: str) -> list[Step]:
     small = (*python, "-m", "scripts.gpu_small")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20")
     bench = (*python, "-m", "bench", "--device", "cuda", "--file", str(out / results_name))
-    measuring = 170  # seconds, with the comparison with the targets
+    measuring = 190  # seconds, with the comparison with the targets
     return [
         Step("facts", 30, ("bash", "-c", FACTS.format(python=sys.executable)), measuring),
         Step("build", 150, (*python, "setup.py", "build_ext", "--inplace"), measuring),
@@ -71,7 +71,7 @@ def steps(out: Path, results_name: str) -> list[Step]:
         Step("memory accesses", 60, (*sanitizer, "--tool", "memcheck", *small, "cuda"), measuring),
         Step("races", 60, (*sanitizer, "--tool", "racecheck", *small, "cuda"), measuring),
         Step("tests of triton", 120, (*pytest, "-k", "triton"), measuring),
-        Step("measurements", 240, bench, 10),
+        Step("measurements", 270, bench, 10),
         # An error of a CUDA kernel ends the process that it occurs in, for all other implementations too.
         Step("measurements of triton", 120, (*bench, "--impl", "triton", "--save"), 10, unless="measurements"),
         Step("targets", 30, (*python, "-m", "bench", "check", "--file", str(out / results_name)), show=True),

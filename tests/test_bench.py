@@ -7,14 +7,16 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import __main__ as command
-from bench import answers, cases, data, eager, memory, protocol, results, table, targets
+from bench import answers, cases, data, eager, eager_losses, implementations, memory, protocol, results, table, targets
 from bench.cases import Case
+from bench.losses import LOSSES
 from bench.protocol import Contender, Timing
 
 
@@ -115,6 +117,94 @@ def test_the_peers_compute_the_same(tiny: Path, op: str, dtype: str) -> None:
     assert cases.complaints(Case(op, dtype, "eager_native")) == []
 
 
+@pytest.mark.parametrize("dtype", data.DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_losses_and_their_peers_compute_the_same(tiny: Path, loss: str, dtype: str) -> None:
+    peers = ["eager", "eager_native", *(cases.USUAL if loss == "topk_forward_kl" else ())]
+    for impl in ("cpp", *peers):
+        assert cases.complaints(Case(loss, dtype, impl, passes="both")) == []
+    for passes in ("forward", "backward"):
+        got = cases.call(Case(loss, dtype, "cpp", passes=passes))()
+        assert ("gradient" in got) == (passes == "backward") != ("loss" in got)  # type: ignore[operator]
+        assert cases.complaints(Case(loss, dtype, "cpp", passes=passes)) == []
+
+
+@pytest.mark.parametrize("passes", ["backward", "both"])
+def test_a_wrong_gradient_is_seen_however_small_it_is(tiny: Path, monkeypatch: pytest.MonkeyPatch, passes: str) -> None:
+    """The loss is right, and the gradient's large values are; only the many small ones are not."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, student: torch.Tensor) -> torch.Tensor:
+            return student.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return torch.where(gradient.abs() < 1e-4, 0, gradient)
+
+    right = eager_losses.reverse_kl
+    monkeypatch.setattr(
+        eager_losses, "reverse_kl", lambda student, *rest, **more: right(Wrong.apply(student), *rest, **more)
+    )
+    (complaint,) = cases.complaints(Case("reverse_kl", "float32", "eager", passes=passes))
+    assert complaint.startswith("gradient is off by")
+
+
+def test_a_gradient_of_the_wrong_dtype_or_with_a_nan_is_seen() -> None:
+    gold = {"gradient": torch.tensor([[0.5, -0.5], [1e-9, -1e-9]])}
+    assert answers.complaints(gold, gold) == []
+    for wrong, complaint in (
+        (gold["gradient"].double(), "gradient has dtype"),
+        (torch.tensor([[0.5, -0.5], [1e-9, float("nan")]]), "gradient is off by inf"),
+        (torch.tensor([[0.5, -0.5], [1e-9, -1.1e-9]]), "gradient is off by 0.05"),
+    ):
+        (found,) = answers.complaints({"gradient": wrong}, gold)
+        assert found.startswith(complaint)
+
+
+@pytest.mark.parametrize("op", cases.READINGS)
+@pytest.mark.parametrize("passes", ["forward", "both"])
+def test_readings_read_every_row_and_write_as_much_as_the_gradient(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, op: str, passes: str
+) -> None:
+    case = Case(op, "bfloat16", "cpp", passes=passes)
+    assert cases.complaints(case) == []
+    row, tensors = 64 * 1000 * 2, 2 if op == "read" else 1
+    read_again_and_written = row * (tensors + 1) if passes == "both" else 0
+    assert cases.counted_bytes(case) == row * tensors + read_again_and_written
+    right = implementations.read_logits
+    monkeypatch.setattr(implementations, "read_logits", lambda *logits: [maxima + 1 for maxima in right(*logits)])
+    monkeypatch.setattr(cases, "read_logits", implementations.read_logits)
+    assert cases.complaints(case) == ["the row maxima are wrong"]
+
+
+def test_the_bytes_of_a_loss_are_those_of_its_passes(tiny: Path) -> None:
+    logits = 64 * 1000 * 4
+    small = 64 * 16 * (8 + 4) + 64 * 4  # candidates and what belongs to each; the loss
+    of = {passes: cases.counted_bytes(Case("topk_policy_loss", "float32", "cpp", passes=passes))
+          for passes in ("forward", "backward", "both")}  # fmt: skip
+    assert of == {"forward": logits + small, "backward": 2 * logits, "both": 3 * logits + small}
+    assert cases.counted_bytes(Case("reverse_kl", "float32", "cpp", passes="both")) == 5 * logits + 2 * 64 * 4
+
+
+def test_the_losses_are_timed_in_both_passes_beside_what_is_usual(tiny: Path) -> None:
+    arguments = ["--only", "topk_forward_kl", "--only", "reverse_kl", "--dtype", "bfloat16", "--seconds", "0"]
+    assert command.main([*arguments, "--no-memory", "--save", "--threads", "1"]) == 0
+    (file,) = tiny.glob("*.jsonl")
+    rows = {(row["op"], row["impl"], row["isa"], row["passes"]): row for row in results.load(file)}
+    isa = implementations.instruction_sets()[0]
+    forward, both = (rows["topk_forward_kl", "cpp", isa, passes] for passes in ("forward", "both"))
+    assert forward["fraction_of_read"] > 0 and "fraction_of_read_write" not in forward
+    assert both["fraction_of_read_write"] > 0 and both["fraction_of_read_write_min"] > 0
+    assert "fraction_of_read" not in both and "times_faster_than_eager" not in forward
+    for peer in ("eager", "eager_native", *cases.USUAL):
+        assert both[f"times_faster_than_{peer}"] > 0
+        assert ("topk_forward_kl", peer, "none", "both") in rows
+        assert ("reverse_kl", peer, "none", "both") in rows or peer in cases.USUAL
+    yardsticks = {(op, passes) for op, impl, _, passes in rows if op in cases.READINGS}
+    assert yardsticks == {(op, passes) for op in cases.READINGS for passes in ("forward", "both")}
+
+
 @pytest.mark.parametrize(("op", "dtype"), [("reliability_from_topk", "int64"), ("reliability_from_drift", "bool")])
 def test_the_peers_without_logits_compute_the_same(tiny: Path, op: str, dtype: str) -> None:
     assert cases.complaints(Case(op, dtype, "eager")) == []
@@ -125,7 +215,7 @@ def test_a_run_prints_and_saves_a_row_for_every_case(tiny: Path, capsys: pytest.
     assert command.main(arguments) == 0
     (file,) = tiny.glob("*.jsonl")
     rows = results.load(file)
-    assert {row["op"] for row in rows} >= {*cases.LOGIT_OPS, *cases.TOPK_OPS}
+    assert {row["op"] for row in rows} >= {*cases.LOGIT_OPS, *cases.TOPK_OPS, *LOSSES}
     assert all(row["gb_s"] > 0 and row["rounds"] >= 2 for row in rows)
     eager_row = next(row for row in rows if row["impl"] == "eager")
     assert eager_row["counted_bytes"] == 2 * 64 * 1000 * 4 + 64 * (3 * 4 + 4 + 1 + 16 * 12) + 4 * 4
@@ -173,6 +263,31 @@ def test_ratios_are_of_medians_of_the_same_run(tiny: Path) -> None:
     ascending = by_name["reliability", "cpp", 16, "ascending"]
     assert (ascending["fraction_of_read"], ascending["time_over_k16_random"]) == (0.125, 2)
     assert "times_faster_than_eager" not in ascending
+
+
+def test_a_loss_is_compared_with_what_its_passes_must_read_and_write(tiny: Path) -> None:
+    def timing(milliseconds: float) -> Timing:
+        return Timing(7, milliseconds / 1e3, milliseconds / 4e3)
+
+    loss = Case("topk_policy_loss", "bfloat16", "cpp", "avx2", passes="both")
+    timings = {
+        Case("read", "bfloat16", "cpp", "avx2"): timing(99),
+        Case("read", "bfloat16", "cpp", "avx2", passes="both"): timing(99),
+        Case("read_student", "bfloat16", "cpp", "avx2", passes="forward"): timing(1),
+        Case("read_student", "bfloat16", "cpp", "avx2", passes="both"): timing(3),
+        replace(loss, passes="forward"): timing(2),
+        loss: timing(12),
+        replace(loss, impl="eager", isa="none"): timing(36),
+    }
+    rows = {
+        (row["op"], row["passes"]): row
+        for row in results.time_rows(timings)
+        if row["impl"] == "cpp" and "passes" in row
+    }
+    assert rows["topk_policy_loss", "forward"]["fraction_of_read"] == 0.5
+    assert rows["topk_policy_loss", "both"]["fraction_of_read_write"] == 0.25
+    assert rows["topk_policy_loss", "both"]["times_faster_than_eager"] == 3
+    assert "times_faster_than_eager" not in rows["topk_policy_loss", "forward"]
 
 
 def _row(**fields: object) -> results.Row:
@@ -230,6 +345,31 @@ def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monke
     assert table.write(saved) == 1
 
 
+def test_the_losses_have_tables_of_their_own(tmp_path: Path) -> None:
+    saved = tmp_path / "device.jsonl"
+    loss = {"op": "topk_forward_kl", "passes": "both"}
+    bytes_of = {"cpp": 2**16, "eager": 2**27, "chunked": 2**26, "checkpointed": 2**25}
+    results.save(
+        [
+            _row(fraction_of_read=0.9),
+            _row(op="read_student", passes="both", median_ms=2.5),
+            _row(op="topk_forward_kl", passes="forward", median_ms=2.0, fraction_of_read=0.7),
+            _row(**loss, fraction_of_read_write=0.6, times_faster_than_eager=9.0),
+            *(_row(**loss, impl=impl, isa="none", median_ms=50.0) for impl in ("eager", "chunked", "checkpointed")),
+            *(_row(**loss, impl=impl, isa="avx512" if impl == "cpp" else "none", measure="memory", extra_bytes=size)
+              for impl, size in bytes_of.items()),
+        ],
+        saved,
+    )  # fmt: skip
+    operators, losses, usual = re.split(r"\n\n(?=Some CPU|`topk_forward_kl`, )", table.tables(saved))[1:]
+    assert "topk_forward_kl" not in operators and "`reliability`" in operators and "`reliability`" not in losses
+    assert "| float32, k=16, forward |  |  | 2 ms (0.70) |" in losses
+    both = "float32, k=16, forward and backward"
+    assert f"| {both} | 50 ms |  | 5 ms (0.60) | 9x | 128 MiB | 64 KiB |" in losses
+    assert "| plain reading of the student | float32, twice, and writing the gradient |" in losses
+    assert f"| {both} | 5 ms, 64 KiB | 50 ms, 128 MiB | 50 ms, 64 MiB | 50 ms, 32 MiB |" in usual
+
+
 def test_the_tables_are_those_of_the_saved_lines() -> None:
     """`python -m bench table` has been called since anything was saved."""
     for file, expected in ((table.README, table.tables()), (table.PAGE, table.predictions())):
@@ -249,6 +389,14 @@ def test_the_check_compares_with_the_targets(
     assert verdict in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("fraction", "status"), [(0.35, 0), (0.34, 1)])
+def test_the_passes_of_a_loss_have_targets_of_their_own(fraction: float, status: int, tmp_path: Path) -> None:
+    path = tmp_path / "device.jsonl"
+    both = _row(op="reverse_kl", dtype="bfloat16", passes="both", fraction_of_read_write=fraction)
+    results.save([both, _row(op="reverse_kl", dtype="bfloat16", passes="forward", fraction_of_read=0.42)], path)
+    assert targets.report(path) == status
+
+
 def test_nothing_measured_is_not_a_pass(tmp_path: Path) -> None:
     assert targets.report(tmp_path / "missing.jsonl") == 1
 
@@ -259,3 +407,12 @@ def test_extra_memory_is_what_a_call_allocates_beyond_its_outputs() -> None:
     # w_drop * C and the like, in float32: at least one tensor of temporaries, and not many
     assert extra is not None
     assert 4 * positions <= extra <= 40 * positions
+
+
+@pytest.mark.parametrize("impl", ["cpp", "eager", *cases.USUAL])
+def test_the_memory_of_a_loss_is_what_it_takes_beyond_loss_and_gradient(impl: str) -> None:
+    extra = memory.measure(Case("topk_forward_kl", "bfloat16", impl, passes="both"), threads=1)
+    logits = 64 * data.VOCABULARY * 2
+    least, most = {"cpp": (0, 0.1), "eager": (4, 6), "chunked": (2, 4), "checkpointed": (0.9, 2)}[impl]
+    assert extra is not None
+    assert least * logits <= extra <= most * logits

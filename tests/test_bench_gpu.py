@@ -28,6 +28,7 @@ from bench import (
     targets,
 )
 from bench.cases import Case
+from bench.losses import LOSSES
 from bench.plan import Wanted
 
 GPU = Case("reliability", "bfloat16", "cuda", device="cuda", positions=8192)
@@ -54,7 +55,10 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     monkeypatch.setattr(plan, "FEW", (1, 16))
     monkeypatch.setattr(plan, "positions_that_fit", lambda device: 64)
     monkeypatch.setattr(plan, "usable_on", lambda device: ("cuda", "triton"))
-    for function in (data.logits, data.like_logits, data.token_ids, data.topk_ids, data.drift):
+    for function in (
+        data.logits, data.like_logits, data.token_ids, data.topk_ids, data.drift, data.candidates, data.advantages,
+        data.weights,
+    ):  # fmt: skip
         monkeypatch.setattr(data, function.__name__, on_cpu(function))
     monkeypatch.setattr(gpu, "clock", protocol.processor_clock)
     monkeypatch.setattr(gpu, "capture", capture)
@@ -97,6 +101,24 @@ def test_the_operators_without_logits_are_timed_too(rehearsal: Path) -> None:
     rows = results.load(rehearsal / "some-gpu.jsonl")
     timed = {(row["op"], row["impl"]) for row in rows if row["measure"] == "time" and row["op"] != "copy"}
     assert timed == {(op, impl) for op in cases.TOPK_OPS for impl in ("cuda", "triton", "eager")}
+
+
+def test_the_losses_are_timed_pass_by_pass_and_with_their_peers(rehearsal: Path) -> None:
+    arguments = [argument for loss in LOSSES for argument in ("--only", loss)]
+    assert command.main([*RUN, *arguments]) == 0
+    rows = results.load(rehearsal / "some-gpu.jsonl")
+    times = {(row["op"], row["impl"], row["passes"], row["positions"]): row for row in rows
+             if row["measure"] == "time" and row["op"] in LOSSES}  # fmt: skip
+    for loss in LOSSES:
+        for impl in ("cuda", "triton"):
+            for passes in ("forward", "backward"):
+                assert times[loss, impl, passes, 64]["fraction_of_copy"] > 0
+            both = times[loss, impl, "both", 32]
+            assert both["times_faster_than_eager"] > 0 and both["times_faster_than_eager_native"] > 0
+        assert {row["passes"] for row in rows if row["measure"] == "memory"} == {"forward", "backward", "both"}
+    assert times["topk_forward_kl", "cuda", "both", 32]["times_faster_than_checkpointed"] > 0
+    backward = times["reverse_kl", "cuda", "backward", 64]
+    assert backward["counted_bytes"] == 3 * 64 * 600 * 2
 
 
 def test_what_is_wrong_is_not_timed_and_the_rest_is(
