@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from .row_pass import BLOCK, FIELDS, NUM_WARPS, SEGMENT, TILE, TILES, sum_segmen
 from .selection import list_size
 from .summary import float64
 
-# How many row passes a multiprocessor is to hold at a time, each 4 warps with 8 loads of 16 bytes under way: while one
-# selects, the others read. Their share of the registers is enough for nothing to be spilled, which tests see to.
-PROGRAMS_PER_PROCESSOR = {"mass": 3, "stats": 3, "many candidates": 2}
-REGISTERS = {"mass": 168, "stats": 168, "many candidates": 255}
+# How many row passes a multiprocessor is to hold at a time, each 4 warps with 8 loads of 16 bytes under way, 4 of a row
+# that is alone: while one selects, the others read. Their share of the registers is enough for nothing to be spilled,
+# which tests see to.
+PROGRAMS_PER_PROCESSOR = {"mass": 3, "stats": 3, "one row": 5, "many candidates": 2}
+REGISTERS = {"mass": 168, "stats": 168, "one row": 96, "many candidates": 255}
 MOST_REGISTERS = 255
 
 # Arguments of which nothing is gained by compiling for a 1 or a multiple of 16.
@@ -71,19 +73,28 @@ def is_due(mask, rare, n, WAY: tl.constexpr):
         return is_valid(mask, n)
 
 
+@triton.constexpr_function
+def type_of_maxima(x_type, y_type):
+    return x_type if y_type is None or x_type == y_type else tl.pointer_type(tl.float32)
+
+
 @triton.jit
 def memory_of(scratch, slot, words, x_logits, y_logits, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
               K_PADDED: tl.constexpr):  # fmt: skip
     """A program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
 
-    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32.
+    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32. Without candidates
+    there are none; without y_logits every second place stays empty.
     """
     x_candidates = scratch + slot.to(tl.int64) * words
     y_candidates = x_candidates + K_PADDED
     lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
     records = (lists + LISTS).to(tl.pointer_type(tl.float32), bitcast=True)
-    logits: tl.constexpr = x_logits.dtype if x_logits.dtype == y_logits.dtype else tl.pointer_type(tl.float32)
-    maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
+    maxima = None
+    if K_PADDED > 0:
+        maxima = (records + 2 * FIELDS * SEGMENTS).to(
+            type_of_maxima(x_logits.dtype, None if y_logits is None else y_logits.dtype), bitcast=True
+        )
     return x_candidates, y_candidates, lists, records, maxima
 
 
@@ -103,57 +114,71 @@ def segments_kernel(x_logits, y_logits, mask, scratch, words, x_inner, x_outer_s
         sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS)
 
 
+@triton.jit(do_not_specialize=["words", "segments", "scale"])
+def segments_of_one_kernel(logits, mask, scratch, words, inner, outer_stride, inner_stride, vocab_size, segments, scale,
+                           VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
+                           K_PADDED: tl.constexpr):  # fmt: skip
+    """The same for a row that is alone."""
+    scale = float64(scale).to(tl.float32)
+    n = (tl.program_id(0) // segments).to(tl.int64)
+    if is_valid(mask, n):
+        row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
+        _, _, _, records, maxima = memory_of(scratch, n, words, logits, None, LISTS, SEGMENTS, K_PADDED)
+        segment = tl.program_id(0) % segments
+        sum_segment(row, None, maxima, records, segment, vocab_size, scale, scale, SEGMENTS, VEC, 0)
+
+
 class Launch:
-    """The launches of a kernel over a pair of logits: what it takes of them, its working memory, its programs.
+    """The launches of a kernel over logits, one or a pair: what it takes of them, its working memory, its programs.
 
     Many positions: as many programs as the device holds walk over them, each with working memory of its own. Few: a
     kernel with a program for each segment of each position comes first, so that all of the device reads.
+
+    `k` is None where nothing is selected; `stats` says which sums are wanted of a pair (row_pass.STATS).
     """
 
     def __init__(
         self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
+        logits: Sequence[Tensor],
+        temperatures: Sequence[float],
         mask: Tensor | None,
-        k: int,
+        k: int | None,
         vocab_size: int | None,
-        student_temperature: float,
-        teacher_temperature: float,
-        stats: bool,
+        stats: int = 0,
     ) -> None:
-        vocab_size = student_logits.shape[-1] if vocab_size is None else vocab_size
-        logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
+        vocab_size = logits[0].shape[-1] if vocab_size is None else vocab_size
         self.logits, self.mask, self.stats = logits, flags(mask), stats
-        self.kind = "many candidates" if k > 32 else "stats" if stats else "mass"
-        self.positions = math.prod(student_logits.shape[:-1])
+        self.kind = kind_of(len(logits), k, stats)
+        self.positions = math.prod(logits[0].shape[:-1])
         self.segments = triton.cdiv(vocab_size, SEGMENT.value)
-        k_padded, segments_padded = triton.next_power_of_2(k), triton.next_power_of_2(self.segments)
-        tile_slots = triton.cdiv(vocab_size, BLOCK.value) * TILES.value
-        lists = list_size(k_padded)
+        segments_padded = triton.next_power_of_2(self.segments)
+        k_padded = 0 if k is None else triton.next_power_of_2(k)
+        lists = 0 if k is None else list_size(k_padded)
+        tile_slots = 0 if k is None else triton.cdiv(vocab_size, BLOCK.value) * TILES.value
         bytes_of_memory = 16 * k_padded + 4 * (lists + 2 * FIELDS.value * segments_padded)
-        same = student_logits.dtype == teacher_logits.dtype
-        bytes_of_memory += 2 * tile_slots * (student_logits.element_size() if same else 4)
+        same = len({x.dtype for x in logits}) == 1
+        bytes_of_memory += 2 * tile_slots * (logits[0].element_size() if same else 4)
         self.words = bytes_of_memory // 8
         addresses = [number for x in logits for number in positions_of(x)] if self.positions else []
         self.shape = [*addresses, vocab_size, self.segments]
-        self.scales = [float64_bits(float32(1 / (math.log(2) * temperature))) for temperature in temperatures]
+        self.scales = [float64_bits(scale_of(temperature)) for temperature in temperatures]
         self.temperatures = [float64_bits(temperature) for temperature in temperatures]
         self.layout = {
-            "VEC": 16 // max(x.element_size() for x in logits),
+            "VEC": vector_size(logits),
             "ALIGNED": self.positions > 0 and all(is_aligned(x) for x in logits),
             "LISTS": lists,
             "SEGMENTS": segments_padded,
             "K_PADDED": k_padded,
         }
-        self.selection = {
-            "K": k,
-            "TILES_PADDED": max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value))),
-            "X_SHIFT": KEY_SHIFT[student_logits.dtype],
-            "Y_SHIFT": KEY_SHIFT[teacher_logits.dtype],
-        }
+        self.selection: dict[str, int] = {}
+        if k is not None:
+            tiles_padded = triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value))
+            self.selection = {"K": k, "TILES_PADDED": max(k_padded, tiles_padded)}
+            shifts = ("X_SHIFT", "Y_SHIFT") if len(logits) == 2 else ("SHIFT",)
+            self.selection |= {name: KEY_SHIFT[x.dtype] for name, x in zip(shifts, logits, strict=True)}
 
     def run(
-        self, kernel: Any, token_ids: Tensor | None, outputs: list[Tensor], scalars: list[int], **constants: Any
+        self, kernel: Any, inputs: list[Tensor | None], outputs: list[Tensor], scalars: list[int], **constants: Any
     ) -> None:
         if self.positions == 0:
             return
@@ -165,17 +190,25 @@ class Launch:
         rare = torch.empty(self.positions, dtype=torch.int8, device=device)
         with device_of(scratch):
             if not fused:
-                segments_kernel[(self.positions * self.segments,)](
+                pair = {"STATS": self.stats} if len(self.logits) == 2 else {}
+                (segments_kernel if pair else segments_of_one_kernel)[(self.positions * self.segments,)](
                     *self.logits, self.mask, scratch, self.words, *self.shape, *self.scales,
-                    STATS=self.stats, **self.layout, num_warps=NUM_WARPS,
+                    **self.layout, **pair, num_warps=NUM_WARPS,
                 )  # fmt: skip
             for way in ("fused" if fused else "merge", "exact"):
                 kernel[(programs,)](
-                    *self.logits, self.mask, token_ids, scratch, rare, *outputs, self.positions, self.words,
+                    *self.logits, self.mask, *inputs, scratch, rare, *outputs, self.positions, self.words,
                     *self.shape, *self.scales, *self.temperatures, *scalars,
                     WAY=way, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
                     **registers(REGISTERS[self.kind] if way == "fused" else MOST_REGISTERS),
                 )  # fmt: skip
+
+
+def kind_of(rows: int, k: int | None, stats: int) -> str:
+    """What tells how many registers a kernel needs."""
+    if k is not None and k > 32:
+        return "many candidates"
+    return "one row" if rows == 1 else "stats" if stats else "mass"
 
 
 @functools.cache
@@ -183,6 +216,16 @@ def processors(device: torch.device) -> int:
     if device.type == "cpu":  # in Triton's interpreter
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def scale_of(temperature: float) -> float:
+    """What a logit is multiplied by to be in log2 units: a float32."""
+    return float32(1 / (math.log(2) * temperature))
+
+
+def vector_size(logits: Sequence[Tensor]) -> int:
+    """How many adjoining elements are loaded at a time: 16 bytes of the widest."""
+    return 16 // max(x.element_size() for x in logits)
 
 
 def registers(limit: int) -> dict[str, int]:
@@ -214,3 +257,20 @@ def is_aligned(logits: Tensor) -> bool:
     """Whether every row begins at a multiple of 16 bytes."""
     _, *strides = positions_of(logits)
     return all(number % 16 == 0 for number in (logits.data_ptr(), *(n * logits.element_size() for n in strides)))
+
+
+def for_any_axes(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator, called for each index of the first axis where two strides do not tell where the positions lie."""
+
+    @functools.wraps(op)
+    def wrapped(**arguments: Any) -> tuple[Tensor, ...]:
+        logits = [arguments[name] for name in ("student_logits", "teacher_logits") if name in arguments]
+        if all(len(position_axes(x)) <= 2 for x in logits) or not logits[0].numel():
+            return op(**arguments)
+        parts = [
+            wrapped(**{name: x[i] if isinstance(x, Tensor) else x for name, x in arguments.items()})
+            for i in range(logits[0].shape[0])
+        ]
+        return tuple(torch.stack(field) for field in zip(*parts, strict=True))
+
+    return wrapped

@@ -65,16 +65,16 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
                     x_sum, y_sum, _, _, broken = summarize_exactly(
-                        x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, False
+                        x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 0
                     )
                 else:
                     if WAY == "fused":
                         for segment in range(segments):
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
-                                        SEGMENTS, VEC, False)  # fmt: skip
+                                        SEGMENTS, VEC, 0)  # fmt: skip
                         tl.debug_barrier()
                     x_sum, y_sum, _, _, broken = summarize(
-                        records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, False
+                        records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 0
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now
                 select(x_row, maxima, vocab_size, lists, x_best, K, K_PADDED, TILES_PADDED, X_SHIFT)
@@ -128,12 +128,10 @@ def reliability(
     new: Any = student_logits.new_empty
     overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
     topk_ids, rewards = new((*shape, k), dtype=torch.int64), new((*shape, k), dtype=torch.float32)
-    launch = Launch(
-        student_logits, teacher_logits, mask, k, vocab_size, student_temperature, teacher_temperature, stats=False
-    )
-    launch.run(
+    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
+    Launch(logits, temperatures, mask, k, vocab_size).run(
         reliability_kernel,
-        per_position(token_ids) if metric == "top_p" else None,
+        [per_position(token_ids) if metric == "top_p" else None],
         outputs=[overlap, drift.view(torch.int8), topk_ids, rewards],
         scalars=[float64_bits(threshold), float64_bits(top_p)],
         WEIGHT=reward_weight,

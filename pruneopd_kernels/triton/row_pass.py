@@ -1,4 +1,4 @@
-"""The row pass: every logit of a position once, for sums and for the maximum of each tile.
+"""The row pass: every logit of a position once, of a pair of rows or of one, for sums and for the maximum of each tile.
 
 A row is cut into segments, which are the unit of all sums: whoever adds a segment, one program after the other or
 many at a time, the bits are the same. A segment is walked in blocks of 16 tiles of 256 ids. Eight lanes of a warp hold
@@ -6,6 +6,9 @@ a tile, so that in-thread operations do nearly all of the work, and a tile's max
 
 Sums are relative to an integer in log2 units, one for each tile of a block, that follows the maximum: then moving it
 scales by an exact power of two, and nothing ever overflows.
+
+STATS is of how many rows, x first, the sums own and other are wanted, which entropies and divergences are made of: 0, 1
+or 2. Where there are no `maxima`, nothing is going to be selected, and where there is no `y_row`, x is alone.
 """
 
 import triton
@@ -19,8 +22,8 @@ SEGMENT = tl.constexpr(32768)
 NUM_WARPS = 4  # TILE, LANES and TILES are made for it
 
 # What is known of a row's segment: FIELDS float32 each.
-REFERENCE, MASS, OWN, OTHER, PEAK, PARTNER = (tl.constexpr(i) for i in range(6))
-FIELDS = tl.constexpr(6)
+REFERENCE, MASS, OWN, OTHER, GREATEST, PEAK, PARTNER = (tl.constexpr(i) for i in range(7))
+FIELDS = tl.constexpr(7)
 
 LOWEST = tl.constexpr(-(2.0**23))  # the reference where there is no finite logit yet
 
@@ -53,18 +56,16 @@ def load_lanes(row, first, end, VEC: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def terms(x, y, x_reference, y_reference, x_scale, y_scale, inside, STATS: tl.constexpr, MASKED: tl.constexpr):
-    """Sums over what a lane holds: of both rows' masses m, and with STATS of m * d for either row's d."""
-    dx = tl.fma(x, x_scale, -x_reference[:, None, None])
-    dy = tl.fma(y, y_scale, -y_reference[:, None, None])
-    mx, my = tl.exp2(dx), tl.exp2(dy)
-    x_mass, y_mass = tl.sum(mx, 2), tl.sum(my, 2)
-    if STATS:
-        if MASKED:  # nothing is multiplied by the -inf beyond the end
-            dx, dy = tl.where(inside, dx, 0.0), tl.where(inside, dy, 0.0)
-        return x_mass, y_mass, tl.sum(mx * dx, 2), tl.sum(my * dy, 2), tl.sum(mx * dy, 2), tl.sum(my * dx, 2)
-    else:
-        return x_mass, y_mass, x_mass, y_mass, x_mass, y_mass
+def advance(x, reference, greatest, scale):
+    """What the maxima of a block make of a row's references and greatest logits, and the maxima of its tiles."""
+    lane_max = tl.max(x, 2)
+    tile_max = tl.max(lane_max, 1)
+    return tl.maximum(reference, tl.ceil(tile_max * scale)), tl.maximum(greatest, lane_max), tile_max
+
+
+@triton.jit
+def distances(x, reference, scale):
+    return tl.fma(x, scale, -reference[:, None, None])
 
 
 @triton.jit
@@ -77,37 +78,66 @@ def half(x, WHICH: tl.constexpr):
 @triton.jit
 def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
               STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Adds a block of both rows to their states: reference by tile; by lane mass, own, other, greatest logit."""
+    """Adds a block to the states of its rows: reference by tile; by lane mass, own, other, greatest logit."""
+    if y_row is None:
+        return add_block_of_one(x_row, first, end, maxima, x_scale, x_state, VEC, MASKED), y_state
+    else:
+        return add_block_of_pair(
+            x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, MASKED
+        )
+
+
+@triton.jit
+def add_block_of_one(row, first, end, maxima, scale, state, VEC: tl.constexpr, MASKED: tl.constexpr):
+    reference, mass, own, other, greatest = state
+    x, _ = load_lanes(row, first, end, VEC, MASKED)
+    new, greatest, tile_max = advance(x, reference, greatest, scale)
+    if maxima is not None:
+        tile = tl.arange(0, TILES) + first // TILE
+        tl.store(maxima + 2 * tile, tile_max.to(maxima.dtype.element_ty))
+    mass = tl.exp2(reference - new)[:, None] * mass
+    for i in tl.static_range(2):
+        mass += tl.sum(tl.exp2(distances(half(x, i), new, scale)), 2)
+    return new, mass, own, other, greatest
+
+
+@triton.jit
+def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
+                      STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     xr, xm, xo, xt, xg = x_state
     yr, ym, yo, yt, yg = y_state
     x, inside = load_lanes(x_row, first, end, VEC, MASKED)
     y, _ = load_lanes(y_row, first, end, VEC, MASKED)
-    x_lane_max, y_lane_max = tl.max(x, 2), tl.max(y, 2)
-    x_tile_max, y_tile_max = tl.max(x_lane_max, 1), tl.max(y_lane_max, 1)
-    tile, side = tl.arange(0, TILES) + first // TILE, tl.arange(0, 2)
-    both = tl.join(x_tile_max, y_tile_max).to(maxima.dtype.element_ty)
-    tl.store(maxima + 2 * tile[:, None] + side[None, :], both)
-    xr_new = tl.maximum(xr, tl.ceil(x_tile_max * x_scale))
-    yr_new = tl.maximum(yr, tl.ceil(y_tile_max * y_scale))
+    xr_new, xg, x_tile_max = advance(x, xr, xg, x_scale)
+    yr_new, yg, y_tile_max = advance(y, yr, yg, y_scale)
+    if maxima is not None:
+        tile, side = tl.arange(0, TILES) + first // TILE, tl.arange(0, 2)
+        both = tl.join(x_tile_max, y_tile_max).to(maxima.dtype.element_ty)
+        tl.store(maxima + 2 * tile[:, None] + side[None, :], both)
     x_move, y_move = (xr - xr_new)[:, None], (yr - yr_new)[:, None]
     x_factor, y_factor = tl.exp2(x_move), tl.exp2(y_move)
-    if STATS:
-        xo, yo = x_factor * (xo + x_move * xm), y_factor * (yo + y_move * ym)
-        xt, yt = x_factor * (xt + y_move * xm), y_factor * (yt + x_move * ym)
-    xg, yg = tl.maximum(xg, x_lane_max), tl.maximum(yg, y_lane_max)
+    if STATS >= 1:
+        xo, xt = x_factor * (xo + x_move * xm), x_factor * (xt + y_move * xm)
+    if STATS == 2:
+        yo, yt = y_factor * (yo + y_move * ym), y_factor * (yt + x_move * ym)
     xm, ym = x_factor * xm, y_factor * ym
     for i in tl.static_range(2):
-        sums = terms(half(x, i), half(y, i), xr_new, yr_new, x_scale, y_scale, half(inside, i), STATS, MASKED)
-        xm, ym = xm + sums[0], ym + sums[1]
-        if STATS:
-            xo, yo, xt, yt = xo + sums[2], yo + sums[3], xt + sums[4], yt + sums[5]
+        dx, dy = distances(half(x, i), xr_new, x_scale), distances(half(y, i), yr_new, y_scale)
+        mx, my = tl.exp2(dx), tl.exp2(dy)
+        xm, ym = xm + tl.sum(mx, 2), ym + tl.sum(my, 2)
+        if STATS and MASKED:  # nothing is multiplied by the -inf beyond the end
+            dx, dy = tl.where(half(inside, i), dx, 0.0), tl.where(half(inside, i), dy, 0.0)
+        if STATS >= 1:
+            xo, xt = xo + tl.sum(mx * dx, 2), xt + tl.sum(mx * dy, 2)
+        if STATS == 2:
+            yo, yt = yo + tl.sum(my * dy, 2), yt + tl.sum(my * dx, 2)
     return (xr_new, xm, xo, xt, xg), (yr_new, ym, yo, yt, yg)
 
 
 @triton.jit
 def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
                 SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
-    """Adds one segment of both rows and stores what is known of it."""
+    """Adds one segment of a position's rows and stores what is known of it."""
     begin = segment * SEGMENT
     end = tl.minimum(begin + SEGMENT, vocab_size)
     whole = begin + (end - begin) // BLOCK * BLOCK
@@ -124,9 +154,11 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_s
             x_row, y_row, whole, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, True
         )
     records += segment
-    close_segment(x_state, y_state[0], x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS)
-    records += FIELDS * SEGMENTS
-    close_segment(y_state, x_state[0], y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC, STATS)
+    close_segment(x_state, y_state[0], x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS >= 1)
+    if y_row is not None:
+        records += FIELDS * SEGMENTS
+        close_segment(y_state, x_state[0], y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC,
+                      STATS == 2)  # fmt: skip
 
 
 @triton.jit
@@ -149,6 +181,7 @@ def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, par
         tl.store(record + OTHER * SEGMENTS, tl.sum(other))
     peak = tl.max(greatest)
     apart = 4 * tl.exp2(peak * scale - reference) > 3 * total
+    tl.store(record + GREATEST * SEGMENTS, peak)
     tl.store(record + PEAK * SEGMENTS, tl.where(apart, peak, float("-inf")))
     if apart:
         store_rest(mass, own, other, greatest == peak, peak, row, partner_row, begin, end, scale, partner_scale,

@@ -1,12 +1,12 @@
-"""What is known of a pair of rows after the row pass: log-sum-exp, entropy, KL, log-probabilities. All in float64.
+"""What is known of rows after the row pass: log-sum-exp, entropy, KL, log-probabilities. All in float64.
 
-A summary is a tuple: reference (a logit), log of the mass relative to it, log-sum-exp, entropy.
+A summary is a tuple: reference (the greatest logit), log of the mass relative to it, log-sum-exp, entropy.
 """
 
 import triton
 import triton.language as tl
 
-from .row_pass import FIELDS, LOWEST, MASS, OTHER, OWN, PARTNER, PEAK, REFERENCE, TILE
+from .row_pass import FIELDS, GREATEST, LOWEST, MASS, OTHER, OWN, PARTNER, PEAK, REFERENCE, TILE
 
 LN2 = tl.constexpr(0.693147180559945309417232121458176568)
 TAME = tl.constexpr(2.0**22)  # references beyond it are too coarse: the exact way
@@ -27,13 +27,20 @@ def logprob(x, summary, temperature):
 
 
 @triton.jit
+def state_of(summary):
+    """What a loss saves of a row: a logit and the mass relative to it; both NaN where the row is broken."""
+    reference, log_mass, _, _ = summary
+    return reference, tl.where(reference == reference, tl.exp(log_mass), reference)
+
+
+@triton.jit
 def load_field(record, FIELD: tl.constexpr, segment, SEGMENTS: tl.constexpr, exists, other):
     return tl.load(record + FIELD * SEGMENTS + segment, mask=exists, other=other).to(tl.float64)
 
 
 @triton.jit
 def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: tl.constexpr, STATS: tl.constexpr):
-    """Reference, mass, own and other of a row, in log2 units, from its segments."""
+    """Reference, mass, own and other of a row, in log2 units, from its segments; and its greatest logit."""
     segment = tl.arange(0, SEGMENTS)
     exists = segment < segments
     references = load_field(record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
@@ -56,13 +63,14 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
         partner_d = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0) * partner_scale - partner_reference
         own = tl.sum(factor * (owns + move * masses) + m * d, 0)
         other = tl.sum(factor * (others + (partner_references - partner_reference) * masses) + m * partner_d, 0)
-    return reference, mass, own, other
+    greatest = tl.max(load_field(record, GREATEST, segment, SEGMENTS, exists, float("-inf")), 0)
+    return reference, mass, own, other, greatest
 
 
 @triton.jit
 def is_tame(sums, scale, STATS: tl.constexpr):
     """Whether everything is finite and the reference fine enough."""
-    reference, mass, own, other = sums
+    reference, mass, own, other, _ = sums
     tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > 1e-30) & (scale < 1e30)
     if STATS:
         tame &= (tl.abs(own) < float("inf")) & (tl.abs(other) < float("inf"))
@@ -72,17 +80,16 @@ def is_tame(sums, scale, STATS: tl.constexpr):
 @triton.jit
 def summary_of(sums, scale, temperature):
     """Dividing by the rounded scale undoes its rounding."""
-    reference, mass, own, _ = sums
-    log2_mass = tl.log2(mass)
-    log_mass = log2_mass / (scale * temperature)
-    lse = reference / scale / temperature + log_mass
-    return reference / scale, log_mass, lse, (log2_mass - own / mass) * LN2
+    reference, mass, own, _, greatest = sums
+    log_mass = tl.log2(mass * tl.exp2(reference - greatest * scale)) / (scale * temperature)
+    entropy = (tl.log2(mass) - own / mass) * LN2
+    return greatest, log_mass, greatest / temperature + log_mass, entropy
 
 
 @triton.jit
 def kl_of(p, q):
-    _, p_mass, p_own, p_other = p
-    _, q_mass, _, _ = q
+    _, p_mass, p_own, p_other, _ = p
+    _, q_mass, _, _, _ = q
     kl = ((p_own - p_other) / p_mass - tl.log2(p_mass) + tl.log2(q_mass)) * LN2
     return tl.where(kl < 0, 0.0, kl)
 
@@ -90,14 +97,25 @@ def kl_of(p, q):
 @triton.jit
 def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS: tl.constexpr,
               STATS: tl.constexpr):  # fmt: skip
-    """Both summaries, KL(x || y), KL(y || x), and whether all of that is to be computed the exact way instead."""
+    """Both summaries, KL(x || y), KL(y || x), and whether all of that is to be computed the exact way instead.
+
+    Without the sums of one or both rows (STATS) there is no entropy of it and no KL from it.
+    """
     y_records = records + FIELDS * SEGMENTS
     p_scale, q_scale = x_scale.to(tl.float64), y_scale.to(tl.float64)
-    p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS)
-    q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS)
+    p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS >= 1)
+    q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
     x, y = summary_of(p, p_scale, x_temperature), summary_of(q, q_scale, y_temperature)
-    is_rare = (is_tame(p, p_scale, STATS) & is_tame(q, q_scale, STATS)) == 0
+    is_rare = (is_tame(p, p_scale, STATS >= 1) & is_tame(q, q_scale, STATS == 2)) == 0
     return x, y, kl_of(p, q), kl_of(q, p), is_rare
+
+
+@triton.jit
+def summarize_one(record, segments, scale, temperature, SEGMENTS: tl.constexpr):
+    """The summary of a row that is alone, without entropy, and whether it is to be computed the exact way instead."""
+    scale = scale.to(tl.float64)
+    sums = row_sums(record, record, segments, scale, scale, SEGMENTS, False)
+    return summary_of(sums, scale, temperature), is_tame(sums, scale, False) == 0
 
 
 # --- The exact way, from the definitions: for a NaN, an infinity, or values whose differences float32 cannot tell.
@@ -106,13 +124,13 @@ def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature,
 @triton.jit
 def summarize_exactly(x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, STATS: tl.constexpr):
     """Both summaries, KL(x || y), KL(y || x), and whether a row is broken."""
-    x, x_broken = exact_summary(x_row, maxima, vocab_size, x_temperature)
-    y, y_broken = exact_summary(y_row, maxima + 1, vocab_size, y_temperature)
+    x, x_broken = exact_summary(x_row, maxima, 0, vocab_size, x_temperature)
+    y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
     reverse_kl, forward_kl = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
-    if STATS:
+    if STATS >= 1:
         reverse_kl = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
+    if STATS == 2:
         forward_kl = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
-    tl.debug_barrier()
     return x, y, reverse_kl, forward_kl, x_broken | y_broken
 
 
@@ -124,7 +142,7 @@ def exact_logits(row, first, vocab_size):
 
 
 @triton.jit
-def exact_summary(row, maxima, vocab_size, temperature):
+def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
     """The summary of a row and whether it is broken; NaN takes its place among the tile maxima."""
     ROWS: tl.constexpr = EXACT_BLOCK // TILE
     greatest = tl.full([], float("-inf"), tl.float64)
@@ -133,11 +151,13 @@ def exact_summary(row, maxima, vocab_size, temperature):
         x = tl.reshape(exact_logits(row, first, vocab_size), [ROWS, TILE])
         tile_nan = tl.max((x != x).to(tl.int32), 1)
         maximum = tl.max(tl.where(x != x, float("-inf"), x), 1)
-        stored = tl.where(tile_nan > 0, float("nan"), maximum)
-        tile = tl.arange(0, ROWS) + first // TILE
-        tl.store(maxima + 2 * tile, stored.to(maxima.dtype.element_ty))
+        if maxima is not None:
+            stored = tl.where(tile_nan > 0, float("nan"), maximum)
+            tile = tl.arange(0, ROWS) + first // TILE
+            tl.store(maxima + 2 * tile + SIDE, stored.to(maxima.dtype.element_ty))
         greatest = tl.maximum(greatest, tl.max(maximum, 0))
         has_nan = tl.maximum(has_nan, tl.max(tile_nan, 0))
+    tl.debug_barrier()  # whoever selects finds the maxima
     broken = (has_nan > 0) | (tl.abs(greatest) == float("inf"))
     masses, owns = tl.zeros([EXACT_BLOCK], tl.float64), tl.zeros([EXACT_BLOCK], tl.float64)
     for first in range(0, vocab_size, EXACT_BLOCK):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import per_position
-from .position import DO_NOT_SPECIALIZE, Launch, end_of_span, is_due, memory_of, position_axes, row_at, span_of
+from .position import DO_NOT_SPECIALIZE, Launch, end_of_span, for_any_axes, is_due, memory_of, row_at, span_of
 from .row_pass import sum_segment
 from .selection import compare, id_of, select
 from .summary import float64, logprob, summarize, summarize_exactly
@@ -66,16 +66,16 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
                     x_sum, y_sum, x_kl, y_kl, broken = summarize_exactly(
-                        x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, True
+                        x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 2
                     )
                 else:
                     if WAY == "fused":
                         for segment in range(segments):
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
-                                        SEGMENTS, VEC, True)  # fmt: skip
+                                        SEGMENTS, VEC, 2)  # fmt: skip
                         tl.debug_barrier()
                     x_sum, y_sum, x_kl, y_kl, broken = summarize(
-                        records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, True
+                        records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 2
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now
                 tl.store(reverse_kl + n, x_kl.to(tl.float32))
@@ -112,6 +112,7 @@ def store_masked(outputs, at, K: tl.constexpr, K_PADDED: tl.constexpr):
         tl.store(outputs[i] + at + j, value, mask=j < K)
 
 
+@for_any_axes
 def token_stats(
     *,
     student_logits: Tensor,
@@ -123,28 +124,12 @@ def token_stats(
     teacher_temperature: float,
     vocab_size: int | None,
 ) -> tuple[Tensor, ...]:
-    if any(len(position_axes(logits)) > 2 for logits in (student_logits, teacher_logits)) and student_logits.numel():
-        parts = [
-            token_stats(
-                student_logits=student_logits[i],
-                teacher_logits=teacher_logits[i],
-                mask=None if mask is None else mask[i],
-                token_ids=None if token_ids is None else token_ids[i],
-                k=k,
-                student_temperature=student_temperature,
-                teacher_temperature=teacher_temperature,
-                vocab_size=vocab_size,
-            )
-            for i in range(student_logits.shape[0])
-        ]
-        return tuple(torch.stack(field) for field in zip(*parts, strict=True))
     shape = student_logits.shape[:-1]
     new: Any = student_logits.new_empty
     candidates = [torch.int64, torch.float32, torch.int64, *[torch.float32] * 3]
     outputs = [new((*shape, k), dtype=dtype) for dtype in candidates]
     outputs += [new(shape, dtype=torch.float32) for _ in range(9)]
-    launch = Launch(
-        student_logits, teacher_logits, mask, k, vocab_size, student_temperature, teacher_temperature, stats=True
-    )
-    launch.run(token_stats_kernel, per_position(token_ids), outputs=outputs, scalars=[])
+    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
+    launch = Launch(logits, temperatures, mask, k, vocab_size, stats=2)
+    launch.run(token_stats_kernel, [per_position(token_ids)], outputs, scalars=[])
     return tuple(outputs)
