@@ -10,6 +10,7 @@ from .row_pass import FIELDS, GREATEST, LOWEST, MASS, OTHER, OWN, PARTNER, PEAK,
 
 LN2 = tl.constexpr(0.693147180559945309417232121458176568)
 TAME = tl.constexpr(2.0**22)  # references beyond it are too coarse: the exact way
+LEAST_SCALE = tl.constexpr(1e-30)  # and its inverse the greatest: beyond them too
 EXACT_BLOCK = tl.constexpr(1024)
 
 
@@ -24,13 +25,6 @@ def logprob(x, summary, temperature):
     """The reference goes first: beside a huge one the mass would vanish."""
     reference, log_mass, _, _ = summary
     return (x.to(tl.float64) - reference) / temperature - log_mass
-
-
-@triton.jit
-def state_of(summary):
-    """What a loss saves of a row: a logit and the mass relative to it; both NaN where the row is broken."""
-    reference, log_mass, _, _ = summary
-    return reference, tl.where(reference == reference, tl.exp(log_mass), reference)
 
 
 @triton.jit
@@ -71,7 +65,7 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
 def is_tame(sums, scale, STATS: tl.constexpr):
     """Whether everything is finite and the reference fine enough."""
     reference, mass, own, other, _ = sums
-    tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > 1e-30) & (scale < 1e30)
+    tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > LEAST_SCALE) & (scale < 1 / LEAST_SCALE)
     if STATS:
         tame &= (tl.abs(own) < float("inf")) & (tl.abs(other) < float("inf"))
     return tame
