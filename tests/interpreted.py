@@ -13,15 +13,19 @@ import subprocess
 import sys
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
+# Those of a loss, in two passes: all arguments by name, a tuple of tensors back.
+PASSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl", "logprobs_backward", "reverse_kl_backward"]
 
 
 def checked(op, *args, **kwargs):
     """All arguments of a call by name, as `_triton.run` takes them."""
-    import pruneopd_kernels
+    from pruneopd_kernels import checks, reference
+    from pruneopd_kernels.reference import _saving
 
-    bound = inspect.signature(getattr(pruneopd_kernels.reference, op)).bind(*args, **kwargs)
+    bound = inspect.signature(getattr(_saving if op in PASSES else reference, op)).bind(*args, **kwargs)
     bound.apply_defaults()
-    getattr(pruneopd_kernels.checks, op)(**bound.arguments, values=True)
+    if hasattr(checks, op):  # a backward pass gets what a forward pass has checked
+        getattr(checks, op)(**bound.arguments, values=op in OPERATORS)  # on a GPU no values are looked at
     return dict(bound.arguments)
 
 
@@ -35,7 +39,7 @@ class Interpreted:
         return "triton-interpreted"
 
     def __getattr__(self, op):
-        if op not in OPERATORS:
+        if op not in OPERATORS + PASSES:
             raise AttributeError(op)
         return functools.partial(self.call, op)
 
@@ -55,6 +59,8 @@ class Interpreted:
         outputs = pickle.load(self.process.stdout)
         if isinstance(outputs, str):
             raise RuntimeError(outputs)
+        if op in PASSES:
+            return outputs
         names = "".join(word.capitalize() for word in op.split("_"))
         return getattr(results, names)(*outputs)
 
