@@ -213,3 +213,157 @@ TABLE += [("reverse_kl", name, dtypes) for name, dtypes in [("random", (F32, BF1
 @pytest.mark.parametrize(("loss", "name", "dtypes"), TABLE, ids=cases.case_id)
 def test_table(loss, name, dtypes):
     check(loss, **arguments_of(loss, name, dtypes))
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+def candidates(m, width=500, positions=(2, 2), seed=5):
+    """Logits, ids with many duplicates and some padding, and a float for each."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(-1, min(width, 2 * m), (*positions, m), generator=generator)
+    return cases.randn(*positions, width, seed=seed), ids, torch.randn(*ids.shape, generator=generator)
+
+
+@pytest.mark.parametrize("m", [1, 16, 100, 512])
+@pytest.mark.parametrize("on_policy", [True, False], ids=["on-policy", "off-policy"])
+def test_policy_loss_with_duplicates_and_padding(m, on_policy):
+    logits, ids, advantages = candidates(m)
+    old = None if on_policy else cases.randn(*ids.shape, seed=3, scale=1.5) - 8
+    advantages[..., ::7] = 0
+    check("topk_policy_loss", student_logits=logits, topk_ids=ids, advantages=advantages, old_logprobs=old)
+
+
+def test_policy_loss_of_a_single_id_in_every_slot():
+    """512 times the same: its derivatives are summed before it is rounded."""
+    logits, ids, advantages = candidates(512)
+    check("topk_policy_loss", student_logits=logits, topk_ids=ids * 0 + 3, advantages=advantages + 1)
+
+
+def test_policy_loss_at_its_edges():
+    """On each side of a clip and of 20 nats, at ties, at -inf, of an id that does not exist, of nothing to learn."""
+    logits = cases.randn(1, 10, 300, seed=6)
+    logits[0, 1, 7], logits[0, 8, 7], logits[0, 9] = -INF, -INF, NAN
+    ids = torch.arange(7, 15, dtype=torch.int32).repeat(1, 10, 1)
+    advantages = cases.randn(1, 10, 8, seed=7, scale=1.0)
+    ratios = torch.tensor([0.5, 0.8, 1.0, 1.2, 1.3, 2.9, 3.1, 1e10]).log()
+    old = (logits.double().log_softmax(-1)[..., 7:15] - ratios).nan_to_num().float()
+    advantages[0, 2], ids[0, 3], ids[0, 4, 2], old[0, 5, 3], advantages[0, 6, 1] = 0, -1, 300, NAN, NAN
+    advantages[0, 7, 2], ids[0, 7, 2] = 0, 300  # has no part in the loss, whatever its id
+    advantages[0, 8, 1:] = 0  # nothing is left but a log-probability of -inf
+    options = {"student_logits": logits, "topk_ids": ids, "advantages": advantages}
+    got = check("topk_policy_loss", old_logprobs=old, **options)
+    assert got["loss"].isnan().tolist() == [[n in (4, 5, 6, 9) for n in range(10)]]
+    assert got["loss"][0, [2, 3, 8]].tolist() == [0.0, 0.0, 0.0]
+    check("topk_policy_loss", old_logprobs=old, clip_low=1.0, clip_high=0.0, clip_dual=INF, **options)
+    check("topk_policy_loss", **options)
+
+
+def test_overflowing_losses_spoil_their_gradients():
+    logits, ids, advantages = candidates(4, positions=(1, 3))
+    advantages[0, 1] = 3e38
+    got = check("topk_policy_loss", student_logits=logits, topk_ids=ids.clamp(min=0), advantages=advantages)
+    assert got["loss"].isfinite().tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize("k", [1, 16, 256])
+@pytest.mark.parametrize("logprob_min", [None, -9.0])
+def test_forward_kl_with_duplicates_and_padding(k, logprob_min):
+    logits, ids, logprobs = candidates(k)
+    logprobs = logprobs.log_softmax(-1)
+    logprobs[ids < 0] = NAN
+    logprobs[..., 3:4] = -INF
+    check("topk_forward_kl", student_logits=logits, teacher_topk_ids=ids, teacher_topk_logprobs=logprobs,
+          logprob_min=logprob_min)  # fmt: skip
+
+
+@pytest.mark.parametrize("logprob_min", [None, -9.0])
+def test_forward_kl_at_its_edges(logprob_min):
+    """NaN and +inf as log-probabilities, ids that do not exist, -inf on either side and on both, nothing but padding."""
+    logits = cases.randn(1, 9, 300, seed=6)
+    ids = logits.topk(8).indices.int().flip(-1)
+    logits[0, 1, ids[0, 1, 2]], logits[0, 2, ids[0, 2, 2]], logits[0, 8, 50] = -INF, -INF, NAN
+    logprobs = cases.randn(1, 9, 8, seed=7, scale=1.0).log_softmax(-1)
+    logprobs[0, 2, 2], logprobs[0, 3, 4], logprobs[0, 4, 5], ids[0, 5, 1] = -INF, NAN, INF, 300
+    ids[0, 6], ids[0, 8] = -1, -1
+    options = {"student_logits": logits, "teacher_topk_ids": ids, "teacher_topk_logprobs": logprobs}
+    got = check("topk_forward_kl", logprob_min=logprob_min, **options)
+    spoilt = {3, 4, 5, 8} | ({1} if logprob_min is None else set())
+    assert got["loss"].isfinite().tolist() == [[n not in spoilt for n in range(9)]]
+
+
+def test_reverse_kl_with_weights():
+    """Of 0, of NaN, that overflow; a mask and a weight together; and a pair that is equal."""
+    student, teacher = cases.randn(2, 4, 300, seed=1), cases.randn(2, 4, 300, seed=2)
+    student[0, 0], teacher[0, 1, 5], student[1, 3] = NAN, -INF, NAN
+    teacher[1, 1] = student[1, 1]
+    weight = torch.tensor([[0, 1, 3e38, 0.5], [NAN, -2, 1e-3, 1]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.uint8)
+    pair = {"student_logits": student, "teacher_logits": teacher, "mask": mask}
+    got = check("reverse_kl", weight=weight, student_temperature=0.7, teacher_temperature=1.5, **pair)
+    assert got["loss"].isfinite().tolist() == [[True, False, False, True], [False, True, True, True]]
+    check("reverse_kl", **pair)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", OUTPUTS)
+def test_strides_and_leading_axes(loss):
+    """Three axes that no two can stand for, rows that begin anywhere, other tensors with any strides and dtypes."""
+    student, teacher = (cases.randn(3, 2, 2, 77, seed=seed).half()[..., 3:-4] for seed in (1, 2))
+    student = student.transpose(0, 1).contiguous().transpose(0, 1)
+    ids = torch.randint(70, (5, 2, 3, 2), generator=torch.Generator().manual_seed(0)).permute(2, 1, 3, 0).int()
+    floats = cases.randn(5, 2, 3, 2, seed=3, scale=1.0).permute(2, 1, 3, 0)
+    x = {
+        "topk_policy_loss": {"topk_ids": ids, "advantages": floats.bfloat16(), "old_logprobs": floats.double() - 5},
+        "reverse_kl": {"teacher_logits": teacher, "weight": floats[..., 0].half()},
+        "topk_forward_kl": {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats.bfloat16() - 3},
+    }[loss]
+    mask = (cases.randn(2, 2, 3, seed=5) < 2).permute(2, 0, 1)
+    got = check(loss, student_logits=student, mask=mask, vocab_size=69, scale=floats[..., 1], **x)
+    assert got["gradient"].is_contiguous()
+    check(loss, student_logits=student[:, :, ::2], mask=mask[:, :, ::2], scale=floats[:, :, ::2, 1],
+          **{name: value[:, :, ::2] for name, value in x.items()})  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", OUTPUTS)
+@pytest.mark.parametrize("shape", [(0, 40), (3, 0, 40)], ids=str)
+def test_empty(loss, shape):
+    logits, m = torch.zeros(shape), (*shape[:-1], 4)
+    x = {
+        "topk_policy_loss": {"topk_ids": torch.zeros(m, dtype=torch.int64), "advantages": torch.zeros(m)},
+        "reverse_kl": {"teacher_logits": logits},
+        "topk_forward_kl": {
+            "teacher_topk_ids": torch.zeros(m, dtype=torch.int64),
+            "teacher_topk_logprobs": torch.zeros(m),
+        },
+    }[loss]
+    both_passes(interpreted, loss, {"student_logits": logits, **DEFAULTS[loss], **x, "student_temperature": 1.0,
+                                    "vocab_size": None}, torch.zeros(shape[:-1]))  # fmt: skip
+
+
+# --- one position a program, or one segment of it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("loss", OUTPUTS)
+def test_same_bits_whether_rows_are_split_or_not(loss, dtype):
+    """Three segments, the last one partial; of many positions each has a program, a single one is split."""
+    width, positions = 70003, 5
+    student, teacher = (cases.randn(positions, width, seed=seed).to(dtype) for seed in (3, 4))
+    student[1, 40000], teacher[1, 3] = 60.0, 50.0  # peaks that are summed apart
+    ids = torch.randint(width, (positions, 16), generator=torch.Generator().manual_seed(2))
+    ids[:, 0], ids[:, 1], ids[:, 2:4] = 40000, 32768, 70002
+    floats = cases.randn(positions, 16, seed=3, scale=1.0)
+    x = {
+        "topk_policy_loss": {"topk_ids": ids, "advantages": floats, "old_logprobs": floats - 12},
+        "reverse_kl": {"teacher_logits": teacher},
+        "topk_forward_kl": {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats - 4},
+    }[loss]
+    scale = floats[:, 5]
+    whole = check(loss, student_logits=student, scale=scale, **x)
+    for n in (1, 3):
+        part = slice(n, n + 1)
+        alone = check(loss, student_logits=student[part], scale=scale[part], **{k: v[part] for k, v in x.items()})
+        assert [name for name in whole if not comparison.same_bits([alone[name]], [whole[name][part]])] == []

@@ -4,6 +4,7 @@ Prints a JSON line for each: its registers, and of its machine code (sm_80 and n
 and what the loop over the row consists of. For AMD (gfx942) only that it compiles.
 
     python tests/triton_ahead.py 90
+    python tests/triton_ahead.py 90 reverse_kl reverse_kl_backward
 """
 
 import json
@@ -18,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from interpreted import OPERATORS, checked
+from interpreted import OPERATORS, PASSES, checked
 from pruneopd_kernels.ops import _triton
 from pruneopd_kernels.triton import position
 
@@ -49,8 +50,35 @@ def logits_calls(op, dtypes, k, **kwargs):
         yield op, (student, teacher), {"k": k, **kwargs}
 
 
+def loss_calls(dtypes, m):
+    """Both passes of each loss with m candidates; the student's dtype is the first."""
+    for positions in (1, 20):
+        student, teacher = (torch.empty(1, positions, WIDTH, dtype=dtype) for dtype in dtypes)
+        ids, floats = torch.zeros(1, positions, m, dtype=torch.int64), torch.zeros(1, positions, m)
+        state, scale = torch.zeros(1, positions, 4), torch.zeros(1, positions)
+        one = {"student_logits": student, "student_temperature": 0.6, "vocab_size": None}
+        pair = {**one, "teacher_logits": teacher, "teacher_temperature": 1.0}
+        clips = {"clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0}
+        policy = {"topk_ids": ids, "advantages": floats, "mask": None, "old_logprobs": floats, **clips}
+        forward_kl = {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats, "mask": None, "logprob_min": None}
+        yield "topk_policy_loss", (), one | policy
+        if m <= 256:
+            yield "topk_forward_kl", (), one | forward_kl
+        yield "reverse_kl", (), pair | {"mask": None, "weight": scale}
+        yield (
+            "logprobs_backward",
+            (),
+            one | {"topk_ids": ids, "coefficients": floats, "state": state[..., :2]} | {"scale": scale},
+        )
+        yield "reverse_kl_backward", (), pair | {"state": state, "scale": scale}
+
+
 def calls(everything):
     """What is compiled: for one architecture much of what there is, for the others the usual."""
+    yield from loss_calls((BF16, BF16), 16)
+    if everything:
+        yield from loss_calls((F32, F32), 256)
+        yield from loss_calls((F16, F32), 512)
     for op in ("reliability", "token_stats"):
         yield from logits_calls(op, (BF16, BF16), 16)
         if everything:
@@ -80,13 +108,13 @@ def disassembled(cubin):
 
 
 def row_loop(instructions, labels):
-    """The loop over whole blocks of a row: the shortest with this many ex2."""
+    """The loop over whole blocks of a row: the shortest with at least one ex2 for each element of a row."""
     loops = []
     for end, instruction in enumerate(instructions):
         label = re.search(r"^BRA.*`\(\.(L_x_\d+)\)", instruction)
         if label and labels.get(label[1], end + 1) <= end:
             loops.append(instructions[labels[label[1]] : end + 1])
-    return min((x for x in loops if sum("MUFU.EX2" in y for y in x) >= 64), key=len, default=[])
+    return min((x for x in loops if sum("MUFU.EX2" in y for y in x) >= 32), key=len, default=[])
 
 
 def described(kernel):
@@ -94,22 +122,24 @@ def described(kernel):
         return {}
     instructions, labels = disassembled(kernel.asm["cubin"])
     loop = row_loop(instructions, labels)
-    loads = [x.split()[0] for x in loop if x.startswith("LDG")]
+    names = [x.split()[0] for x in loop]
     return {
+        "registers": 1 + max(int(n) for x in instructions for n in re.findall(r"\bR(\d+)", x)),
         "spills": sum(x.startswith(("STL", "LDL")) for x in instructions),
         "loop_spills": sum(x.startswith(("STL", "LDL")) for x in loop),
         "loop": len(loop),
         "loop_ex2": sum("MUFU.EX2" in x for x in loop),
-        "loop_loads": {load: loads.count(load) for load in sorted(set(loads))},
+        "loop_loads": {x: names.count(x) for x in sorted(set(names)) if x.startswith("LDG")},
+        "loop_stores": {x: names.count(x) for x in sorted(set(names)) if x.startswith("STG")},
     }
 
 
-def main(target):
+def main(target, *ops):
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32)
     triton.runtime.driver.set_active(Ahead(gpu))
     if amd:
-        position.registers = lambda limit: {}
+        position.registers = lambda programs: {}
     seen = set()
     run = JITFunction.run
 
@@ -117,20 +147,20 @@ def main(target):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            call = {
-                "op": op,
-                "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors[:2]],
-                "k": options.get("k"),
-            }
+            logits = [arguments[x] for x in ("student_logits", "teacher_logits") if x in arguments]
+            dtypes = [str(x.dtype).removeprefix("torch.") for x in logits]
+            call = {"op": op, "dtypes": dtypes, "k": arguments.get("k")}
             line = {"kernel": self.__name__, "way": kwargs.get("WAY"), **call, **described(kernel)}
             print(json.dumps(line), flush=True)
         return kernel
 
     JITFunction.run = compile_only
     for op, tensors, options in calls(everything=target == "90"):
-        assert op in OPERATORS
-        _triton.run(op, checked(op, *tensors, **options))
+        assert op in OPERATORS + PASSES
+        if op in (ops or OPERATORS + PASSES):
+            arguments = checked(op, *tensors, **options)
+            _triton.run(op, arguments)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

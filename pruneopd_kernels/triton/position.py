@@ -18,13 +18,6 @@ from .row_pass import BLOCK, FIELDS, NUM_WARPS, SEGMENT, TILE, TILES, sum_segmen
 from .selection import list_size
 from .summary import float64
 
-# How many row passes a multiprocessor is to hold at a time, each 4 warps with 8 loads of 16 bytes under way, 4 of a row
-# that is alone: while one selects, the others read. Their share of the registers is enough for nothing to be spilled,
-# which tests see to.
-PROGRAMS_PER_PROCESSOR = {"mass": 3, "stats": 3, "one row": 5, "many candidates": 2}
-REGISTERS = {"mass": 168, "stats": 168, "one row": 96, "many candidates": 255}
-MOST_REGISTERS = 255
-
 # Arguments of which nothing is gained by compiling for a 1 or a multiple of 16.
 DO_NOT_SPECIALIZE = ["positions", "words", "segments", "x_scale", "y_scale"]
 DO_NOT_SPECIALIZE += ["x_temperature", "y_temperature"]
@@ -83,18 +76,15 @@ def memory_of(scratch, slot, words, x_logits, y_logits, LISTS: tl.constexpr, SEG
               K_PADDED: tl.constexpr):  # fmt: skip
     """A program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
 
-    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32. Without candidates
-    there are none; without y_logits every second place stays empty.
+    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32; without y_logits
+    every second place stays empty. Without candidates there is memory for the records alone.
     """
     x_candidates = scratch + slot.to(tl.int64) * words
     y_candidates = x_candidates + K_PADDED
     lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
     records = (lists + LISTS).to(tl.pointer_type(tl.float32), bitcast=True)
-    maxima = None
-    if K_PADDED > 0:
-        maxima = (records + 2 * FIELDS * SEGMENTS).to(
-            type_of_maxima(x_logits.dtype, None if y_logits is None else y_logits.dtype), bitcast=True
-        )
+    logits: tl.constexpr = type_of_maxima(x_logits.dtype, None if y_logits is None else y_logits.dtype)
+    maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
     return x_candidates, y_candidates, lists, records, maxima
 
 
@@ -111,6 +101,7 @@ def segments_kernel(x_logits, y_logits, mask, scratch, words, x_inner, x_outer_s
         x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
         y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
         _, _, _, records, maxima = memory_of(scratch, n, words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
+        maxima = maxima if K_PADDED > 0 else None
         sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS)
 
 
@@ -125,6 +116,7 @@ def segments_of_one_kernel(logits, mask, scratch, words, inner, outer_stride, in
         row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
         _, _, _, records, maxima = memory_of(scratch, n, words, logits, None, LISTS, SEGMENTS, K_PADDED)
         segment = tl.program_id(0) % segments
+        maxima = maxima if K_PADDED > 0 else None
         sum_segment(row, None, maxima, records, segment, vocab_size, scale, scale, SEGMENTS, VEC, 0)
 
 
@@ -148,7 +140,7 @@ class Launch:
     ) -> None:
         vocab_size = logits[0].shape[-1] if vocab_size is None else vocab_size
         self.logits, self.mask, self.stats = logits, flags(mask), stats
-        self.kind = kind_of(len(logits), k, stats)
+        self.per_processor = programs_per_processor(len(logits), k)
         self.positions = math.prod(logits[0].shape[:-1])
         self.segments = triton.cdiv(vocab_size, SEGMENT.value)
         segments_padded = triton.next_power_of_2(self.segments)
@@ -178,12 +170,17 @@ class Launch:
             self.selection |= {name: KEY_SHIFT[x.dtype] for name, x in zip(shifts, logits, strict=True)}
 
     def run(
-        self, kernel: Any, inputs: list[Tensor | None], outputs: list[Tensor], scalars: list[int], **constants: Any
+        self,
+        kernel: Any,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+        scalars: Sequence[int | None],
+        **constants: Any,
     ) -> None:
         if self.positions == 0:
             return
         device = self.logits[0].device
-        at_once = PROGRAMS_PER_PROCESSOR[self.kind] * processors(device)
+        at_once = self.per_processor * processors(device)
         fused = 2 * self.positions >= at_once
         programs = min(self.positions, at_once) if fused else self.positions
         scratch = torch.empty(programs * self.words, dtype=torch.int64, device=device)
@@ -200,15 +197,19 @@ class Launch:
                     *self.logits, self.mask, *inputs, scratch, rare, *outputs, self.positions, self.words,
                     *self.shape, *self.scales, *self.temperatures, *scalars,
                     WAY=way, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
-                    **registers(REGISTERS[self.kind] if way == "fused" else MOST_REGISTERS),
+                    **registers(self.per_processor if way == "fused" else 1),
                 )  # fmt: skip
 
 
-def kind_of(rows: int, k: int | None, stats: int) -> str:
-    """What tells how many registers a kernel needs."""
-    if k is not None and k > 32:
-        return "many candidates"
-    return "one row" if rows == 1 else "stats" if stats else "mass"
+def programs_per_processor(rows: int, k: int | None) -> int:
+    """How many row passes a multiprocessor is to hold at a time: while one selects, the others read.
+
+    Each is 4 warps with 8 loads of 16 bytes under way, 4 of a row that is alone. Their share of the registers is enough
+    for nothing to be spilled, which tests see to.
+    """
+    if rows == 2:
+        return 3 if k is None or k <= 32 else 2
+    return 5 if k is None else 4 if k <= 32 else 3
 
 
 @functools.cache
@@ -228,9 +229,10 @@ def vector_size(logits: Sequence[Tensor]) -> int:
     return 16 // max(x.element_size() for x in logits)
 
 
-def registers(limit: int) -> dict[str, int]:
-    """The option that limits a thread's registers; AMD's compiler has none."""
-    return {} if torch.version.hip else {"maxnreg": limit}
+def registers(programs: int) -> dict[str, int]:
+    """The option that limits a thread's registers, so that this many programs fit; AMD's compiler has none."""
+    share = 65536 // (32 * NUM_WARPS * programs)
+    return {} if torch.version.hip else {"maxnreg": min(share // 8 * 8, 255)}
 
 
 def position_axes(logits: Tensor) -> list[tuple[int, int]]:

@@ -37,9 +37,7 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
     """x is the student, y the teacher."""
     x_scale, y_scale = float64(x_scale).to(tl.float32), float64(y_scale).to(tl.float32)
     x_temperature, y_temperature = float64(x_temperature), float64(y_temperature)
-    _, _, _, records, maxima = memory_of(
-        scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED
-    )
+    _, _, _, records, _ = memory_of(scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
     states = (state, state + 1, state + 2, state + 3)
     SPAN: tl.constexpr = span_of(WAY)
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
@@ -49,16 +47,16 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
-                    x, y, kl, _, broken = summarize_exactly(
-                        x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 1
+                    x, y, kl, _unused, broken = summarize_exactly(
+                        x_row, y_row, None, vocab_size, x_temperature, y_temperature, 1
                     )
                 else:
                     if WAY == "fused":
                         for segment in range(segments):
-                            sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
+                            sum_segment(x_row, y_row, None, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 1)  # fmt: skip
                         tl.debug_barrier()
-                    x, y, kl, _, broken = summarize(
+                    x, y, kl, _unused, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 1
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now

@@ -48,7 +48,7 @@ def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, rar
                   K_PADDED: tl.constexpr):  # fmt: skip
     scale, temperature = float64(scale).to(tl.float32), float64(temperature)
     clip_low, clip_high, clip_dual = float64(clip_low), float64(clip_high), float64(clip_dual)
-    _, _, _, records, maxima = memory_of(scratch, tl.program_id(0), words, logits, None, LISTS, SEGMENTS, K_PADDED)
+    _, _, _, records, _ = memory_of(scratch, tl.program_id(0), words, logits, None, LISTS, SEGMENTS, K_PADDED)
     SPAN: tl.constexpr = span_of(WAY)
     j = tl.arange(0, M_PADDED)
     exists = j < M
@@ -59,15 +59,15 @@ def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, rar
             if is_due(used, rare, n, WAY):
                 row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
-                    row_sum, _ = exact_summary(row, maxima, 0, vocab_size, temperature)
+                    row_sum, broken = exact_summary(row, None, 0, vocab_size, temperature)
                 else:
                     if WAY == "fused":
                         for segment in range(segments):
-                            sum_segment(row, None, maxima, records, segment, vocab_size, scale, scale,
+                            sum_segment(row, None, None, records, segment, vocab_size, scale, scale,
                                         SEGMENTS, VEC, 0)  # fmt: skip
                         tl.debug_barrier()
-                    row_sum, is_rare = summarize_one(records, segments, scale, temperature, SEGMENTS)
-                    tl.store(rare + n, is_rare.to(tl.int8))  # at least for now
+                    row_sum, broken = summarize_one(records, segments, scale, temperature, SEGMENTS)
+                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
                 ids = tl.load(topk_ids + at, mask=exists, other=-1).to(tl.int64)
                 advantage = tl.load(advantages + at, mask=exists, other=0.0).to(tl.float64)
                 logprobs = logprobs_at(row, ids, vocab_size, row_sum, temperature)
