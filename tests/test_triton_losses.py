@@ -4,11 +4,15 @@ The interpreter takes its time, so the table runs in one dtype after the other, 
 losses each. With a GPU all of the tests of every implementation run these kernels compiled.
 """
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 import cases
 import comparison
+import processes
 from interpreted import INTERPRETED
 from pruneopd_kernels.reference import _saving
 from pruneopd_kernels.reference._losses import StudentRows, candidate_logprobs
@@ -29,6 +33,8 @@ OUTPUTS = {
         *["coefficients", "state"],
     ],
 }
+CARRIED = ["student_logits", "teacher_logits", "student_temperature", "teacher_temperature", "vocab_size"]
+UNCHANGED = {"student_temperature": 1.0, "vocab_size": None}
 DEFAULTS = {
     "topk_policy_loss": {"mask": None, "old_logprobs": None, "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0},
     "reverse_kl": {"mask": None, "weight": None, "teacher_temperature": 1.0},
@@ -93,8 +99,7 @@ def both_passes(run, loss, x, scale):
     """Outputs by name with the gradient, of `_saving` or of the kernels: run(op, **arguments)."""
     outputs = dict(zip(OUTPUTS[loss], run(loss, **x), strict=True))
     more = {name: outputs[name] for name in ("state", "coefficients") if name in outputs}
-    names = ["student_logits", "teacher_logits", "student_temperature", "teacher_temperature", "vocab_size"]
-    more |= {name: x[name] for name in names if name in x}
+    more |= {name: x[name] for name in CARRIED if name in x}
     if loss == "reverse_kl":
         weight = 1.0 if x["weight"] is None else x["weight"].to(scale.dtype)
         scale = torch.where(used_by(loss, x), scale * weight, 0.0)
@@ -142,7 +147,7 @@ def said_by_state(state, x, used):
 
 def check(loss, scale=None, **arguments):
     """Both passes of the kernels within the error budget of the definition, and exact where that is."""
-    x = {"student_temperature": 1.0, "vocab_size": None, **DEFAULTS[loss], **arguments}
+    x = {**UNCHANGED, **DEFAULTS[loss], **arguments}
     logits, used = x["student_logits"], used_by(loss, x)
     if scale is None:
         scale = cases.randn(*used.shape, seed=11, scale=1.0)
@@ -279,7 +284,7 @@ def test_forward_kl_with_duplicates_and_padding(k, logprob_min):
 
 @pytest.mark.parametrize("logprob_min", [None, -9.0])
 def test_forward_kl_at_its_edges(logprob_min):
-    """NaN and +inf as log-probabilities, ids that do not exist, -inf on either side and on both, nothing but padding."""
+    """Log-probabilities of NaN and +inf, an id that does not exist, -inf on either side or both, only padding."""
     logits = cases.randn(1, 9, 300, seed=6)
     ids = logits.topk(8).indices.int().flip(-1)
     logits[0, 1, ids[0, 1, 2]], logits[0, 2, ids[0, 2, 2]], logits[0, 8, 50] = -INF, -INF, NAN
@@ -303,6 +308,26 @@ def test_reverse_kl_with_weights():
     got = check("reverse_kl", weight=weight, student_temperature=0.7, teacher_temperature=1.5, **pair)
     assert got["loss"].isfinite().tolist() == [[True, False, False, True], [False, True, True, True]]
     check("reverse_kl", **pair)
+
+
+def arguments_for(loss, student, teacher, mask=None, vocab_size=None):
+    *shape, width = student.shape
+    ids = torch.arange(2 * math.prod(shape)).view(*shape, 2) % (vocab_size or width)
+    floats = cases.randn(*shape, 2, seed=3, scale=1.0)
+    x = {
+        "topk_policy_loss": {"topk_ids": ids, "advantages": floats},
+        "reverse_kl": {"teacher_logits": teacher, "weight": floats[..., 0]},
+        "topk_forward_kl": {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats - 3},
+    }[loss]
+    return {**UNCHANGED, **DEFAULTS[loss], "student_logits": student, "mask": mask, "vocab_size": vocab_size, **x}
+
+
+def test_temperatures_out_of_all_proportion_are_computed_in_float64():
+    """Beyond what the scale of a float32 can tell."""
+    for temperature in (1e-40, 1e39):
+        logits = torch.tensor([[0.0, 1e38, -3e38, 3e38, -INF]])
+        for loss in OUTPUTS:
+            check(loss, **arguments_for(loss, logits, logits * 0.5) | {"student_temperature": temperature})
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -330,24 +355,15 @@ def test_strides_and_leading_axes(loss):
 @pytest.mark.parametrize("loss", OUTPUTS)
 @pytest.mark.parametrize("shape", [(0, 40), (3, 0, 40)], ids=str)
 def test_empty(loss, shape):
-    logits, m = torch.zeros(shape), (*shape[:-1], 4)
-    x = {
-        "topk_policy_loss": {"topk_ids": torch.zeros(m, dtype=torch.int64), "advantages": torch.zeros(m)},
-        "reverse_kl": {"teacher_logits": logits},
-        "topk_forward_kl": {
-            "teacher_topk_ids": torch.zeros(m, dtype=torch.int64),
-            "teacher_topk_logprobs": torch.zeros(m),
-        },
-    }[loss]
-    both_passes(interpreted, loss, {"student_logits": logits, **DEFAULTS[loss], **x, "student_temperature": 1.0,
-                                    "vocab_size": None}, torch.zeros(shape[:-1]))  # fmt: skip
+    logits = torch.zeros(shape)
+    outputs = both_passes(interpreted, loss, arguments_for(loss, logits, logits), torch.zeros(shape[:-1]))
+    assert outputs["gradient"].shape == shape and outputs["loss"].shape == shape[:-1]
 
 
 # --- one position a program, or one segment of it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("loss", OUTPUTS)
+@pytest.mark.parametrize(("loss", "dtype"), list(zip(OUTPUTS, [BF16, F32, F16], strict=True)), ids=str)
 def test_same_bits_whether_rows_are_split_or_not(loss, dtype):
     """Three segments, the last one partial; of many positions each has a program, a single one is split."""
     width, positions = 70003, 5
@@ -361,9 +377,104 @@ def test_same_bits_whether_rows_are_split_or_not(loss, dtype):
         "reverse_kl": {"teacher_logits": teacher},
         "topk_forward_kl": {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats - 4},
     }[loss]
-    scale = floats[:, 5]
-    whole = check(loss, student_logits=student, scale=scale, **x)
-    for n in (1, 3):
-        part = slice(n, n + 1)
-        alone = check(loss, student_logits=student[part], scale=scale[part], **{k: v[part] for k, v in x.items()})
+    x = {**UNCHANGED, **DEFAULTS[loss], "student_logits": student, **x}
+    check(loss, scale=floats[:, 5], **x)
+    whole = both_passes(interpreted, loss, x, floats[:, 5])
+    for part in (slice(1, 2), slice(3, 4)):
+        few = {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in x.items()}
+        alone = both_passes(interpreted, loss, few, floats[part, 5])
         assert [name for name in whole if not comparison.same_bits([alone[name]], [whole[name][part]])] == []
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def in_a_process(function, *arguments):
+    """Runs a function of this file with interpreted kernels that are not checked from another process."""
+    return processes.run(
+        code=f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import interpreted
+        kernels = interpreted.InThisProcess()
+        import faulthandler; faulthandler.enable()
+        import test_triton_losses
+        print(test_triton_losses.{function.__name__}(kernels, *{arguments!r}))
+    """
+    )
+
+
+def touch_nothing_else(kernels):
+    from guarded_reads import PAGE, between_guards, protect
+
+    def run(op, **arguments):
+        return getattr(kernels, op)(**arguments)
+
+    new_empty = torch.Tensor.new_empty
+
+    def guarded(like, shape, dtype=None, **of_interpreter):
+        if of_interpreter:
+            return new_empty(like, shape, **of_interpreter)
+        return between_guards(torch.zeros(shape, dtype=dtype or like.dtype), True)
+
+    torch.Tensor.new_empty = guarded  # as all outputs are made
+    for loss in OUTPUTS:
+        for width, dtype, at_end in [(7, F32, True), (513, BF16, False), (4096, F16, True), (4100, BF16, True)]:
+            student, teacher = (between_guards(torch.randn(1, 2, width).to(dtype), at_end) for _ in range(2))
+            both_passes(run, loss, arguments_for(loss, student, teacher), torch.ones(1, 2))
+        student, teacher = (between_guards(torch.randn(1, 1, PAGE // 2), True) for _ in range(2))
+        for x in (student, teacher):
+            protect(x.data_ptr() + PAGE, PAGE)  # beyond vocab_size
+        for vocab_size in (PAGE // 4, PAGE // 4 - 3):
+            x = arguments_for(loss, student, teacher, vocab_size=vocab_size)
+            both_passes(run, loss, x, torch.ones(1, 1))
+        student, teacher = (between_guards(torch.randn(1, 6, PAGE // 4), True) for _ in range(2))
+        x = arguments_for(loss, student, teacher, mask=torch.tensor([[1, 1, 1, 0, 1, 0]]))
+        if loss == "topk_policy_loss":
+            x["advantages"][0, 0], x["topk_ids"][0, 2] = 0, -1
+        elif loss == "reverse_kl":
+            x["weight"][0, [0, 2]] = 0
+        else:
+            x["mask"][0, [0, 2]] = 0
+        for logits in (student, teacher):
+            for n in (0, 2, 3, 5):
+                protect(logits.data_ptr() + n * PAGE, PAGE)
+        outputs = both_passes(run, loss, x, torch.ones(1, 6))
+        assert [n for n in range(6) if outputs["gradient"][0, n].any()] == [1, 4]
+        for logits in (student, teacher):
+            protect(logits.data_ptr() + 4 * PAGE, PAGE)
+        backward = "reverse_kl_backward" if loss == "reverse_kl" else "logprobs_backward"
+        more = {name: outputs[name] for name in ("state", "coefficients") if name in outputs}
+        more |= {name: value for name, value in x.items() if name in CARRIED}
+        if loss != "reverse_kl":
+            more["topk_ids"] = x["topk_ids" if loss == "topk_policy_loss" else "teacher_topk_ids"]
+        (gradient,) = run(backward, scale=torch.tensor([[0.0, 1, 0, 0, 0, 0]]), **more)
+        assert [n for n in range(6) if gradient[0, n].any()] == [1]
+    return "nothing"
+
+
+def test_nothing_else_is_touched():
+    """Beside rows and outputs, beyond vocab_size and where nothing counts lie pages that must not be touched."""
+    assert in_a_process(touch_nothing_else) == "nothing\n"
+
+
+def far_apart(kernels, folder):
+    def run(op, **arguments):
+        return getattr(kernels, op)(**arguments)
+
+    def moved(x, name):
+        far = 2**31 + 4096
+        memory = torch.from_file(f"{folder}/{name}", shared=True, size=far + 2 * x[0].numel(), dtype=x.dtype)
+        return memory.as_strided(x.shape, (far, *x.stride()[1:])).copy_(x)
+
+    student, teacher, scale = torch.randn(2, 2, 600).half(), torch.randn(2, 2, 600).half(), torch.randn(2, 2)
+    same = []
+    for loss in OUTPUTS:
+        plain = both_passes(run, loss, arguments_for(loss, student, teacher), scale)
+        x = arguments_for(loss, moved(student, "s"), moved(teacher, "t"))
+        far = both_passes(run, loss, x, scale)
+        same += [comparison.same_bits([plain[name]], [far[name]]) for name in plain]
+    return same
+
+
+def test_strides_beyond_32_bits(tmp_path):
+    assert eval(in_a_process(far_apart, str(tmp_path))) == [True] * 16
