@@ -100,6 +100,7 @@ def forward_terms(
     impossible = has_mass & (a_raised == -torch.inf) & ~b.isnan()
     counts = has_mass & ~impossible
     terms = torch.where(counts, q * (torch.where(counts, b_raised, 0.0) - torch.where(counts, a_raised, 0.0)), 0.0)
+    terms = terms.masked_fill(a.isnan(), torch.nan)  # also of an id that does not exist
     # 0 and no less where both are the same; not masked, for its derivative is not 0
     terms = terms.masked_fill(impossible, torch.inf)
     # A row that is broken makes even a loss over nothing NaN.
