@@ -322,6 +322,15 @@ def arguments_for(loss, student, teacher, mask=None, vocab_size=None):
     return {**UNCHANGED, **DEFAULTS[loss], "student_logits": student, "mask": mask, "vocab_size": vocab_size, **x}
 
 
+@pytest.mark.parametrize("loss", OUTPUTS)
+def test_what_does_not_exist_has_no_gradient(loss):
+    """Where the loss is NaN, the gradient is, up to vocab_size."""
+    student, teacher = cases.randn(1, 2, 300, seed=1), cases.randn(1, 2, 300, seed=2)
+    student[0, 1, 5] = NAN
+    got = check(loss, **arguments_for(loss, student, teacher, vocab_size=290))
+    assert got["gradient"][0, 1].isnan().tolist() == [n < 290 for n in range(300)]
+
+
 def test_temperatures_out_of_all_proportion_are_computed_in_float64():
     """Beyond what the scale of a float32 can tell."""
     for temperature in (1e-40, 1e39):
