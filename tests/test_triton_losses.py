@@ -16,6 +16,7 @@ import processes
 from interpreted import INTERPRETED
 from pruneopd_kernels.reference import _saving
 from pruneopd_kernels.reference._losses import StudentRows, candidate_logprobs
+from pruneopd_kernels.reference._rows import topk_ids as first_ids
 from pruneopd_kernels.reference._rows import valid_positions
 from pruneopd_kernels.reference.reverse_kl import divergence
 from pruneopd_kernels.reference.reverse_kl import used_positions as weighted_positions
@@ -84,8 +85,10 @@ def eager(loss, x, scale):
         sizes["gradient"] = torch.where(p == 0, 0.0, p * sizes["excess"]) * (scale * weight)[..., None]
         sizes["loss"] = torch.where(p == 0, 0.0, rows.logprobs.exp() * teacher.logprobs).sum(-1) * weight
     else:
-        parts = forward_terms(rows, x["teacher_topk_ids"], x["teacher_topk_logprobs"], x["logprob_min"])
-        outputs.update(measures_of(rows, parts, x["teacher_topk_ids"], used)._asdict())
+        ids = x["teacher_topk_ids"]
+        logprobs = candidate_logprobs(rows.logprobs, ids)
+        parts = forward_terms(logprobs, rows.broken, ids, x["teacher_topk_logprobs"], x["logprob_min"])
+        outputs.update(measures_of(first_ids(rows.logits, ids.shape[-1]), rows.broken, parts, ids, used)._asdict())
         outputs["coefficients"] = parts.derivatives
         total = torch.where(used, parts.terms.sum(-1), 0.0)
     (total * scale).nan_to_num().sum().backward()
@@ -120,7 +123,7 @@ def defined(op, **arguments):
     if op in OUTPUTS:  # a loss beyond float32 is not finite
         spoilt = ~outputs[0].float().isfinite()
         if op == "reverse_kl":
-            outputs[-1][spoilt, -1] = NAN
+            outputs[-1][spoilt, 3] = NAN
         else:
             outputs[-2][spoilt] = NAN
     return outputs
@@ -129,7 +132,7 @@ def defined(op, **arguments):
 def said_by_state(state, x, used):
     """What a state says of every id; that is what it is for: log p, and for `reverse_kl` log p - log q - KL."""
     said = {}
-    state = torch.where(used[..., None], state.double(), torch.tensor([0.0, 1.0, 0.0, 0.0])[: state.shape[-1]])
+    state = torch.where(used[..., None], state.double(), torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])[: state.shape[-1]])
     distances = [
         (torch.where(used[..., None], logits[..., : x["vocab_size"]].double(), 0.0) - reference[..., None])
         / temperature
@@ -140,8 +143,10 @@ def said_by_state(state, x, used):
     ]
     said["logprobs"] = distances[0] - state[..., 1:2].log()
     if len(distances) == 2:
-        p_is_0 = (distances[0] == -INF) & ~state[..., 3:].isnan()
-        said["excess"] = torch.where(p_is_0, 0.0, distances[0] - distances[1] - state[..., 3:])
+        p_is_0 = (distances[0] == -INF) & ~state[..., 3:4].isnan()
+        said["excess"] = torch.where(p_is_0, 0.0, distances[0] - distances[1] - state[..., 3:4])
+        is_peak = (distances[0] == 0) & (state[..., 1:2] < 1.5) & ~state[..., 3:4].isnan()
+        said["excess"] = torch.where(is_peak, state[..., 4:], said["excess"])
     return said
 
 
@@ -197,7 +202,7 @@ def arguments_of(loss, name, dtypes):
         x["topk_ids"] = best
         x["advantages"] = torch.randn(best.shape, generator=generator)
         # Near what they are now, and far from it.
-        now = _saving.candidate_logprobs(student[..., :size].double().log_softmax(-1), best).nan_to_num(neginf=-30.0)
+        now = candidate_logprobs(student[..., :size].double().log_softmax(-1), best).nan_to_num(neginf=-30.0)
         x["old_logprobs"] = (now + torch.randn(best.shape, generator=generator)).float()
     elif loss == "reverse_kl":
         x |= {"teacher_logits": teacher, "weight": 1 - 0.4 * torch.rand(2, 3, generator=generator)}
@@ -337,6 +342,23 @@ def test_temperatures_out_of_all_proportion_are_computed_in_float64():
         logits = torch.tensor([[0.0, 1e38, -3e38, 3e38, -INF]])
         for loss in OUTPUTS:
             check(loss, **arguments_for(loss, logits, logits * 0.5) | {"student_temperature": temperature})
+
+
+@pytest.mark.parametrize(("width", "other_peak"), [(1037, None), (40000, 35000)], ids=str)
+def test_the_gradient_of_a_peak_is_not_rounded_away(width, other_peak):
+    """It is next to nothing, of differences that are in the hundreds; a segment's own peak is a part of the rest."""
+    student, teacher = cases.randn(1, 3, width, seed=1, scale=1.0), cases.randn(1, 3, width, seed=2, scale=30.0)
+    student[0, 0, 77], student[0, 1, 77], student[0, 2, 77] = 9.5, 14.0, 25.0
+    teacher[0, :, 77] = -200.0
+    if other_peak is not None:
+        student[..., 77] += 4
+        student[0, :, other_peak] = 13.0
+    got = check("reverse_kl", student_logits=student, teacher_logits=teacher, scale=torch.ones(1, 3))
+    x = student.double().requires_grad_()
+    log_p, log_q = x.log_softmax(-1), teacher.double().log_softmax(-1)
+    (gold,) = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(), x)
+    assert (log_p[..., 77].exp() > 2 / 3).tolist() == [[width == 1037, True, True]]
+    torch.testing.assert_close(got["gradient"][..., 77].double(), gold[..., 77], rtol=2e-5, atol=0)
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def loss_calls(dtypes, m):
     for positions in (1, 20):
         student, teacher = (torch.empty(1, positions, WIDTH, dtype=dtype) for dtype in dtypes)
         ids, floats = torch.zeros(1, positions, m, dtype=torch.int64), torch.zeros(1, positions, m)
-        state, scale = torch.zeros(1, positions, 4), torch.zeros(1, positions)
+        state, scale = torch.zeros(1, positions, 5), torch.zeros(1, positions)
         one = {"student_logits": student, "student_temperature": 0.6, "vocab_size": None}
         pair = {**one, "teacher_logits": teacher, "teacher_temperature": 1.0}
         clips = {"clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0}

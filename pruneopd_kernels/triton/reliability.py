@@ -64,7 +64,7 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
-                    x_sum, y_sum, _, _, broken = summarize_exactly(
+                    x_sum, y_sum, _, _, _, broken = summarize_exactly(
                         x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 0
                     )
                 else:
@@ -73,7 +73,7 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 0)  # fmt: skip
                         tl.debug_barrier()
-                    x_sum, y_sum, _, _, broken = summarize(
+                    x_sum, y_sum, _, _, _, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 0
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now

@@ -38,7 +38,7 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
     x_scale, y_scale = float64(x_scale).to(tl.float32), float64(y_scale).to(tl.float32)
     x_temperature, y_temperature = float64(x_temperature), float64(y_temperature)
     _, _, _, records, _ = memory_of(scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
-    states = (state, state + 1, state + 2, state + 3)
+    states = (state, state + 1, state + 2, state + 3, state + 4)
     SPAN: tl.constexpr = span_of(WAY)
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
         for position in range(first, end_of_span(rare, first, positions, SPAN)):
@@ -47,7 +47,7 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
-                    x, y, kl, _unused, broken = summarize_exactly(
+                    x, y, kl, _unused, excess, broken = summarize_exactly(
                         x_row, y_row, None, vocab_size, x_temperature, y_temperature, 1
                     )
                 else:
@@ -56,7 +56,7 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                             sum_segment(x_row, y_row, None, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 1)  # fmt: skip
                         tl.debug_barrier()
-                    x, y, kl, _unused, broken = summarize(
+                    x, y, kl, _unused, excess, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 1
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now
@@ -69,12 +69,12 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                 reference, mass = state_of(x)
                 teacher_reference, teacher_mass = state_of(y)
                 offset = tl.where(is_finite(total), kl + tl.log(mass) - tl.log(teacher_mass), nan)
-                store_floats(states, 4 * n, (reference, mass, teacher_reference, offset))
+                store_floats(states, 5 * n, (reference, mass, teacher_reference, offset, excess))
                 tl.debug_barrier()  # the memory is free for the next position
             elif WAY != "exact":
                 tl.store(rare + n, 0)
                 store_zeros((loss,), n, None)
-                store_zeros(states, 4 * n, None)
+                store_zeros(states, 5 * n, None)
 
 
 @for_any_axes
@@ -90,7 +90,7 @@ def reverse_kl(
 ) -> tuple[Tensor, ...]:
     shape = student_logits.shape[:-1]
     new: Any = student_logits.new_empty
-    outputs = [new(shape, dtype=torch.float32), new((*shape, 4), dtype=torch.float32)]
+    outputs = [new(shape, dtype=torch.float32), new((*shape, 5), dtype=torch.float32)]
     used = mask if weight is None else used_positions(mask, weight != 0)
     logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
     Launch(logits, temperatures, used, None, vocab_size, stats=1).run(
@@ -100,13 +100,15 @@ def reverse_kl(
 
 
 @triton.jit
-def write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, from_p, x_temperature,
-                y_temperature, VEC: tl.constexpr, EXACT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, peak, of_peak,
+                from_p, x_temperature, y_temperature, VEC: tl.constexpr, EXACT: tl.constexpr,
+                MASKED: tl.constexpr):  # fmt: skip
     """p (log p - log q - KL), 0 where p is 0; NaN everywhere where the offset is NaN."""
-    x = load_block(x_row, first, vocab_size, VEC, EXACT, MASKED) - x_reference
-    y = load_block(y_row, first, vocab_size, VEC, EXACT, MASKED) - y_reference
+    logits = load_block(x_row, first, vocab_size, VEC, EXACT, MASKED)
+    x, y = logits - x_reference, load_block(y_row, first, vocab_size, VEC, EXACT, MASKED) - y_reference
     p = from_p * exponential(x, x_temperature, EXACT)
     excess = divided(x, x_temperature, EXACT) - divided(y, y_temperature, EXACT) - offset
+    excess = tl.where(logits == peak, of_peak, excess)
     values = tl.where(p == 0, tl.where(offset == offset, 0.0, offset), p * excess)
     store_block(out, first, values, vocab_size, end, VEC, MASKED)
 
@@ -125,17 +127,21 @@ def reverse_kl_backward_kernel(x_logits, y_logits, state, scale, student_logits_
     if factor != 0:
         x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
         y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-        x_reference, mass = as_computed(tl.load(state + 4 * n), EXACT), tl.load(state + 4 * n + 1).to(tl.float64)
-        y_reference = as_computed(tl.load(state + 4 * n + 2), EXACT)
-        offset = as_computed(tl.load(state + 4 * n + 3), EXACT)
+        x_reference, mass = as_computed(tl.load(state + 5 * n), EXACT), tl.load(state + 5 * n + 1).to(tl.float64)
+        y_reference = as_computed(tl.load(state + 5 * n + 2), EXACT)
+        offset = as_computed(tl.load(state + 5 * n + 3), EXACT)
+        offset = tl.where(tl.abs(offset) < float("inf"), offset, float("nan"))
+        # Of a logit that has most of the mass float32 could not tell the excess: the forward pass could.
+        is_peaked = (mass < 1.5) & (offset == offset)
+        peak, of_peak = tl.where(is_peaked, x_reference, float("nan")), as_computed(tl.load(state + 5 * n + 4), EXACT)
         from_p = as_computed(factor / x_temperature / mass, EXACT)
         whole = end_of_whole_blocks(begin, end, vocab_size)
         for first in range(begin, whole, BLOCK):
-            write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, from_p,
-                        x_temperature, y_temperature, VEC, EXACT, False)  # fmt: skip
+            write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, peak,
+                        of_peak, from_p, x_temperature, y_temperature, VEC, EXACT, False)  # fmt: skip
         for first in range(whole, end, BLOCK):
-            write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, from_p,
-                        x_temperature, y_temperature, VEC, EXACT, True)  # fmt: skip
+            write_block(x_row, y_row, out, first, vocab_size, end, x_reference, y_reference, offset, peak,
+                        of_peak, from_p, x_temperature, y_temperature, VEC, EXACT, True)  # fmt: skip
     else:
         store_nothing(out, begin, end, VEC)
 

@@ -180,7 +180,8 @@ def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, par
         tl.store(record + OWN * SEGMENTS, tl.sum(own))
         tl.store(record + OTHER * SEGMENTS, tl.sum(other))
     peak = tl.max(greatest)
-    apart = 4 * tl.exp2(peak * scale - reference) > 3 * total
+    # Of a row in which it has more than two thirds, a loss saves the excess: there it is apart, rounding included.
+    apart = 5 * tl.exp2(peak * scale - reference) > 3 * total
     tl.store(record + GREATEST * SEGMENTS, peak)
     tl.store(record + PEAK * SEGMENTS, tl.where(apart, peak, float("-inf")))
     if apart:

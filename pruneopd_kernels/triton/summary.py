@@ -34,7 +34,11 @@ def load_field(record, FIELD: tl.constexpr, segment, SEGMENTS: tl.constexpr, exi
 
 @triton.jit
 def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: tl.constexpr, STATS: tl.constexpr):
-    """Reference, mass, own and other of a row, in log2 units, from its segments; and its greatest logit."""
+    """Reference, mass, own and other of a row, in log2 units, from its segments; its greatest logit; the peak's excess.
+
+    That is by how much log p - log q of the greatest logit exceeds the mean under p, for a logit that is a peak. It is
+    the sum over everything else of the mass times a difference, so that no digits cancel where the rest is little.
+    """
     segment = tl.arange(0, SEGMENTS)
     exists = segment < segments
     references = load_field(record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
@@ -48,23 +52,27 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
     d = tl.where(is_peak, peaks * scale - reference, 0.0)
     m = tl.where(is_peak, tl.exp2(d), 0.0)
     mass += tl.sum(m, 0)
-    own, other = mass, mass
+    greatest = tl.max(load_field(record, GREATEST, segment, SEGMENTS, exists, float("-inf")), 0)
+    own, other, excess = mass, mass, mass
     if STATS:
         partner_references = load_field(partner_record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
         partner_reference = tl.max(partner_references, 0)
         owns = load_field(record, OWN, segment, SEGMENTS, exists, 0.0)
         others = load_field(record, OTHER, segment, SEGMENTS, exists, 0.0)
         partner_d = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0) * partner_scale - partner_reference
-        own = tl.sum(factor * (owns + move * masses) + m * d, 0)
-        other = tl.sum(factor * (others + (partner_references - partner_reference) * masses) + m * partner_d, 0)
-    greatest = tl.max(load_field(record, GREATEST, segment, SEGMENTS, exists, float("-inf")), 0)
-    return reference, mass, own, other, greatest
+        owns = factor * (owns + move * masses)
+        others = factor * (others + (partner_references - partner_reference) * masses)
+        own, other = tl.sum(owns + m * d, 0), tl.sum(others + m * partner_d, 0)
+        of_peak = tl.sum(tl.where(peaks == greatest, d - partner_d, 0.0), 0)
+        excess = of_peak * factor * masses - (owns - others) + m * (of_peak - (d - partner_d))
+        excess = tl.sum(excess, 0) / mass
+    return reference, mass, own, other, greatest, excess
 
 
 @triton.jit
 def is_tame(sums, scale, STATS: tl.constexpr):
     """Whether everything is finite and the reference fine enough."""
-    reference, mass, own, other, _ = sums
+    reference, mass, own, other, _, _ = sums
     tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > LEAST_SCALE) & (scale < 1 / LEAST_SCALE)
     if STATS:
         tame &= (tl.abs(own) < float("inf")) & (tl.abs(other) < float("inf"))
@@ -74,7 +82,7 @@ def is_tame(sums, scale, STATS: tl.constexpr):
 @triton.jit
 def summary_of(sums, scale, temperature):
     """Dividing by the rounded scale undoes its rounding."""
-    reference, mass, own, _, greatest = sums
+    reference, mass, own, _, greatest, _ = sums
     log_mass = tl.log2(mass * tl.exp2(reference - greatest * scale)) / (scale * temperature)
     entropy = (tl.log2(mass) - own / mass) * LN2
     return greatest, log_mass, greatest / temperature + log_mass, entropy
@@ -82,8 +90,8 @@ def summary_of(sums, scale, temperature):
 
 @triton.jit
 def kl_of(p, q):
-    _, p_mass, p_own, p_other, _ = p
-    _, q_mass, _, _, _ = q
+    _, p_mass, p_own, p_other, _, _ = p
+    _, q_mass, _, _, _, _ = q
     kl = ((p_own - p_other) / p_mass - tl.log2(p_mass) + tl.log2(q_mass)) * LN2
     return tl.where(kl < 0, 0.0, kl)
 
@@ -91,7 +99,7 @@ def kl_of(p, q):
 @triton.jit
 def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS: tl.constexpr,
               STATS: tl.constexpr):  # fmt: skip
-    """Both summaries, KL(x || y), KL(y || x), and whether all of that is to be computed the exact way instead.
+    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether to compute it the exact way instead.
 
     Without the sums of one or both rows (STATS) there is no entropy of it and no KL from it.
     """
@@ -101,7 +109,7 @@ def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature,
     q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
     x, y = summary_of(p, p_scale, x_temperature), summary_of(q, q_scale, y_temperature)
     is_rare = (is_tame(p, p_scale, STATS >= 1) & is_tame(q, q_scale, STATS == 2)) == 0
-    return x, y, kl_of(p, q), kl_of(q, p), is_rare
+    return x, y, kl_of(p, q), kl_of(q, p), p[5] * LN2, is_rare
 
 
 @triton.jit
@@ -117,15 +125,15 @@ def summarize_one(record, segments, scale, temperature, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def summarize_exactly(x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, STATS: tl.constexpr):
-    """Both summaries, KL(x || y), KL(y || x), and whether a row is broken."""
+    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether a row is broken."""
     x, x_broken = exact_summary(x_row, maxima, 0, vocab_size, x_temperature)
     y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
-    reverse_kl, forward_kl = tl.zeros([], tl.float64), tl.zeros([], tl.float64)
+    reverse_kl, forward_kl, excess = (tl.zeros([], tl.float64), tl.zeros([], tl.float64), tl.zeros([], tl.float64))
     if STATS >= 1:
-        reverse_kl = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
+        reverse_kl, excess = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
     if STATS == 2:
-        forward_kl = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
-    return x, y, reverse_kl, forward_kl, x_broken | y_broken
+        forward_kl, _ = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
+    return x, y, reverse_kl, forward_kl, excess, x_broken | y_broken
 
 
 @triton.jit
@@ -169,14 +177,18 @@ def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
 
 @triton.jit
 def exact_kl(p_row, q_row, p, q, p_temperature, q_temperature, vocab_size):
-    """KL(p || q), +inf where an id has log q = -inf < log p, however small p is."""
+    """KL(p || q), +inf where an id has log q = -inf < log p, however small p is; and the excess of p's greatest."""
     sums = tl.zeros([EXACT_BLOCK], tl.float64)
+    of_peak = tl.full([], float("-inf"), tl.float64)
     for first in range(0, vocab_size, EXACT_BLOCK):
-        log_p = logprob(exact_logits(p_row, first, vocab_size), p, p_temperature)
+        x = exact_logits(p_row, first, vocab_size)
+        log_p = logprob(x, p, p_temperature)
         log_q = logprob(exact_logits(q_row, first, vocab_size), q, q_temperature)
+        of_peak = tl.maximum(of_peak, tl.max(tl.where(x == p[0], log_p - log_q, float("-inf")), 0))
         mass = tl.exp(log_p)
         term = tl.where(mass == 0, 0.0, mass * (log_p - log_q))
         term = tl.where(log_q == float("-inf"), float("inf"), term)
         sums += tl.where(log_p == float("-inf"), 0.0, term)
     kl = tl.sum(sums, 0)
-    return tl.where(kl < 0, 0.0, kl)
+    kl = tl.where(kl < 0, 0.0, kl)
+    return kl, of_peak - kl

@@ -65,7 +65,7 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
                 if WAY == "exact":
-                    x_sum, y_sum, x_kl, y_kl, broken = summarize_exactly(
+                    x_sum, y_sum, x_kl, y_kl, _, broken = summarize_exactly(
                         x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 2
                     )
                 else:
@@ -74,7 +74,7 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 2)  # fmt: skip
                         tl.debug_barrier()
-                    x_sum, y_sum, x_kl, y_kl, broken = summarize(
+                    x_sum, y_sum, x_kl, y_kl, _, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 2
                     )
                     tl.store(rare + n, broken.to(tl.int8))  # at least for now

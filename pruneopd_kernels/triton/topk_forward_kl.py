@@ -43,7 +43,8 @@ def forward_terms(student, teacher, is_padding, logprob_min):
         student, teacher = tl.where(student < least, least, student), tl.where(teacher < least, least, teacher)
     q = tl.exp(teacher)
     has_mass = (teacher != float("-inf")) & (is_padding == 0)
-    terms = tl.where(student == float("-inf"), float("inf"), q * (teacher - student))
+    is_impossible = (student == float("-inf")) & (teacher == teacher)
+    terms = tl.where(is_impossible, float("inf"), q * (teacher - student))
     return tl.where(has_mass, terms, 0.0), tl.where(may_move & has_mass, -q, 0.0)
 
 
