@@ -57,6 +57,11 @@ def nan_many(s, t):
     s[1, 2, 5:9], s[1, 2, 100] = NAN, INF
 
 
+def nan_first(s, t):
+    """The greatest of all candidates, and others that are to be told from it."""
+    s[0, 0, 0], s[0, 1, :2], t[0, 0, :3], t[1] = NAN, NAN, NAN, NAN
+
+
 def plus_inf(s, t):
     s[0, 0, 1036], s[0, 1, 40:80], t[0, 2, 0] = INF, INF, INF
     s[1, 0, 7], s[1, 0, 9], t[1, 0, 7] = INF, -INF, INF
@@ -189,6 +194,7 @@ CASES = {
     "wider_teacher": wider_teacher,
     "vocab_size": lambda: pair(vocab_size=513),
     "k_1": lambda: pair(k=1),
+    "k_1_nan": lambda: from_pair(nan_first, k=1),
     "k_10": lambda: pair(k=10),
     "k_64": lambda: pair(k=64),
     "k_255": lambda: pair(k=255),

@@ -10,9 +10,9 @@ namespace pruneopd {
 
 /// A value that exactly k of the candidates, which are distinct, are not less than.
 PRUNEOPD_FORMULA Candidate kth_best(const Candidate* candidates, int64_t count, int64_t k) {
-  Candidate low = 0, high = ~Candidate{0};  // at least k are not less than low, fewer are not less than high
+  Candidate low = 0, high = ~Candidate{0};  // more than k are not less than low, at most k are not less than high
   for (;;) {
-    const Candidate middle = low + (high - low) / 2;
+    const Candidate middle = high - (high - low) / 2;  // up to high: it is a candidate itself, NaN of id 0
     uint64_t above = 0;
     for (int64_t i = 0; i < count; ++i) above += candidates[i] >= middle;
     if (above == static_cast<uint64_t>(k)) return middle;
