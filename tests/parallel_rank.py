@@ -45,6 +45,56 @@ def on_device(arguments, device):
     return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
+def call_on_gpu(group, op, widths, arguments):
+    return call(group, op, widths, arguments, device="cuda")
+
+
+def call_loss_on_gpu(group, op, widths, arguments, upstream):
+    return call_loss(group, op, widths, arguments, upstream, device="cuda")
+
+
+def second_derivative(group, op, widths, arguments):
+    """What the derivative of a gradient raises."""
+    from pruneopd_kernels import parallel
+
+    arguments = sliced(group, widths, arguments)
+    logits = arguments.pop("student_logits").detach().requires_grad_()
+    outputs = getattr(parallel, op)(logits, **arguments, group=group)
+    loss = outputs[0] if isinstance(outputs, tuple) else outputs
+    (gradient,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def modes(group, op, widths, arguments):
+    """The loss under `no_grad`, with a teacher from inference mode, and called by compiled code; and a plain one."""
+    from pruneopd_kernels import parallel
+
+    arguments = sliced(group, widths, arguments)
+    teacher = {name: x for name, x in arguments.items() if name.startswith("teacher_")}
+    logits = arguments["student_logits"].detach().requires_grad_()
+    arguments = {**arguments, "student_logits": logits, "group": group}
+
+    def loss_of(arguments):
+        outputs = getattr(parallel, op)(**arguments)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def with_gradient(loss):
+        return loss.detach(), *torch.autograd.grad(loss.sum(), logits)
+
+    plain = with_gradient(loss_of(arguments))
+    with torch.no_grad():
+        silent = loss_of(arguments)
+    with torch.inference_mode():
+        teacher = {name: x.clone() for name, x in teacher.items()}
+    inferred = with_gradient(loss_of(arguments | teacher))
+    compiled = with_gradient(torch.compile(lambda a: loss_of(a) * 1, backend="eager")(arguments))
+    return plain, (silent, silent.requires_grad), inferred, compiled
+
+
 class Counter:
     """Counts what is sent inside: `(collective, bytes of one rank's message)`, through whatever it is asked for."""
 

@@ -3,6 +3,7 @@
 What goes there and comes back is pickled as bytes, so that no memory is shared with a process that may have ended.
 """
 
+import faulthandler
 import multiprocessing
 import pickle
 import traceback
@@ -67,9 +68,11 @@ def _serve(pipe, rank, size, rendezvous, backend):
             n, function, arguments = pickle.loads(pipe.recv_bytes())
         except EOFError:
             break
+        faulthandler.dump_traceback_later(TIMEOUT_S - 10)  # where it hangs, if it does
         try:
             answer = function(groups[n], *arguments)
         except Exception:
             answer = _Crash(f"rank {rank}:\n{traceback.format_exc()}")
+        faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(answer))
     dist.destroy_process_group()

@@ -1,19 +1,26 @@
 """`pruneopd_kernels.parallel` in real groups of processes, held to what one process computes and to the gold."""
 
 import inspect
+import math
 
 import pytest
 import torch
 
 import cases
 import comparison
+import gold
 import parallel_rank
 import pruneopd_kernels
+from implementations import Implementation, Loss
 from pruneopd_kernels import parallel
+from pruneopd_kernels.results import TopkForwardKl
 from ranks import Ranks
 from test_reliability import VARIANTS
 from test_reliability import answer as reliability_answer
+from test_reverse_kl import calls as reverse_kl_calls
 from test_token_stats import answer as stats_answer
+from test_topk_forward_kl import calls as topk_forward_kl_calls
+from test_topk_policy_loss import calls as topk_policy_loss_calls
 
 OPERATORS = ["reliability", "token_stats", "topk_policy_loss", "reverse_kl", "topk_forward_kl"]
 LOSSES = OPERATORS[2:]
@@ -73,6 +80,36 @@ def test_reliability(ranks, name, dtypes):
     comparison.check(result, expected, eager)
 
 
+POSITIONAL = {
+    "topk_policy_loss": (topk_policy_loss_calls, ["student_logits", "topk_ids", "advantages"]),
+    "reverse_kl": (reverse_kl_calls, ["student_logits", "teacher_logits"]),
+    "topk_forward_kl": (topk_forward_kl_calls, ["student_logits", "teacher_topk_ids", "teacher_topk_logprobs"]),
+}
+LOSS_TABLE = [(name, (F32, F32)) for name in NAMES if not name.startswith("width_") or name.endswith("1_ties")]
+LOSS_TABLE += [(name, (BF16, BF16)) for name in cases.MIXED]
+
+
+def loss_on_ranks(ranks, op, widths, upstream, **arguments):
+    """The outputs, the same on every rank bit for bit, and the slices of the gradient side by side."""
+    answers = ranks.run(parallel_rank.call_loss, op, widths, arguments, upstream, size=len(widths))
+    for outputs, _ in answers[1:]:
+        assert comparison.same_bits(answers[0][0], outputs)
+    kind = TopkForwardKl if op == "topk_forward_kl" else Loss
+    return kind(*answers[0][0]), torch.cat([gradient for _, gradient in answers], -1)
+
+
+@pytest.mark.parametrize(("name", "dtypes"), LOSS_TABLE, ids=cases.case_id)
+@pytest.mark.parametrize("op", LOSSES)
+def test_losses(ranks, op, name, dtypes):
+    calls, names = POSITIONAL[op]
+    for call, widths in zip(
+        calls(name, dtypes), layouts(NAMES.index(name), cases.make(name, dtypes)[0].shape[-1]), strict=True
+    ):
+        (upstream, *args), kwargs, answer, eager = call
+        result = loss_on_ranks(ranks, op, widths, upstream, **dict(zip(names, args, strict=True)), **kwargs)
+        comparison.check_loss(result, answer, eager)
+
+
 # --- the contract of a group -----------------------------------------------------------------------------------------
 
 
@@ -96,12 +133,11 @@ def ordinary(op, shape=(2, 3), width=42, k=5):
         | {
             "reliability": {"teacher_logits": teacher, "k": k},
             "token_stats": {"teacher_logits": teacher, "k": k, "token_ids": ids[..., 1]},
-            "topk_policy_loss": {"topk_ids": ids, "advantages": cases.randn(*shape, k, seed=3), "impl": "reference"},
-            "reverse_kl": {"teacher_logits": teacher, "impl": "reference"},
+            "topk_policy_loss": {"topk_ids": ids, "advantages": cases.randn(*shape, k, seed=3)},
+            "reverse_kl": {"teacher_logits": teacher},
             "topk_forward_kl": {
                 "teacher_topk_ids": ids,
                 "teacher_topk_logprobs": teacher.log_softmax(-1).gather(-1, ids),
-                "impl": "reference",
             },
         }[op]
     )
@@ -132,6 +168,144 @@ def test_narrow_slices_send_no_more_than_they_have(ranks):
     arguments = ordinary("reliability", width=9, k=5)
     for forward, _ in ranks.run(parallel_rank.count, "reliability", [4, 3, 2], arguments):
         assert forward[1] == ("all_gather", 4 * 6 * (5 * 4 + 2))
+
+
+# --- what holds of every position --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_what_is_masked_has_no_influence(ranks, op):
+    arguments = ordinary(op)
+    spoilt = dict(arguments)
+    for name in parallel_rank.SLICED:
+        if name in arguments:
+            spoilt[name] = torch.where(arguments["mask"][..., None] != 0, arguments[name], torch.nan)
+    for widths in ([21, 21], [13, 0, 29]):
+        if op in LOSSES:
+            upstream = cases.randn(2, 3, seed=4)
+            one = loss_on_ranks(ranks, op, widths, upstream, **arguments)
+            other = loss_on_ranks(ranks, op, widths, upstream, **spoilt)
+            assert comparison.same_bits((*one[0], one[1]), (*other[0], other[1]))
+            assert (other[1][0, 1] == 0).all() and other[0].loss[0, 1] == 0
+        else:
+            one, other = (on_ranks(ranks, op, widths, **given) for given in (arguments, spoilt))
+            assert comparison.differing(one, other) == []
+
+
+def test_rows_without_advantages_or_weight_are_not_read(ranks):
+    arguments = ordinary("topk_policy_loss")
+    arguments["student_logits"][1, 1], arguments["advantages"][1, 1] = torch.nan, 0.0
+    outputs, gradient = loss_on_ranks(ranks, "topk_policy_loss", [20, 22], torch.ones(2, 3), **arguments)
+    assert outputs.loss[1, 1] == 0 and (gradient[1, 1] == 0).all() and outputs.loss.isfinite().all()
+    arguments = ordinary("reverse_kl") | {"weight": torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])}
+    arguments["student_logits"][1, 1] = arguments["teacher_logits"][1, 1] = torch.nan
+    outputs, gradient = loss_on_ranks(ranks, "reverse_kl", [20, 22], torch.ones(2, 3), **arguments)
+    assert outputs.loss[1, 1] == 0 and (gradient[1, 1] == 0).all() and outputs.loss.isfinite().all()
+
+
+def test_equal_logits_across_the_border_of_two_slices(ranks):
+    student, teacher = torch.zeros(1, 1, 12), torch.zeros(1, 1, 12)
+    student[..., 3:9], teacher[..., 5:], student[..., 8] = 1.0, -0.0, 2.0
+    for widths in ([6, 6], [5, 2, 5], [0, 4, 8]):
+        result = on_ranks(ranks, "token_stats", widths, student_logits=student, teacher_logits=teacher, k=5)
+        assert result.student_topk_ids.flatten().tolist() == [8, 3, 4, 5, 6]
+        assert result.teacher_topk_ids.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_slice_of_minus_infinity_is_no_broken_row(ranks):
+    """It takes no part, but where the other side has a finite logit, the divergence is infinite."""
+    student, teacher = (cases.randn(3, 4, 30, seed=n) for n in (1, 2))
+    student[0, :, :10], teacher[1, :, :10], student[2, :, :10], teacher[2, :, :10] = [-torch.inf] * 4
+    student[1, :, :10] -= 2000.0  # a share that underflows
+    arguments = {"student_logits": student, "teacher_logits": teacher, "k": 4, "token_ids": torch.full((3, 4), 12)}
+    expected = gold.token_stats(
+        *map(cases.as_float64, (student, teacher)), k=4, token_ids=torch.full((3, 4), 12).numpy()
+    )
+    result = on_ranks(ranks, "token_stats", [10, 7, 13], **arguments)
+    assert result.forward_kl[0].isinf().all() and result.reverse_kl[1].isinf().all()
+    assert result.reverse_kl[2].isfinite().all() and result.student_entropy.isfinite().all()
+    eager = comparison.eager_token_stats(student, teacher, expected, token_ids=arguments["token_ids"])
+    comparison.check(result, expected, eager)
+
+
+def test_a_divergence_that_no_float32_holds_is_not_infinite(ranks):
+    """Of one slice, which has no mass; or of the whole row, until it is weighted."""
+    student, teacher = torch.full((1, 1, 20), -3e38), torch.full((1, 1, 20), -3e38)
+    student[..., 3], teacher[..., 3], teacher[..., 15] = 3e38, 0.0, 3e38
+    teacher[..., 3] = 3e38  # equal to that of id 15: half of the mass each
+    result = on_ranks(ranks, "token_stats", [10, 10], student_logits=student, teacher_logits=teacher, k=2)
+    torch.testing.assert_close(result.reverse_kl, torch.full((1, 1), math.log(2)))
+    teacher[..., 3] = -3e38
+    weight = torch.full((1, 1), 0.25)
+    outputs, _ = loss_on_ranks(
+        ranks, "reverse_kl", [10, 10], torch.ones(1, 1), student_logits=student, teacher_logits=teacher, weight=weight
+    )
+    torch.testing.assert_close(outputs.loss, torch.full((1, 1), 1.5e38))
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_float64_in_the_reference(ranks, op):
+    arguments = ordinary(op) | {"impl": "reference"}
+    for name in parallel_rank.SLICED:
+        if name in arguments:
+            arguments[name] = arguments[name].double() + 1e-9 * cases.randn(*arguments[name].shape, seed=9)
+    if op in LOSSES:
+        result, gradient = loss_on_ranks(ranks, op, [13, 0, 29], torch.ones(2, 3), **arguments)
+        expected, of_one = Implementation("reference-operator").loss(op, None, **arguments)
+        torch.testing.assert_close(gradient, of_one, rtol=1e-11, atol=1e-13)
+    else:
+        result = on_ranks(ranks, op, [13, 0, 29], **arguments)
+        expected = getattr(pruneopd_kernels, op)(**arguments)
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(result, name), value, rtol=1e-11, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=str)
+def test_empty(ranks, op, shape):
+    arguments = {name: x for name, x in ordinary(op, shape).items() if name != "mask"}
+    for widths in ([21, 21], [13, 0, 29]):
+        result = ranks.run(parallel_rank.call, op, widths, arguments, size=len(widths))[0]
+        first = result if isinstance(result, torch.Tensor) else result[0]
+        assert first.shape == shape
+
+
+def test_one_position(ranks):
+    student, teacher = cases.randn(40, seed=1), cases.randn(40, seed=2)
+    result = on_ranks(ranks, "token_stats", [30, 10], student_logits=student, teacher_logits=teacher, k=3)
+    whole = pruneopd_kernels.token_stats(student, teacher, k=3)
+    assert torch.equal(result.student_topk_ids, whole.student_topk_ids)
+    torch.testing.assert_close(result.reverse_kl, whole.reverse_kl)
+
+
+def test_packed_responses_that_come_in_chunks(ranks):
+    student, teacher = cases.randn(9, 42, seed=1), cases.randn(9, 42, seed=2)
+    arguments = {
+        "student_logits": student, "teacher_logits": teacher, "k": 4, "mask": torch.arange(9) % 4 != 2, "w_drop": 0.1,
+        "cu_seqlens": torch.tensor([0, 4, 4, 9], dtype=torch.int32),
+        "drift_count": torch.tensor([1, 0, 3], dtype=torch.int32),
+    }  # fmt: skip
+    result, whole = on_ranks(ranks, "reliability", [20, 22], **arguments), pruneopd_kernels.reliability(**arguments)
+    assert comparison.differing(result._replace(rewards=whole.rewards), whole) == []
+    torch.testing.assert_close(result.rewards, whole.rewards)
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_a_second_derivative_raises(ranks, op):
+    for words in ranks.run(parallel_rank.second_derivative, op, [20, 22], ordinary(op), size=2):
+        assert words is not None and words.endswith("the gradient of a loss cannot be differentiated a second time")
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_modes(ranks, op):
+    for plain, (silent, requires_grad), inferred, compiled in ranks.run(
+        parallel_rank.modes, op, [13, 0, 29], ordinary(op)
+    ):
+        assert comparison.same_bits([silent], plain[:1]) and not requires_grad
+        assert comparison.same_bits(inferred, plain) and comparison.same_bits(compiled, plain)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -169,7 +343,7 @@ DIFFERENCES = [
         "topk_policy_loss", {}, {"advantages": torch.zeros(2, 3, 5).half()}, TypeError, "advantages",
         "float32 (rank 0), float16 (rank 1)",
     ),
-    ("reverse_kl", {}, {"impl": "auto"}, ValueError, "impl", "'reference' (rank 0), 'auto' (rank 1)"),
+    ("reverse_kl", {}, {"impl": "reference"}, ValueError, "impl", "'auto' (rank 0), 'reference' (rank 1)"),
     ("topk_forward_kl", {}, {"logprob_min": -5}, ValueError, "logprob_min", "None (rank 0), -5.0 (rank 1)"),
 ]  # fmt: skip
 
@@ -285,3 +459,43 @@ def test_both_sides_are_cut_alike(ranks):
 def test_a_group_that_is_none(ranks):
     with pytest.raises(TypeError, match=r"^reliability: group must be a torch.distributed group or None, got int$"):
         parallel.reliability(**ordinary("reliability"), group=3)
+
+
+# --- on GPUs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpu_ranks(tmp_path_factory):
+    """Over NCCL, each rank with a GPU of its own; where there is one GPU, both share it and talk over gloo."""
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    ranks = Ranks(tmp_path_factory.mktemp("gpu_ranks") / "rendezvous", 2, backend)
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", cases.MIXED)
+def test_statistics_on_gpus(gpu_ranks, name):
+    student, teacher, _ = cases.make(name, (F32, F32))
+    width = student.shape[-1]
+    for op, (kwargs, expected, eager) in {
+        "token_stats": stats_answer(name, (F32, F32)),
+        "reliability": reliability_answer(name, (F32, F32), *VARIANTS[1]),
+    }.items():
+        arguments = {"student_logits": student, "teacher_logits": teacher, **kwargs}
+        for result in gpu_ranks.run(parallel_rank.call_on_gpu, op, [width // 3, width - width // 3], arguments):
+            comparison.check(result, expected, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", cases.MIXED)
+@pytest.mark.parametrize("op", LOSSES)
+def test_losses_on_gpus(gpu_ranks, op, name):
+    calls, names = POSITIONAL[op]
+    for (upstream, *args), kwargs, answer, eager in calls(name, (F32, F32)):
+        arguments, width = dict(zip(names, args, strict=True)) | kwargs, args[0].shape[-1]
+        widths = [width // 3, width - width // 3]
+        parts = gpu_ranks.run(parallel_rank.call_loss_on_gpu, op, widths, arguments, upstream)
+        kind = TopkForwardKl if op == "topk_forward_kl" else Loss
+        gradient = torch.cat([gradient for _, gradient in parts], -1)
+        comparison.check_loss((kind(*parts[0][0]), gradient), answer, eager)

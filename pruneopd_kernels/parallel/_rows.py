@@ -90,5 +90,5 @@ def local_ids(slices: Slices, ids: Tensor) -> Tensor:
 def from_owners(slices: Slices, ids: Tensor, values: Tensor) -> Tensor:
     """Of values `[R, ...]` that belong to ids `[...]`, those of the ranks that hold the ids; where none does, any."""
     ends = torch.tensor(slices.ends, device=ids.device)
-    owner = torch.bucketize(ids.to(torch.int64), ends, right=True).clamp(max=len(slices.ends) - 1)
+    owner = torch.bucketize(ids.to(torch.int64).contiguous(), ends, right=True).clamp(max=len(slices.ends) - 1)
     return values.gather(0, owner[None])[0]
