@@ -33,7 +33,7 @@ def test_public_names_resolve_and_are_listed():
         code="""
         import pruneopd_kernels
         for name in "reliability reliability_from_topk reliability_from_drift token_stats PruneConfig ResponseBudget " \
-                    "opd_rewards sampled_drift next_drift_count reference host".split():
+                    "opd_rewards sampled_drift next_drift_count reference host parallel".split():
             assert name in dir(pruneopd_kernels), name
             assert getattr(pruneopd_kernels, name) is not None
         assert set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))

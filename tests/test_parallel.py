@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -241,6 +242,17 @@ def test_a_divergence_that_no_float32_holds_is_not_infinite(ranks):
         ranks, "reverse_kl", [10, 10], torch.ones(1, 1), student_logits=student, teacher_logits=teacher, weight=weight
     )
     torch.testing.assert_close(outputs.loss, torch.full((1, 1), 1.5e38))
+
+
+@pytest.mark.parametrize("offset", [-450.0, 30.0])
+def test_what_is_left_beside_a_peak_is_not_rounded_away(ranks, offset):
+    """On another rank or on the same: all the entropy is in what is less than float32 can add to the peak's mass."""
+    student = torch.full((1, 512), offset)
+    student[0, 0] += 17.5
+    expected = gold.token_stats(*[cases.as_float64(student)] * 2)["student_entropy"]
+    for widths in ([1, 511], [200, 312]):
+        result = on_ranks(ranks, "token_stats", widths, student_logits=student, teacher_logits=student)
+        np.testing.assert_allclose(result.student_entropy, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
