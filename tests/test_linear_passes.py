@@ -1,5 +1,6 @@
 """`linear_opd_loss`: what a pass computes, keeps and refuses, and how it goes with the rest of torch."""
 
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import linear_memory
 import linear_ranks
 from hidden_states import LOSSES, REDUCTIONS, V, loss_at_once, problem
-from processes import ROOT, command, environment
+from processes import ROOT, command, environment, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
 from test_linear import EXHAUSTING, OPTIONS, STUDENT, exactly, from_server
 
@@ -112,6 +114,22 @@ def test_exhausted_responses_cost_no_product_in_later_chunks(loss, chunk_size):
     # Then it is known exactly.
     again = sum(counted)
     assert (forward, backward) == ((2 * computed, 0, 0), ((2 if loss == "reverse_kl" else 1) * again, again, again))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_beyond_inputs_outputs_and_gradients():
+    """Logits of both sides and their gradient, for one chunk; of float32 hardly anything else."""
+    script = Path(linear_memory.__file__)
+    lines = run(script, root=f"{ROOT}:{script.parent}").splitlines()
+    cases = [json.loads(line) for line in lines]
+    assert len(cases) == 7
+    for case in cases:
+        assert case["extra"] <= 3 * case["chunk"] + 64 * 2**20, case
+        if case["dtype"] == "torch.float32":
+            assert case["extra"] <= 3 * case["chunk"] + 4 * 2**20, case
+            assert case["extra"] >= (3 if case["reduction"] == "sum" else 2) * case["chunk"], f"not measured: {case}"
 
 
 # --- more than one backward pass --------------------------------------------------------------------------------------
@@ -244,15 +262,15 @@ def test_autocast_leaves_float64_alone():
 def test_activation_checkpointing(loss, reduction, reentrant):
     given = problem()
 
-    def run(hidden, weight, bias):
+    def loss_of(hidden, weight, bias):
         wanting = replace(given, student_hidden=hidden.tanh(), student_weight=weight, student_bias=bias)
         return linear_opd_loss(
             **wanting.arguments(loss=loss, reduction=reduction, chunk_size=4, **REFERENCE)
         ).loss.sum()
 
     leaves = given.wanting(*STUDENT)[1]
-    expected = torch.autograd.grad(run(*leaves), leaves)
-    checkpoint(run, *leaves, use_reentrant=reentrant).backward()
+    expected = torch.autograd.grad(loss_of(*leaves), leaves)
+    checkpoint(loss_of, *leaves, use_reentrant=reentrant).backward()
     for leaf, gradient in zip(leaves, expected, strict=True):
         assert torch.equal(leaf.grad, gradient)
 

@@ -1,8 +1,9 @@
 """The matrix products, which are torch's: logits of a chunk, and the gradients by hidden states, weight and bias.
 
 Without autocast all operands have one dtype, and so have the logits. Under autocast operands are rounded to its dtype
-and products are float32. CUDA multiplies half-precision matrices into a float32 one; on a CPU the rounded
-operands are made float32 again, a few rows of the head at a time, so that no second head exists.
+and logits are float32. Half-precision operands of the head's gradient make a float32 sum. CUDA multiplies such
+operands into a float32 matrix; on a CPU they are made float32 before, a few ids at a time, so that no second head
+exists.
 """
 
 from __future__ import annotations
@@ -58,18 +59,19 @@ class Head:
 
     def hidden_gradient(self, gradient: Tensor) -> Tensor:
         """`[c, H]`, from an `operand`."""
+        if self.operands in HALF and not _multiplies_into_float32(gradient):
+            # Also without autocast: some processors take 30 times as long for this product in half precision.
+            total = gradient.new_zeros(gradient.shape[0], self.weight.shape[1], dtype=torch.float32)
+            for rows, weight in self._float32_blocks():
+                total.addmm_(gradient[:, rows].to(torch.float32), weight)
+            return total
         if self.operands == self.dtype:
             return torch.mm(gradient, self.weight)
-        if _multiplies_into_float32(gradient):
-            return torch.mm(gradient, self.weight, out_dtype=self.dtype)
-        total = gradient.new_zeros(gradient.shape[0], self.weight.shape[1])
-        for rows, weight in self._float32_blocks():
-            total.addmm_(gradient[:, rows], weight)
-        return total
+        return torch.mm(gradient, self.weight, out_dtype=self.dtype)
 
     def _float32_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows in blocks(*self.weight.shape):
-            yield rows, self.weight[rows].to(self.operands).to(self.dtype)
+            yield rows, self.weight[rows].to(self.operands).to(torch.float32)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
