@@ -9,10 +9,11 @@ sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -
 cpp_tests := build/tests
 cuda_tests := build/tests-cuda
 
-.PHONY: help build demo test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
+.PHONY: help build demo example test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 
 help:
 	@echo "make demo      compare two real language models, token by token"
+	@echo "make example   one optimiser step on real models from their hidden states, without logits"
 	@echo "make test      lint, the C++ tests under sanitizers, the Python tests"
 	@echo "make bench     measure the operators; tables of numbers"
 	@echo "make gpu       on a machine with a GPU: build, test, measure, in eight minutes; OUT=folder"
@@ -24,6 +25,9 @@ help:
 
 demo: build $(stamps)/demo $(stamps)/model
 	$(bin)/python -m pruneopd_demo $(ARGS)
+
+example: build $(stamps)/demo $(stamps)/model
+	$(bin)/python examples/hidden_states.py $(ARGS)
 
 test: lint test-cpp test-cuda test-python
 

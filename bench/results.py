@@ -31,18 +31,10 @@ PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/predict.py e
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
 BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
-KEY = (
-    "measure",
-    "op",
-    "dtype",
-    "impl",
-    "isa",
-    "k",
-    "rows",
-    "positions",
-    "passes",
-    "threads",
-)  # the case that a row is of
+KEY = (  # the case that a row is of
+    "measure", "op", "dtype", "impl", "isa", "k", "rows", "positions", "passes", "threads",
+    "loss", "reduction", "hidden", "vocabulary", "chunk_size", "exhausted",  # of a loss from hidden states
+)  # fmt: skip
 
 
 def cpu() -> str:

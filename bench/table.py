@@ -18,6 +18,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 READING = {"read": "plain reading", "read_student": "plain reading of the student"}
 PASSES = {"both": "forward and backward"}
 WAYS = {"eager": "log-softmax of all", "chunked": "chunks", "checkpointed": "chunks, computed twice"}
+LINEAR_BEGIN, LINEAR_END = "<!-- bench:linear:begin -->", "<!-- bench:linear:end -->"
 NO_GPU = (
     "**The GPU kernels have not yet run on a GPU.** In the tests their source runs on a CPU; what their machine code "
     "promises on an H200 is among the [predictions](docs/benchmarks.md#predictions)."
@@ -64,16 +65,20 @@ def plain(rows: Sequence[results.Row]) -> str:
 
 
 def write(path: Path | None) -> int:
-    """Puts the tables between the README's markers, and the predictions between those of the page on benchmarks."""
-    return max(_between_markers(README, tables(path)), _between_markers(PAGE, predictions()))
+    """Puts the tables between the README's markers, and the others between those of the page on benchmarks."""
+    return max(
+        _between_markers(README, tables(path)),
+        _between_markers(PAGE, predictions()),
+        _between_markers(PAGE, linear(path), LINEAR_BEGIN, LINEAR_END),
+    )
 
 
-def _between_markers(file: Path, new: str) -> int:
+def _between_markers(file: Path, new: str, begin: str = BEGIN, end: str = END) -> int:
     text = file.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"bench: {file} must hold the markers {BEGIN} and {END}")
+    if begin not in text or end not in text:
+        print(f"bench: {file} must hold the markers {begin} and {end}")
         return 1
-    file.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{new}\n{END}", text, flags=re.DOTALL))
+    file.write_text(re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{new}\n{end}", text, flags=re.DOTALL))
     print(f"written to {file}")
     return 0
 
@@ -83,7 +88,7 @@ def tables(path: Path | None = None) -> str:
 
     The losses have one of their own, with the time of both passes, and what is usual in place of one of them another.
     """
-    saved = [results.load(file) for file in ([path] if path else results.saved())]
+    saved = [rows for rows in _load(path, of_linear=False) if rows]
     on_gpu = [table for rows in saved if "gpu" in rows[0] for table in _of_machine(rows, on_gpu_markdown)]
     on_cpu = [table for rows in saved if "gpu" not in rows[0] for table in _of_machine(rows, markdown)]
     return "\n\n".join([*(on_gpu or [NO_GPU]), *on_cpu])
@@ -97,6 +102,12 @@ def _of_machine(rows: Sequence[results.Row], markdown: Callable[[Sequence[result
         yield markdown([*copies, *losses])
     if any(row["impl"] in USUAL for row in losses):
         yield usual_markdown(losses)
+
+
+def _load(path: Path | None, of_linear: bool) -> list[list[results.Row]]:
+    """The rows of each machine: those of the losses from hidden states, or all others."""
+    files = [results.load(file) for file in ([path] if path else results.saved())]
+    return [[row for row in rows if (row["measure"] == "linear") == of_linear] for rows in files]
 
 
 def markdown(rows: Sequence[results.Row]) -> str:
@@ -196,6 +207,39 @@ def _best(same: ByImplementation) -> results.Row | None:
     """The row of the best implementation of this library."""
     best = [("cuda", "none"), ("triton", "none"), *(("cpp", isa) for isa in ("avx512", "avx2", "portable"))]
     return next((same[one] for one in [*best, ("reference", "none")] if one in same), None)
+
+
+def linear(path: Path | None = None) -> str:
+    """The page's tables of the losses from hidden states, one a machine."""
+    return "\n\n".join(linear_markdown(rows) for rows in _load(path, of_linear=True) if rows) or "Not measured yet."
+
+
+def linear_markdown(rows: Sequence[results.Row]) -> str:
+    steps = [row for row in rows if "products_ms" in row]
+    full = {row["loss"]: row for row in rows if row["reduction"] == "full logits"}
+    first = steps[0]
+    caption = (
+        f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {str(first['date'])[:10]}: "
+        f"{first['positions']} positions, H = {first['hidden']}, V = {first['vocabulary']}, {first['dtype']}, "
+        f"chunks of {first['chunk_size']} positions. Time of a step, forward and backward; memory beyond inputs, "
+        "outputs and gradients."
+    )
+    heads = ["loss", "reduction", "time", "products alone", "over the products", "memory", "memory of full logits"]
+    lines = []
+    for row in steps:
+        other = full.get(row["loss"])
+        positions = f" at {other['positions']} positions" if other and other["positions"] != row["positions"] else ""
+        times = [_duration(row["median_ms"]), _duration(row["products_ms"]), f"{row['time_over_products']:.2f}x"]
+        lines.append([f"`{row['loss']}`", f"`{row['reduction']}`", *times, _extra(row), f"{_extra(other)}{positions}"])
+    table = _markdown(caption, heads, lines)
+    for row in rows:
+        if "time_over_not_skipping" in row:
+            table += (
+                f"\n\nWith `skip_exhausted=True`, chunks of {row['chunk_size']} positions and {row['exhausted']:.0%} "
+                f"of the positions exhausted, a step of `{row['loss']}` takes {_duration(row['median_ms'])}, "
+                f"{row['time_over_not_skipping']:.2f} of what it takes without."
+            )
+    return table
 
 
 def predictions() -> str:

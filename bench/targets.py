@@ -69,7 +69,7 @@ def _on_cpu() -> list[Target]:
         for op, dtype in (("reliability_from_topk", "int64"), ("reliability_from_drift", "bool")):
             where = _row(op, dtype, isa)
             found.append(Target("times faster than eager", "time", where, "times_faster_than_eager", 1, 1))
-    return found + [target for loss in LOSSES for target in _loss_on_cpu(loss)]
+    return found + [target for loss in LOSSES for target in _loss_on_cpu(loss)] + _linear_on_cpu()
 
 
 def _loss_on_cpu(loss: str) -> list[Target]:
@@ -91,6 +91,17 @@ def _loss_on_cpu(loss: str) -> list[Target]:
         for dtype, must, aim in (("float32", 4, 8), ("bfloat16", 8, 15)):
             where = _row(loss, dtype, isa) | {"passes": "both"}
             found.append(Target("times faster than eager", "time", where, "times_faster_than_eager", must, aim))
+    return found
+
+
+def _linear_on_cpu() -> list[Target]:
+    """A loss from hidden states against the matrix products that it cannot do without."""
+    found = []
+    for loss in ("topk_policy", "reverse_kl", "topk_forward_kl"):
+        for reduction in ("none", "sum"):
+            where = {"op": "linear_opd_loss", "loss": loss, "reduction": reduction}
+            found.append(Target("time over the products", "linear", where, "time_over_products", 1.25, 1.1, True))
+            found.append(Target("extra bytes over allowed", "linear", where, "extra_over_allowed", 1, 1, True))
     return found
 
 

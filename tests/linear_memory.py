@@ -13,26 +13,27 @@ from memory_peaks import reset_peak, status
 from pruneopd_kernels import linear_opd_loss
 
 # A chunk's logits of 40 MiB: what is larger than 32 MiB glibc gives back to the system at once.
-POSITIONS, H, V, CHUNK = 320, 128, 65536, 160
+H, V, CHUNK_BYTES = 128, 65536, 40 * 2**20
 PR_SET_THP_DISABLE = 41
 
 
 def run(hidden, weight, teacher, **options):
-    out = linear_opd_loss(hidden, weight, teacher, weight.detach(), chunk_size=CHUNK, k=4, **options)
+    out = linear_opd_loss(hidden, weight, teacher, weight.detach(), k=4, **options)
     out.loss.sum().backward()
     return out
 
 
 def extra(dtype, **options):
-    # Each response in order, every second position masked.
-    hidden = torch.randn(4, 2 * POSITIONS // 4, H).to(dtype).requires_grad_()
+    """Two chunks; every second position is masked."""
+    chunk_size = CHUNK_BYTES // (V * dtype.itemsize)
+    hidden = torch.randn(4, chunk_size, H).to(dtype).requires_grad_()
     weight = (torch.randn(V, H) / 32).to(dtype).requires_grad_()
     teacher = hidden.detach() + 0.1
-    mask = torch.arange(2 * POSITIONS // 4).expand(4, -1) % 2
+    mask = torch.arange(chunk_size).expand(4, -1) % 2
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
     reset_peak()
-    out = run(hidden, weight, teacher, mask=mask, **options)
+    out = run(hidden, weight, teacher, mask=mask, chunk_size=chunk_size, **options)
     peak = status("VmHWM")
     gradients = hidden.grad.nbytes + weight.numel() * 4
     return peak - before - gradients - sum(x.nbytes for x in out)
@@ -49,7 +50,7 @@ def main():
                 if dtype == torch.float32 or (loss, reduction) == ("reverse_kl", "sum"):
                     peak = extra(dtype, loss=loss, reduction=reduction)
                     case = {"dtype": str(dtype), "loss": loss, "reduction": reduction}
-                    print(json.dumps(case | {"extra": peak, "chunk": CHUNK * V * dtype.itemsize}), flush=True)
+                    print(json.dumps(case | {"extra": peak, "chunk": CHUNK_BYTES}), flush=True)
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monke
     readme, saved = tmp_path / "README.md", tmp_path / "device.jsonl"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     page = tmp_path / "page.md"
-    page.write_text(f"{table.BEGIN}\n{table.END}\n")
+    page.write_text(f"{table.BEGIN}\n{table.END}\n{table.LINEAR_BEGIN}\n{table.LINEAR_END}\n")
     monkeypatch.setattr(table, "README", readme)
     monkeypatch.setattr(table, "PAGE", page)
     results.save(
@@ -375,6 +375,9 @@ def test_the_tables_are_those_of_the_saved_lines() -> None:
     for file, expected in ((table.README, table.tables()), (table.PAGE, table.predictions())):
         (written,) = re.findall(f"{table.BEGIN}\n(.*?)\n{table.END}", file.read_text(), flags=re.DOTALL)
         assert written == expected, f"python -m bench table would change {file.name}"
+    begin, end = table.LINEAR_BEGIN, table.LINEAR_END
+    (written,) = re.findall(f"{begin}\n(.*?)\n{end}", table.PAGE.read_text(), flags=re.DOTALL)
+    assert written == table.linear(), f"python -m bench table would change {table.PAGE.name}"
 
 
 @pytest.mark.parametrize(

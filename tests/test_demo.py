@@ -1,6 +1,8 @@
 """The demonstration on models of a few thousand parameters, made here; the real teacher is not needed."""
 
 import json
+import re
+import runpy
 import subprocess
 import sys
 from dataclasses import asdict
@@ -228,6 +230,18 @@ def test_a_whole_run(model_folder, tmp_path, capsys):
     printed = capsys.readouterr()
     for words in ("6-bit weights", "1 layer removed", "tokens", "eager PyTorch", "summary.json"):
         assert words in printed.out
+
+
+def test_the_example_from_hidden_states(model_folder, capsys):
+    """One step, and the loss on the same responses goes down."""
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples/hidden_states.py"))
+    example["main"](["--model-dir", str(model_folder), "--length", "6", "--chunk-size", "5"])
+    printed = capsys.readouterr().out
+    before, after = re.search(r"loss +(\d\.\d+) nats a token, (\d\.\d+) after", printed).groups()
+    assert float(after) < float(before)
+    overlap = float(re.search(r"mean overlap +(\d\.\d+)", printed)[1])
+    assert 0 < overlap < 1
+    assert re.search(r"peak memory +\d+ MiB", printed)
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ FUNCTIONS = [
     "opd_rewards",
     "sampled_drift",
     "next_drift_count",
+    "linear_reliability",
+    "linear_opd_loss",
     "PruneConfig",
     "ResponseBudget",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -45,7 +45,7 @@ class Head:
             torch.mm(hidden, self.weight.t(), out_dtype=self.dtype, out=out)
         else:
             hidden = hidden.to(self.dtype)
-            for rows, weight in self._float32_blocks():
+            for rows, weight in self._float32_blocks(len(hidden)):
                 torch.mm(hidden, weight.t(), out=out[:, rows])
         if self.bias is not None:
             out.add_(self.bias.to(self.operands))
@@ -62,15 +62,15 @@ class Head:
         if self.operands in HALF and not _multiplies_into_float32(gradient):
             # Also without autocast: some processors take 30 times as long for this product in half precision.
             total = gradient.new_zeros(gradient.shape[0], self.weight.shape[1], dtype=torch.float32)
-            for rows, weight in self._float32_blocks():
+            for rows, weight in self._float32_blocks(len(gradient)):
                 total.addmm_(gradient[:, rows].to(torch.float32), weight)
             return total
         if self.operands == self.dtype:
             return torch.mm(gradient, self.weight)
         return torch.mm(gradient, self.weight, out_dtype=self.dtype)
 
-    def _float32_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for rows in blocks(*self.weight.shape):
+    def _float32_blocks(self, positions: int) -> Iterator[tuple[slice, Tensor]]:
+        for rows in blocks(self.weight.shape[0], max(self.weight.shape[1], positions)):
             yield rows, self.weight[rows].to(self.operands).to(torch.float32)
 
 
