@@ -131,7 +131,7 @@ def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
         extra = memory.measure(case, threads)
         if extra is not None:
             rows.append(results.memory_row(case, extra, threads))
-            print(f"{case.name:50} {extra / threads / 2**20:10.2f}", flush=True)
+            print(f"{case.name:56} {extra / threads / 2**20:10.2f}", flush=True)
     return rows
 
 

@@ -45,7 +45,8 @@ def topk_forward_kl(
     logprob_dtype: torch.dtype | None = torch.float32,
 ) -> dict[str, Tensor]:
     logp = student_logits.log_softmax(-1, dtype=logprob_dtype)
-    student_topk_ids = logp.topk(teacher_topk_ids.shape[-1]).indices
+    # Not of logp: in half precision two different logits may have the same.
+    student_topk_ids = student_logits.topk(teacher_topk_ids.shape[-1]).indices
     return _forward_kl(logp.gather(-1, teacher_topk_ids), student_topk_ids, teacher_topk_ids, teacher_topk_logprobs)
 
 

@@ -126,25 +126,25 @@ def on_gpu(wanted: Wanted, device: str = "cuda") -> Iterator[list[Case]]:
     def against(*peers: str, **fields: object) -> list[Case]:
         return _with_peers(cases(LOGIT_OPS, **fields), peers, wanted)
 
-    def losses(passes: str, positions: int) -> list[Case]:
-        return cases(tuple(LOSSES), passes=passes, positions=positions)
+    def losses(passes: str) -> list[Case]:
+        return cases(tuple(LOSSES), passes=passes, positions=many)
+
+    def losses_against(*peers: str) -> Iterator[list[Case]]:
+        for loss in LOSSES:  # of half the positions, for what autograd keeps
+            yield _with_copy(_with_peers(cases((loss,), passes="both", positions=many // 2), peers, wanted), wanted)
 
     yield _with_copy(at_all_k(positions=many), wanted)
-    yield _with_copy(losses("forward", many) + losses("backward", many), wanted)
+    yield _with_copy(losses("forward") + losses("backward"), wanted)
     for positions in FEW:
         yield _with_copy(few(positions), wanted)
     yield _with_copy(against("eager", "eager_native", positions=many), wanted)
-    for loss in LOSSES:  # autograd keeps more than half of the positions leave room for
-        both = [row for row in losses("both", many // 2) if row.op == loss]
-        yield _with_copy(_with_peers(both, ("eager", "eager_native"), wanted), wanted)
+    yield from losses_against("eager", "eager_native")
     for op in TOPK_OPS:
         yield _with_copy(_with_peers(cases((op,)), ("eager", "compiled"), wanted), wanted)
     yield _with_copy(against("eager", dtype="float32", positions=many // 4), wanted)
     if "compiled" in wanted.peers:
         yield _with_copy(against("eager", "eager_native", "compiled", positions=many), wanted)
-        for loss in LOSSES:
-            both = [row for row in losses("both", many // 2) if row.op == loss]
-            yield _with_copy(_with_peers(both, ("eager", "compiled"), wanted), wanted)
+        yield from losses_against("eager", "eager_native", "compiled")
         yield _with_copy(_parts(device, many, wanted), wanted)
 
 

@@ -51,7 +51,7 @@ def plain(rows: Sequence[results.Row]) -> str:
         ("times_faster_than_checkpointed", "7.2f"), ("time_over_k16_random", "6.2f"),
     )  # fmt: skip
     widths = [int(form.split(".")[0]) for _, form in fields]
-    lines = [f"{'':58} {' '.join(f'{head:>{width}}' for head, width in zip(heads, widths, strict=True))}"]
+    lines = [f"{'':66} {' '.join(f'{head:>{width}}' for head, width in zip(heads, widths, strict=True))}"]
     for row in rows:
         passes = [row["passes"]] if "passes" in row else []
         name = " ".join([row["op"], row["dtype"], row["impl"], row["isa"], f"k={row['k']}", row["rows"], *passes])
@@ -60,7 +60,7 @@ def plain(rows: Sequence[results.Row]) -> str:
             format(row[field], form) if field in row else " " * width
             for (field, form), width in zip(fields, widths, strict=True)
         ]
-        lines.append(f"{name:58} {' '.join(values)}")
+        lines.append(f"{name:66} {' '.join(values)}")
     return "\n".join(lines)
 
 
@@ -196,7 +196,7 @@ def usual_markdown(losses: Sequence[results.Row]) -> str:
         found = [best, *(same.get((way, "none")) for way in WAYS)]
         memory = [extra.get((row["impl"], row["isa"])) if row else None for row in found]
         cells = [
-            ", ".join(filter(None, [row and _duration(row["median_ms"]), _extra(bytes_)]))
+            ", ".join(filter(None, [_duration(row["median_ms"]) if row else "", _extra(bytes_)]))
             for row, bytes_ in zip(found, memory, strict=True)
         ]
         lines.append([_input(best), *cells])
