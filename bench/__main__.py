@@ -59,7 +59,8 @@ def _on_cpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[st
     wrong: list[str] = []
     for run in filter(None, plan.on_cpu(wanted)):
         contenders = _contenders(run, cpu.contender, wrong)
-        timings = protocol.interleave(list(contenders.values()), seconds=options.seconds)
+        seconds = options.seconds / 2 if run[0].passes else options.seconds  # a loss has a run of its own
+        timings = protocol.interleave(list(contenders.values()), seconds=seconds)
         rows += _rows(contenders, timings)
         _forget()
     if options.memory:
@@ -157,7 +158,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", action="append", default=[], choices=("random", "ascending"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, help="how long one run takes turns (default: 10; on a GPU, 2)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="turns of one run, a loss: half (default: 10; on a GPU, 2)",
+    )
     parser.add_argument("--no-peers", action="store_true", help="without PyTorch to compare with")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile's peers in a part, too")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
