@@ -95,7 +95,9 @@ def tables(path: Path | None = None) -> str:
 
 
 def _of_machine(rows: Sequence[results.Row], markdown: Callable[[Sequence[results.Row]], str]) -> Iterator[str]:
-    yield markdown([row for row in rows if "passes" not in row])
+    operators = [row for row in rows if "passes" not in row]
+    if any(row["op"] != "copy" for row in operators):
+        yield markdown(operators)
     copies = [row for row in rows if row["op"] == "copy"]
     losses = [row for row in rows if "passes" in row]
     if losses:
