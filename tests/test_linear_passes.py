@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import linear_memory
 import linear_ranks
-from hidden_states import LOSSES, REDUCTIONS, V, loss_at_once, problem
+from hidden_states import LOSSES, REDUCTIONS, H, V, loss_at_once, problem
 from processes import ROOT, command, environment, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
+from pruneopd_kernels.linear import _products
+from pruneopd_kernels.linear._products import head_of
 from test_linear import EXHAUSTING, OPTIONS, STUDENT, exactly, from_server
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -249,11 +252,57 @@ def test_autocast_rounds_the_operands_and_keeps_logits_in_float32(loss, reductio
         torch.testing.assert_close(one.double(), other, rtol=2 * unit, atol=2 * unit + 1e-5)
 
 
+def test_products_of_half_precision_on_a_gpu_are_well_formed():
+    """Fake tensors know what CUDA's products take and return, without a GPU."""
+    with FakeTensorMode():
+        hidden = torch.empty(5, H, device="cuda", dtype=torch.bfloat16)
+        for dtype in (torch.float32, torch.bfloat16):
+            weight, bias = (torch.empty(*shape, device="cuda", dtype=dtype) for shape in ((V, H), (V,)))
+            head = head_of(weight, bias, torch.bfloat16)
+            assert (head.weight.dtype, head.dtype) == (torch.bfloat16, torch.float32)
+            head.logits(hidden, torch.empty(5, V, device="cuda"))
+            operand = torch.empty(5, V, device="cuda", dtype=torch.bfloat16)
+            assert head.hidden_gradient(operand).dtype == torch.float32
+
+
+def test_on_a_gpu_the_gradient_is_rounded_into_the_memory_of_the_logits(monkeypatch):
+    monkeypatch.setattr(_products, "_multiplies_into_float32", lambda tensor: True)
+    head = head_of(torch.randn(V, H), None, torch.bfloat16)
+    gradient, logits = torch.randn(5, V), torch.randn(5, V)
+    operand = head.operand(gradient, logits)
+    assert torch.equal(operand, gradient.bfloat16())
+    assert operand.data_ptr() == logits.data_ptr()
+
+
 def test_autocast_leaves_float64_alone():
     given = problem()
     expected = linear_opd_loss(**given.arguments(chunk_size=4, **REFERENCE)).loss
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(linear_opd_loss(**given.arguments(chunk_size=4, **REFERENCE)).loss, expected)
+
+
+@pytest.mark.gpu
+@each_loss
+@each_reduction
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(loss, reduction, autocast, dtype):
+    """As good as on the CPU, against float64 with the operands rounded."""
+    given = problem(dtype, b=4, t=20, v=304)
+    rounded = given.to(torch.bfloat16) if autocast else given
+    exact, leaves = rounded.to(torch.float64).wanting(*STUDENT)
+    value, _ = loss_at_once(loss, *exact.logits(), given.mask, **OPTIONS)
+    expected = torch.autograd.grad(value.sum(), leaves)
+    on_gpu = replace(given, **{name: x.cuda() for name, x in vars(given).items() if x is not None})
+    wanting, leaves = on_gpu.wanting(*STUDENT)
+    options = {"loss": loss, "reduction": reduction, "chunk_size": 7, **OPTIONS}
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        out = linear_opd_loss(**wanting.arguments(**options))
+    got = torch.autograd.grad(out.loss.sum(), leaves)
+    unit = torch.finfo(torch.bfloat16 if autocast or dtype == torch.bfloat16 else torch.float32).eps
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=float(8 * unit * other.abs().max()))
 
 
 @each_loss

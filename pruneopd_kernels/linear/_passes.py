@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._forward import Fields, Logits, Problem, Side, computed_chunks, positions_of
 from ._positions import put, take
-from ._products import add_bias_gradient, add_weight_gradient, head_of, sum_dtype, without_autocast
+from ._products import Head, add_bias_gradient, add_weight_gradient, head_of, sum_dtype, without_autocast
 from ._scoring import Arguments, Terms, logits_gradient
 
 OP = "linear_opd_loss"
@@ -20,21 +20,21 @@ Wanted = tuple[bool, bool, bool]  # which of these want a gradient
 class Gradients:
     """Of the student's hidden states, weight and bias, as far as they are wanted; formed chunk by chunk."""
 
-    def __init__(self, student: Side, inputs: Inputs, wanted: Wanted) -> None:
-        self.head, self.leading = student.head, student.hidden.ndim - 1
+    def __init__(self, inputs: Inputs, wanted: Wanted) -> None:
+        self.leading = inputs[0].ndim - 1
         self.dtypes = [None if x is None else x.dtype for x in inputs]
         hidden, weight, bias = (x if want else None for x, want in zip(inputs, wanted, strict=True))
         self.hidden = None if hidden is None else hidden.new_zeros(hidden.shape)
         self.weight = None if weight is None else weight.new_zeros(weight.shape, dtype=sum_dtype(weight.dtype))
         self.bias = None if bias is None else bias.new_zeros(bias.shape, dtype=sum_dtype(bias.dtype))
 
-    def add(self, index: Tensor, hidden: Tensor, gradient: Tensor, student_logits: Tensor) -> None:
+    def add(self, head: Head, places: Tensor, hidden: Tensor, gradient: Tensor, student_logits: Tensor) -> None:
         """From a chunk's gradient by its logits; these are needed no more and are written over."""
         if self.bias is not None:
             add_bias_gradient(self.bias, gradient)
-        gradient = self.head.operand(gradient, student_logits)
+        gradient = head.operand(gradient, student_logits)
         if self.hidden is not None:
-            put(self.hidden, index, self.head.hidden_gradient(gradient), self.leading)
+            put(self.hidden, places, head.hidden_gradient(gradient), self.leading)
         if self.weight is not None:
             add_weight_gradient(self.weight, gradient, hidden)
 
@@ -71,7 +71,7 @@ def forward_pass(problem: Problem, inputs: Inputs, wanted: Wanted, reduction: st
     fields = Fields(problem, positions)
     forms = reduction == "sum" and any(wanted)
     keeps = reduction == "none" and any(wanted)
-    gradients = Gradients(problem.student, inputs, wanted) if forms else None
+    gradients = Gradients(inputs, wanted) if forms else None
     kept: list[Saved] = []
     for computed in computed_chunks(problem, positions):
         fields.put(computed)
@@ -81,7 +81,7 @@ def forward_pass(problem: Problem, inputs: Inputs, wanted: Wanted, reduction: st
             factor = _at(scale, terms.loss, chunk.places, problem.leading)
             student, teacher = computed.student_logits, computed.teacher_logits
             by_logits = logits_gradient(terms, factor, student, teacher, problem.arguments)
-            gradients.add(chunk.places, computed.hidden, by_logits, student)
+            gradients.add(problem.student.head, chunk.places, computed.hidden, by_logits, student)
             del by_logits  # before the next chunk's exists
         if keeps:
             kept.append(_only_counted(Saved(chunk.places, *terms[1:]), computed.counted))
@@ -97,7 +97,7 @@ def backward_pass(
     chunk_size: int, arguments: Arguments,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Compute the logits again, chunk by chunk, as far as their gradient needs them."""
-    gradients = Gradients(student, inputs, wanted)
+    gradients = Gradients(inputs, wanted)
     _add_all_chunks(gradients, student, teacher, saved, gradient, chunk_size, arguments)
     return gradients.give_up()  # now that the chunks' memory is free again
 
@@ -118,7 +118,7 @@ def _add_all_chunks(
         factor = take(gradient, places, leading)
         terms = Terms(factor, *cast(Any, rest))
         by_logits = logits_gradient(terms, factor, student_logits, teacher_logits, arguments)
-        gradients.add(places, hidden, by_logits, student_logits)
+        gradients.add(student.head, places, hidden, by_logits, student_logits)
         del by_logits  # before the next chunk's exists
 
 
@@ -130,7 +130,10 @@ def _at(scale: Tensor | None, like: Tensor, index: Tensor, leading: int) -> Tens
 
 
 def _only_counted(saved: Saved, counted: Tensor | None) -> Saved:
-    return saved if counted is None else Saved(*(None if x is None else x[counted] for x in saved))  # type: ignore[arg-type]
+    if counted is None:
+        return saved
+    kept = counted.nonzero().squeeze(1)
+    return Saved(*(None if x is None else x[kept] for x in saved))  # type: ignore[arg-type]
 
 
 def _joined(kept: list[Saved], problem: Problem) -> Saved:

@@ -106,8 +106,11 @@ def add_weight_gradient(total: Tensor, gradient: Tensor, hidden: Tensor) -> None
 
 
 def add_bias_gradient(total: Tensor, gradient: Tensor) -> None:
-    """Add the sum over the chunk to `[V]`, a few ids at a time: a CPU's sum makes a copy in the dtype of the total."""
-    for rows in blocks(gradient.shape[1], gradient.shape[0]):
+    """Add the sum over the chunk to `[V]`, in the dtype of the total."""
+    if gradient.dtype == total.dtype or gradient.is_cuda:
+        total += gradient.sum(0, dtype=total.dtype)
+        return
+    for rows in blocks(gradient.shape[1], gradient.shape[0]):  # a CPU makes a copy in that dtype before it sums
         total[rows] += gradient[:, rows].sum(0, dtype=total.dtype)
 
 
