@@ -46,12 +46,12 @@ def put_gradient(gradient, sizes, loss, by_logits, magnitudes, scale):
     sizes.put("gradient", scale * magnitudes)
 
 
-def by_logits_of(log_p, ids, coefficients):
+def by_logits_of(log_p, ids, coefficients, sizes_of_coefficients):
     """The derivative of sum(coefficients * log p[ids]) by the scaled logits, and the magnitudes that it adds up."""
     p = np.exp(log_p)
-    by_logits, magnitudes = -p * coefficients.sum(), p * np.abs(coefficients).sum()
+    by_logits, magnitudes = -p * coefficients.sum(), p * sizes_of_coefficients.sum()
     np.add.at(by_logits, ids, coefficients)
-    np.add.at(magnitudes, ids, np.abs(coefficients))
+    np.add.at(magnitudes, ids, sizes_of_coefficients)
     return by_logits, magnitudes
 
 
@@ -97,7 +97,7 @@ def topk_policy_loss(
         if not valid[n] or len(counting) == 0:
             continue
         log_p = gold.logprobs(student_logits[n][:vocab_size].astype(np.float64), student_temperature)
-        ids, terms, coefficients = topk_ids[n][counting], [], []
+        ids, terms, coefficients, amplified = topk_ids[n][counting], [], [], []
         for j, i in zip(counting, ids, strict=True):
             if log_p[i] == -math.inf:
                 term = 0.0, 0.0
@@ -105,9 +105,11 @@ def topk_policy_loss(
                 log_ratio = log_p[i] * 0.0 if old_logprobs is None else log_p[i] - float(old_logprobs[n][j])
                 term = policy_term(float(advantages[n][j]), log_ratio, clip_low, clip_high, clip_dual)
             terms.append(term[0]), coefficients.append(term[1])
+            # A relative eps of log p is one of the ratio so many times.
+            amplified.append(1.0 if old_logprobs is None or log_p[i] == -math.inf else 1.0 + abs(log_p[i]))
         loss[n] = sum(terms)
-        sizes.put("loss", np.abs(terms).sum())
-        by_logits, magnitudes = by_logits_of(log_p, ids, np.array(coefficients))
+        sizes.put("loss", (np.abs(terms) * amplified).sum())
+        by_logits, magnitudes = by_logits_of(log_p, ids, np.array(coefficients), np.abs(coefficients) * amplified)
         put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] / student_temperature)
     return Answer({"loss": loss}, gradient, sizes.of)
 
@@ -202,6 +204,6 @@ def topk_forward_kl(
             sizes.put(name, out[name][n])
         for name in ("loss", "overlap_token_advantage"):
             sizes.put(name, magnitudes.sum())
-        by_logits, magnitudes = by_logits_of(log_p, ids, coefficients)
+        by_logits, magnitudes = by_logits_of(log_p, ids, coefficients, np.abs(coefficients))
         put_gradient(gradient[n], sizes, out["loss"][n], by_logits, magnitudes, upstream[n] / student_temperature)
     return Answer(out, gradient, sizes.of)

@@ -41,7 +41,11 @@ def topk_ids(x: Tensor, k: int) -> Tensor:
     """The first k ids of the order: descending logit; equal logits, lower id first; -0 == +0; NaN before everything."""
     # A radix sort looks at the bits of -0 and of NaN: there must be one of each.
     x = x.masked_fill(x == 0, 0.0).masked_fill(x.isnan(), torch.nan)
-    return torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
+    return (
+        torch.sort(x, dim=-1, descending=True, stable=True)
+        .indices[..., :k]
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def entropy(rows: Rows) -> Tensor:
