@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pruneopd_kernels
-from implementations import OPERATORS, as_array
+from implementations import LOSSES, OPERATORS, as_array
 from test_all_operators import example, raw
 
 F64 = torch.float64
@@ -35,6 +35,13 @@ PADDED = {
     "token_stats": {"student_logits": zeros(2, 8, 64), "teacher_logits": zeros(2, 8, 64)},
     "reliability_from_topk": {"student_topk_ids": ids(2, 8, 16), "teacher_topk_ids": ids(2, 8, 16)},
     "reliability_from_drift": {"drift": zeros(2, 8, dtype=torch.bool)},
+    "topk_policy_loss": {"student_logits": zeros(2, 8, 64), "topk_ids": ids(2, 8, 16), "advantages": zeros(2, 8, 16)},
+    "reverse_kl": {"student_logits": zeros(2, 8, 64), "teacher_logits": zeros(2, 8, 64)},
+    "topk_forward_kl": {
+        "student_logits": zeros(2, 8, 64),
+        "teacher_topk_ids": ids(2, 8, 16),
+        "teacher_topk_logprobs": zeros(2, 8, 16),
+    },
 }
 PACKED = {
     "reliability": {"student_logits": zeros(16, 64), "teacher_logits": zeros(16, 64)},
@@ -55,56 +62,62 @@ def table():
         rows.extend((op, base[op], change, words, error) for op in ops.split())
 
     both, along = "reliability token_stats", "reliability reliability_from_topk reliability_from_drift"
-    every = f"{along} token_stats"
+    two_rows, of_student = f"{both} reverse_kl", "topk_policy_loss topk_forward_kl"
+    every = f"{along} token_stats reverse_kl {of_student}"
 
     # logits
-    shapes = {"reliability": "[B, T, V] or [N, V]", "token_stats": "[..., V]"}
+    shapes = dict.fromkeys([*two_rows.split(), *of_student.split()], "[..., V]") | {
+        "reliability": "[B, T, V] or [N, V]"
+    }
     add("reliability", {"student_logits": zeros(3)}, f"student_logits must have shape {shapes['reliability']}, got [3]")
     add(
         "reliability",
         {"student_logits": zeros(1, 2, 3, 4)},
         f"student_logits must have shape {shapes['reliability']}, got [1, 2, 3, 4]",
     )
-    for op in both.split():
+    for op in shapes:
         add(op, {"student_logits": zeros()}, f"student_logits must have shape {shapes[op]}, got []")
-    for name in ("student_logits", "teacher_logits"):
-        add(both, {name: ids(2, 8, 64)}, f"{name} must have dtype {FLOATS}, got int64", TypeError)
-        add(both, {name: zeros(2, 8, 64, dtype=torch.bool)}, f"{name} must have dtype {FLOATS}, got bool", TypeError)
+    for name, ops in (("student_logits", f"{two_rows} {of_student}"), ("teacher_logits", two_rows)):
+        add(ops, {name: ids(2, 8, 64)}, f"{name} must have dtype {FLOATS}, got int64", TypeError)
+        add(ops, {name: zeros(2, 8, 64, dtype=torch.bool)}, f"{name} must have dtype {FLOATS}, got bool", TypeError)
         add(
-            both,
+            ops,
             {name: zeros(2, 8, 64, dtype=torch.complex64)},
             f"{name} must have dtype {FLOATS}, got complex64",
             TypeError,
         )
-        add(both, {name: strided(zeros(2, 8, 64))}, f"{name} must have stride 1 on its last axis, got 2")
-        add(both, {name: zeros(2, 8, 1).expand(2, 8, 64)}, f"{name} must have stride 1 on its last axis, got 0")
-        add(both, {name: [[0.0]]}, f"{name} must be a tensor, got list", TypeError)
-    add(both, {"teacher_logits": zeros(2, 7, 64)}, "teacher_logits must have shape [2, 8, V], got [2, 7, 64]")
-    add(both, {"teacher_logits": zeros(16, 64)}, "teacher_logits must have shape [2, 8, V], got [16, 64]")
-    add(both, {"teacher_logits": zeros()}, "teacher_logits must have shape [2, 8, V], got []")
+        add(ops, {name: strided(zeros(2, 8, 64))}, f"{name} must have stride 1 on its last axis, got 2")
+        add(ops, {name: zeros(2, 8, 1).expand(2, 8, 64)}, f"{name} must have stride 1 on its last axis, got 0")
+        add(ops, {name: [[0.0]]}, f"{name} must be a tensor, got list", TypeError)
+    add(two_rows, {"teacher_logits": zeros(2, 7, 64)}, "teacher_logits must have shape [2, 8, V], got [2, 7, 64]")
+    add(two_rows, {"teacher_logits": zeros(16, 64)}, "teacher_logits must have shape [2, 8, V], got [16, 64]")
+    add(two_rows, {"teacher_logits": zeros()}, "teacher_logits must have shape [2, 8, V], got []")
     add(
         "reliability",
         {"teacher_logits": zeros(15, 64), "cu_seqlens": i32(0, 16)},
         "teacher_logits must have shape [16, V], got [15, 64]",
         base=PACKED,
     )
-    add(both, {"teacher_logits": zeros(2, 8, 64, device="meta")}, "teacher_logits must be on cpu, got meta")
+    add(two_rows, {"teacher_logits": zeros(2, 8, 64, device="meta")}, "teacher_logits must be on cpu, got meta")
     add(
-        both,
+        two_rows,
         {"teacher_logits": zeros(2, 8, 72)},
         "vocab_size must be given when the last axes of student_logits and teacher_logits differ, got 64 and 72",
     )
     for value in (65, 0, -1):
         add(
-            both,
+            two_rows,
             {"vocab_size": value},
             f"vocab_size must be between 1 and min(student, teacher) width = 64, got {value}",
         )
     add(
-        both,
+        two_rows,
         {"vocab_size": 65, "teacher_logits": zeros(2, 8, 72)},
         "vocab_size must be between 1 and min(student, teacher) width = 64, got 65",
     )
+    for value in (65, 0, -1):
+        words = f"vocab_size must be between 1 and the student's width = 64, got {value}"
+        add(of_student, {"vocab_size": value}, words)
     for value in (0, -1, 65):
         add(both, {"k": value}, f"k must be between 1 and min(vocab_size, 256) = 64, got {value}")
     add(both, {"k": 11, "vocab_size": 10}, "k must be between 1 and min(vocab_size, 256) = 10, got 11")
@@ -124,8 +137,12 @@ def table():
         for name in ("w_drop", "w_base", "eps"):
             add(along, {name: value}, f"{name} must be finite and >= 0, got {value}")
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        for name in ("student_temperature", "teacher_temperature"):
-            add(both, {name: value}, f"{name} must be finite and > 0, got {value}")
+        add(
+            f"{two_rows} {of_student}",
+            {"student_temperature": value},
+            f"student_temperature must be finite and > 0, got {value}",
+        )
+        add(two_rows, {"teacher_temperature": value}, f"teacher_temperature must be finite and > 0, got {value}")
     for value in ("x", "", "Overlap", "top-p"):
         add(
             "reliability reliability_from_topk",
@@ -226,6 +243,54 @@ def table():
         TypeError,
     )
 
+    # losses
+    for op, name, letter, most in (
+        ("topk_policy_loss", "topk_ids", "m", 512),
+        ("topk_forward_kl", "teacher_topk_ids", "k", 256),
+    ):
+        for shape in ((16,), (2, 7, 16), (16, 16), (2, 8, 0), (2, 8, most + 1), ()):
+            words = f"{name} must have shape [2, 8, {letter}] with 1 <= {letter} <= {most}, got {list(shape)}"
+            add(op, {name: ids(*shape)}, words)
+        for dtype in (torch.float32, torch.int16, torch.uint8):
+            words = f"{name} must have dtype int32 or int64, got {str(dtype)[6:]}"
+            add(op, {name: ids(2, 8, 16, dtype=dtype)}, words, TypeError)
+        add(op, {name: ids(2, 8, 16, device="meta")}, f"{name} must be on cpu, got meta")
+        add(op, {name: 3}, f"{name} must be a tensor, got int", TypeError)
+        for value in (64, 2**40):
+            words = f"{name} must be below vocab_size = 64 where the position is valid, got {value}"
+            add(op, {name: ids(2, 8, 16) + value}, words)
+        words = f"{name} must be below vocab_size = 20 where the position is valid, got 20"
+        add(op, {name: ids(2, 8, 16) + 20, "vocab_size": 20}, words)
+    few = {"student_logits": zeros(2, 8, 15)}
+    words = "teacher_topk_ids must have at most vocab_size = 15 candidates, got 16"
+    add("topk_forward_kl", few, words)
+    add("topk_forward_kl", {"vocab_size": 15}, words)
+    for op, name in (
+        ("topk_policy_loss", "advantages"),
+        ("topk_policy_loss", "old_logprobs"),
+        ("topk_forward_kl", "teacher_topk_logprobs"),
+    ):
+        for shape in ((2, 8, 15), (2, 8), (16, 16)):
+            add(op, {name: zeros(*shape)}, f"{name} must have shape [2, 8, 16], got {list(shape)}")
+        words = f"{name} must have dtype {FLOATS_OF_REFERENCE}, got int64"
+        add(op, {name: ids(2, 8, 16)}, words, TypeError)
+        add(op, {name: zeros(2, 8, 16, device="meta")}, f"{name} must be on cpu, got meta")
+        add(op, {name: [0.5]}, f"{name} must be a tensor, got list", TypeError)
+    for shape in ((2, 7), (2, 8, 1), (16,)):
+        add("reverse_kl", {"weight": zeros(*shape)}, f"weight must have shape [2, 8], got {list(shape)}")
+    words = f"weight must have dtype {FLOATS_OF_REFERENCE}, got bool"
+    add("reverse_kl", {"weight": zeros(2, 8, dtype=torch.bool)}, words, TypeError)
+    add("reverse_kl", {"weight": zeros(2, 8, device="meta")}, "weight must be on cpu, got meta")
+    add("reverse_kl", {"weight": 0.5}, "weight must be a tensor, got float", TypeError)
+    for value in (-0.1, 1.1, float("nan"), float("inf")):
+        add("topk_policy_loss", {"clip_low": value}, f"clip_low must be in [0, 1], got {value}")
+    for value in (-0.1, float("nan"), float("inf")):
+        add("topk_policy_loss", {"clip_high": value}, f"clip_high must be finite and >= 0, got {value}")
+    for value in (1.0, 0.0, -3.0, float("nan"), -float("inf")):
+        add("topk_policy_loss", {"clip_dual": value}, f"clip_dual must be > 1, got {value}")
+    for value in (float("nan"), float("inf"), -float("inf")):
+        add("topk_forward_kl", {"logprob_min": value}, f"logprob_min must be finite, got {value}")
+
     # drift
     for shape in ((), (2, 8, 1)):
         add(
@@ -299,11 +364,18 @@ def table():
     )
     add("reliability", {"threshold": 2.0, "w_drop": -1.0, "eps": -1.0}, "threshold must be in (0, 1], got 2.0")
     add("reliability", {"w_base": -1.0, "drift_count": i32(0, -1)}, "w_base must be finite and >= 0, got -1.0")
+    outside = {"topk_ids": ids(2, 8, 16) + 64}
+    add("topk_policy_loss", {**outside, "clip_dual": 1.0}, "clip_dual must be > 1, got 1.0")
+    add(
+        "topk_policy_loss",
+        {"advantages": zeros(2, 8), "mask": zeros(8)},
+        "advantages must have shape [2, 8, 16], got [2, 8]",
+    )
     return rows
 
 
-def each_row(but=lambda change, words: False):
-    rows = [(op, base, change, words, error) for op, base, change, words, error in table() if not but(change, words)]
+def each_row(but=lambda change, words: False, ops=(*OPERATORS, *LOSSES)):
+    rows = [row for row in table() if row[0] in ops and not but(row[2], row[3])]
     ids = [f"{op}-{words}" for op, _, _, words, _ in rows]
     return pytest.mark.parametrize(("op", "base", "change", "words", "error"), rows, ids=ids)
 
@@ -331,7 +403,7 @@ def test_reference(op, base, change, words, error):
     assert str(raised.value) == f"{op}: {words}"
 
 
-@each_row(but=lambda change, words: "impl" in change or "meta" in words)  # NumPy has no devices
+@each_row(but=lambda change, words: "impl" in change or "meta" in words, ops=OPERATORS)  # NumPy has no devices
 def test_host(op, base, change, words, error):
     arrays = {name: as_array(x) for name, x in {**base, **change}.items()}
     with pytest.raises(error) as raised:
