@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cases
 import comparison
+import loss_cases
 import pruneopd_kernels
-from implementations import COMPILED, HOST, IMPLEMENTATIONS, OPERATORS, REFERENCE
+from implementations import COMPILED, HOST, IMPLEMENTATIONS, LOSSES, OPERATORS, REFERENCE
 
 LOGITS_OPERATORS = ["reliability", "token_stats"]
 every_operator = pytest.mark.parametrize("op", OPERATORS)
+every_operator_and_loss = pytest.mark.parametrize("op", [*OPERATORS, *LOSSES])  # more of the latter: test_all_losses.py
 
 
 def raw(op):
@@ -62,24 +64,25 @@ def plain_example(op, layout="padded", **kwargs):
 # --- the functions and their schemas ---------------------------------------------------------------------------------
 
 
-@every_operator
+@every_operator_and_loss
 def test_signatures_agree(op):
     """Function, reference and NumPy twin take the same arguments in the same order, with the same defaults."""
     of_function = inspect.signature(getattr(pruneopd_kernels, op)).parameters
     of_reference = inspect.signature(getattr(pruneopd_kernels.reference, op)).parameters
-    of_host = inspect.signature(getattr(pruneopd_kernels.host, op)).parameters
 
     def described(parameters, but=()):
         return [(p.name, p.kind, p.default) for p in parameters.values() if p.name not in but]
 
     assert described(of_function, but=["impl"]) == described(of_reference)
-    assert described(of_host, but=["num_threads"]) == described(of_reference)
-    assert "impl" in of_function and "num_threads" in of_host
+    assert "impl" in of_function
+    if op in OPERATORS:
+        of_host = inspect.signature(getattr(pruneopd_kernels.host, op)).parameters
+        assert described(of_host, but=["num_threads"]) == described(of_reference) and "num_threads" in of_host
     after_mask = list(of_function.values())[list(of_function).index("mask") + 1 :]
     assert all(p.kind is p.KEYWORD_ONLY for p in after_mask)
 
 
-@every_operator
+@every_operator_and_loss
 def test_schema_has_the_arguments_of_the_function(op):
     schema = raw(op).default._schema
     parameters = inspect.signature(getattr(pruneopd_kernels, op)).parameters
@@ -108,6 +111,12 @@ DEFAULTS = {
     "cu_seqlens": None,
     "drift_count": None,
     "teacher_topk_logprobs": None,
+    "old_logprobs": None,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "clip_dual": 3.0,
+    "weight": None,
+    "logprob_min": None,
     "impl": "auto",
 }
 KEYWORDS = {
@@ -117,6 +126,18 @@ KEYWORDS = {
     "metric top_p impl",
     "reliability_from_drift": "cu_seqlens drift_count w_drop w_base eps impl",
     "token_stats": "token_ids k student_temperature teacher_temperature vocab_size impl",
+    "topk_policy_loss": "old_logprobs clip_low clip_high clip_dual student_temperature vocab_size impl",
+    "reverse_kl": "weight student_temperature teacher_temperature vocab_size impl",
+    "topk_forward_kl": "logprob_min student_temperature vocab_size impl",
+}
+POSITIONAL = {
+    "reliability": "student_logits teacher_logits mask",
+    "reliability_from_topk": "student_topk_ids teacher_topk_ids mask",
+    "reliability_from_drift": "drift mask",
+    "token_stats": "student_logits teacher_logits mask",
+    "topk_policy_loss": "student_logits topk_ids advantages mask",
+    "reverse_kl": "student_logits teacher_logits mask",
+    "topk_forward_kl": "student_logits teacher_topk_ids teacher_topk_logprobs mask",
 }
 FIELDS = {
     "reliability": "overlap drift drift_count reliability weight effective_length topk_ids rewards",
@@ -125,17 +146,24 @@ FIELDS = {
     "token_stats": "student_topk_ids student_topk_logprobs teacher_topk_ids teacher_topk_logprobs "
     "teacher_on_student_logprobs student_on_teacher_logprobs overlap student_lse teacher_lse student_entropy "
     "teacher_entropy reverse_kl forward_kl student_token_logprob teacher_token_logprob",
+    "topk_policy_loss": "loss",
+    "reverse_kl": "loss",
+    "topk_forward_kl": "loss student_mass teacher_mass overlap overlap_token_advantage student_topk_ids",
 }
 
 
-@every_operator
+@every_operator_and_loss
 def test_names_and_defaults(op):
     parameters = inspect.signature(getattr(pruneopd_kernels, op)).parameters
     keywords = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert keywords == KEYWORDS[op].split()
+    assert [name for name in parameters if name not in keywords] == POSITIONAL[op].split()
     assert {name: parameters[name].default for name in keywords} == {name: DEFAULTS[name] for name in keywords}
-    args, kwargs = example(op)
-    assert list(getattr(pruneopd_kernels, op)(*args, **kwargs)._fields) == FIELDS[op].split()
+    names = FIELDS[op].split()
+    assert [result.name for result in raw(op).default._schema.returns] == names
+    args, kwargs = example(op) if op in OPERATORS else ((), loss_cases.example(op))
+    result = getattr(pruneopd_kernels, op)(*args, **kwargs)
+    assert list(result._fields) == names if len(names) > 1 else isinstance(result, torch.Tensor)
 
 
 @every_operator

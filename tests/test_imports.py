@@ -32,8 +32,10 @@ def test_public_names_resolve_and_are_listed():
     run(
         code="""
         import pruneopd_kernels
-        for name in "reliability reliability_from_topk reliability_from_drift token_stats PruneConfig ResponseBudget " \
-                    "opd_rewards sampled_drift next_drift_count reference host parallel".split():
+        names = "reliability reliability_from_topk reliability_from_drift token_stats topk_policy_loss reverse_kl " \
+                "topk_forward_kl PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \
+                "linear_reliability linear_opd_loss reference host parallel"
+        for name in names.split():
             assert name in dir(pruneopd_kernels), name
             assert getattr(pruneopd_kernels, name) is not None
         assert set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))

@@ -39,6 +39,9 @@ def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
             "token_stats": [logits, logits],
             "reliability_from_topk": [result.topk_ids, result.topk_ids],
             "reliability_from_drift": [result.drift],
+            "topk_policy_loss": [logits, result.topk_ids, result.rewards],
+            "reverse_kl": [logits, logits],
+            "topk_forward_kl": [logits, result.topk_ids, result.rewards],
         }
         for op, args in calls.items():
             getattr(pruneopd_kernels, op)(*args)
@@ -50,6 +53,9 @@ def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
                     assert f"_{impl}.so" in str(error) and needs in str(error), error
                 else:
                     raise SystemExit(op)
+        student = logits.clone().requires_grad_()
+        pruneopd_kernels.reverse_kl(student, -logits).sum().backward()
+        assert student.grad.any()
         compiled = torch.compile(pruneopd_kernels.reliability, fullgraph=True, backend="eager")
         assert compiled(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
     """

@@ -128,6 +128,11 @@ void Guard::candidates(int64_t k, int64_t vocab_size) const {
     fail("k", "be between 1 and min(vocab_size, 256) = " + std::to_string(most), std::to_string(k));
 }
 
+void Guard::candidates(const char* argument, int64_t k, int64_t vocab_size) const {
+  if (k > vocab_size)
+    fail(argument, "have at most vocab_size = " + std::to_string(vocab_size) + " candidates", std::to_string(k));
+}
+
 View Guard::values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const {
   return array ? view(argument, *array, positions, dtypes, positions.size()) : View{};
 }

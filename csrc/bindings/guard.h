@@ -51,6 +51,8 @@ class Guard {
   /// One side alone, with any leading axes.
   Logits student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const;
   void candidates(int64_t k, int64_t vocab_size) const;
+  /// The same for candidates that are given.
+  void candidates(const char* argument, int64_t k, int64_t vocab_size) const;
 
   /// One value a position; an argument that was not given is an empty View.
   View values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const;

@@ -23,7 +23,7 @@ auto topk_forward_kl(const World& world, const Tensor& student_logits, const Ten
   args.positions = count(positions);
   args.teacher_topk_ids = guard.ids("teacher_topk_ids", ids, positions, kMaxCandidates, "k");
   args.k = ids.shape.back();
-  guard.candidates(args.k, args.student.vocab_size);
+  guard.candidates("teacher_topk_ids", args.k, args.student.vocab_size);
   args.teacher_topk_logprobs =
       guard.rows("teacher_topk_logprobs", World::describe(teacher_topk_logprobs), ids.shape, kLogprobs);
   args.mask = guard.values("mask", describe<World>(mask), positions, kMask);
