@@ -1,14 +1,14 @@
 // reliability: one launch. A block takes a position (or a slice of one), and the last block of a response to finish
 // scans the response.
 #include "../math/drift.h"
-#include "row_pair.cuh"
+#include "position.cuh"
 #include "scan.cuh"
 
 namespace pruneopd::cuda {
 namespace {
 
 struct Params {
-  RowPairs rows;
+  Rows<2> rows;
   DeviceView mask, token_ids;
   Metric metric;
   double threshold, top_p;
@@ -33,11 +33,11 @@ __device__ void write_masked(const Params& params, int n) {
 }
 
 /// Whether the teacher's nucleus rejects the token of position n. An id that does not exist is not accepted.
-__device__ bool rejected(const Params& params, int n, RowPairMemory& memory) {
+__device__ bool rejected(const Params& params, int n, PositionMemory<2>& memory) {
   const int k = params.rows.k;
   double* const masses = memory.values[0];
   for (int j = thread_in_block(); j < k; j += kThreads)
-    masses[j] = exp(memory.summaries.rows[1].logprob(memory.logit(1, j), params.rows.teacher_temperature));
+    masses[j] = exp(memory.summaries.rows[1].logprob(memory.logit(1, j), params.rows.temperatures[1]));
   __syncthreads();
   if (thread_in_block() != 0) return false;
   const int64_t token = params.token_ids.id(n);
@@ -48,15 +48,15 @@ __device__ bool rejected(const Params& params, int n, RowPairMemory& memory) {
 
 /// r of position n (eq. 11 without L), for its k student candidates, at most one a thread.
 template <class T>
-__device__ void write_rewards(const Params& params, int n, RowPairMemory& memory) {
-  const RowPairs& rows = params.rows;
+__device__ void write_rewards(const Params& params, int n, PositionMemory<2>& memory) {
+  const Rows<2>& rows = params.rows;
   const int k = rows.k, j = thread_in_block(), lane = thread_in_block() % kWarpSize;
   const RowSummary &student = memory.summaries.rows[0], &teacher = memory.summaries.rows[1];
   double p = -INFINITY, q = -INFINITY;
   if (j < k) {
-    const auto row = make_row<T>(memory.logits[1], rows.teacher.type, rows.vocab_size);
-    p = student.logprob(memory.logit(0, j), rows.student_temperature);
-    q = teacher.logprob(row.logit(memory.id(0, j)), rows.teacher_temperature);
+    const auto row = make_row<T>(memory.logits[1], rows.logits[1].type, rows.vocab_size);
+    p = student.logprob(memory.logit(0, j), rows.temperatures[0]);
+    q = teacher.logprob(row.logit(memory.id(0, j)), rows.temperatures[1]);
   }
   double weight = 1.0 / k;
   if (params.reward_weight != RewardWeight::kNone) {
@@ -81,7 +81,7 @@ __device__ void write_rewards(const Params& params, int n, RowPairMemory& memory
 
 template <class T>
 __device__ void write_position(const Params& params, int n) {
-  RowPairMemory& memory = RowPairMemory::get();
+  PositionMemory<2>& memory = PositionMemory<2>::get();
   const int k = params.rows.k, j = thread_in_block();
   bool hit = false;
   if (j < k) {
@@ -122,15 +122,15 @@ __device__ void write_empty_responses(const Scan& scan) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliability_kernel(Params params) {
-  RowPairMemory& memory = RowPairMemory::get();
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T, 2>) reliability_kernel(Params params) {
+  PositionMemory<2>& memory = PositionMemory<2>::get();
   const int n = params.rows.position();
   if (blockIdx.x == 0) write_empty_responses(params.scan);
   if (!params.mask.flag(n)) {
     if (params.rows.slice() != 0) return;
     write_masked(params, n);
   } else {
-    if (!pass_row_pair<T, false>(params.rows, n)) return;
+    if (!pass_position<T, Stats::kNone, true>(params.rows, n)) return;
     write_position<T>(params, memory.position);
   }
   arrive(params, n, memory.is_last);
@@ -145,7 +145,7 @@ void compute(const ReliabilityArgs& args, const Queue& queue) {
     const auto bytes = static_cast<size_t>(args.responses.count) * sizeof(int32_t);
     return require(cudaMemsetAsync(args.scan.effective_length, 0, bytes, queue.stream));
   }
-  Params params{.rows = make_row_pairs(args.logits, args.k),
+  Params params{.rows = make_rows(args.logits, args.k),
                 .mask = DeviceView(args.mask),
                 .token_ids = DeviceView(args.token_ids),
                 .metric = args.drift_rule.metric,
@@ -160,7 +160,7 @@ void compute(const ReliabilityArgs& args, const Queue& queue) {
   params.scan.rewards = args.rewards;
   params.scan.k = static_cast<int>(args.k);
   with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits, positions, args.responses.count, params,
+    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits.vocab_size, positions, args.responses.count, params,
                           queue);
   });
 }

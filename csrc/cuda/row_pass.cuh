@@ -1,4 +1,4 @@
-// The pass over the logits of one position: both rows in step, each logit read once.
+// The pass over the logits of one position: its row, or both rows in step, each logit read once.
 //
 // A row is cut into units, and each warp sums its share of a unit on its own, relative to references of its own. So the
 // sums depend on nothing but the row: a unit gives the same Record whichever block takes it and whatever it did before.
@@ -14,8 +14,13 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 /// Threads that hold a tile between them, the contiguous ids whose maximum is kept for the selection.
 constexpr int kTileThreads = 8;
-/// Two rows: 0 is the student's, 1 the teacher's.
-constexpr int kSides = 2;
+
+/// What is summed besides the masses. Two rows: 0 is the student's, 1 the teacher's.
+enum class Stats {
+  kNone,
+  kReverseKl,  // what KL(0‖1) takes
+  kAll,        // and the entropies and KL(1‖0)
+};
 
 /// How a row of logits T is cut up.
 template <class T>
@@ -50,12 +55,10 @@ struct Side {
   static constexpr float kFarthest = 0x1p24f;
   static constexpr int kNone = -(1 << 30);
 
-  float scale;  // log2(e) / temperature
+  float scale = 0;  // log2(e) / temperature
   float reference = 0, limit = -INFINITY;
   float mass = 0, own = 0, other = 0;
   bool partner_misses = false;
-
-  __device__ explicit Side(float scale) : scale(scale) {}
 
   __device__ void start_unit() {
     reference = mass = own = other = 0;
@@ -160,12 +163,14 @@ __device__ __forceinline__ void sum_step_carefully(const Vectors<T>& xs, const V
   }
 }
 
-template <class T>
+/// What is not asked for the compiler leaves out.
+template <Stats kStats, class T>
 __device__ __forceinline__ void sum_all(const Vectors<T>& xs, const Vectors<T>& ys, Side<true>& student,
                                         Side<true>& teacher) {
   StepSums s, t;
   sum_step(xs, ys, student, teacher, s, t);
-  if (!(fabsf(s.own + s.other + t.own + t.other) < INFINITY)) {  // some logit is -inf, or worse
+  const float of_teacher = kStats == Stats::kAll ? t.own + t.other : 0;
+  if (!(fabsf(s.own + s.other + of_teacher) < INFINITY)) {  // some logit is -inf, or worse
     s = t = StepSums();
     sum_step_carefully(xs, ys, student, teacher, s, t);
   }
@@ -173,39 +178,53 @@ __device__ __forceinline__ void sum_all(const Vectors<T>& xs, const Vectors<T>& 
   t.add_to(teacher);
 }
 
-/// The sums of a warp's threads, x in its first half, y in the other.
-__device__ __forceinline__ float sum_halves(float x, float y, bool first_half) {
-  float sum = (first_half ? x : y) + __shfl_xor_sync(kWholeWarp, first_half ? y : x, kWarpSize / 2);
+/// The sums of a warp's threads of one value a side. Each side has a share of the threads, which get its sum.
+template <int kSides>
+__device__ __forceinline__ float sum_sides(const float (&values)[kSides], int side) {
+  static_assert(kSides == 1 || kSides == 2);
+  float sum = values[0];
+  if constexpr (kSides == 2)
+    sum = (side == 0 ? values[0] : values[1]) +
+          __shfl_xor_sync(kWholeWarp, side == 0 ? values[1] : values[0], kWarpSize / 2);
 #pragma unroll
-  for (int apart = kWarpSize / 4; apart; apart /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, apart);
+  for (int apart = kWarpSize / kSides / 2; apart; apart /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, apart);
   return sum;
 }
 
-/// The warp's sums over its share of a unit: the student's in the first half of its threads, the teacher's in the
-/// other.
-template <bool kStats>
-__device__ __forceinline__ Record reduce(const Side<kStats>& student, const Side<kStats>& teacher, bool first_half) {
-  const float x_to = student.agreed_reference(), y_to = teacher.agreed_reference();
-  const float x_factor = student.factor(x_to), y_factor = teacher.factor(y_to);
-  Record record{first_half ? x_to : y_to, sum_halves(x_factor * student.mass, y_factor * teacher.mass, first_half), 0,
-                0};
-  if constexpr (kStats) {
-    const float x_shift = student.reference - x_to, y_shift = teacher.reference - y_to;
-    record.own = sum_halves(x_factor * fmaf(x_shift, student.mass, student.own),
-                            y_factor * fmaf(y_shift, teacher.mass, teacher.own), first_half);
-    record.other = sum_halves(x_factor * fmaf(y_shift, student.mass, student.other),
-                              y_factor * fmaf(x_shift, teacher.mass, teacher.other), first_half);
-    const bool x_misses = __any_sync(kWholeWarp, student.partner_misses);
-    const bool y_misses = __any_sync(kWholeWarp, teacher.partner_misses);
-    if (first_half ? x_misses : y_misses) record.other = -INFINITY;
+/// The warp's sums over its share of a unit, of one side in the threads of its share.
+template <Stats kStats, int kSides>
+__device__ __forceinline__ Record reduce(const Side<kStats != Stats::kNone> (&sides)[kSides], int side) {
+  float to[kSides], factors[kSides], values[kSides];
+#pragma unroll
+  for (int i = 0; i < kSides; ++i) {
+    to[i] = sides[i].agreed_reference();
+    factors[i] = sides[i].factor(to[i]);
+    values[i] = factors[i] * sides[i].mass;
+  }
+  Record record{pick(to, side), sum_sides(values, side), 0, 0};
+  if constexpr (kStats != Stats::kNone) {
+    constexpr int kSummed = kStats == Stats::kAll ? 2 : 1;
+    bool misses[2] = {};
+    float others[2] = {};
+    values[1] = 0;
+#pragma unroll
+    for (int i = 0; i < kSummed; ++i) {
+      const float partner_shift = sides[1 - i].reference - to[1 - i];
+      values[i] = factors[i] * fmaf(sides[i].reference - to[i], sides[i].mass, sides[i].own);
+      others[i] = factors[i] * fmaf(partner_shift, sides[i].mass, sides[i].other);
+      misses[i] = __any_sync(kWholeWarp, sides[i].partner_misses);
+    }
+    record.own = sum_sides(values, side);
+    record.other = sum_sides(others, side);
+    if (pick(misses, side)) record.other = -INFINITY;
   }
   return record;
 }
 
 /// Where the pass leaves what it finds, in shared memory.
 struct PassOutputs {
-  float* tile_max;  // [kSides, tiles]
-  Record* records;  // [kSides, units * kWarps]
+  float* tile_max;  // [sides, tiles]
+  Record* records;  // [sides, units * kWarps]
   int tiles, units;
 };
 
@@ -216,45 +235,49 @@ __device__ __forceinline__ float tile_max(float max) {
   return max;
 }
 
-/// The units [begin, end) of both rows, by one block.
-template <class T, bool kStats>
-__device__ __forceinline__ void pass_units(const typename Vectors<T>::Row& student_row,
-                                           const typename Vectors<T>::Row& teacher_row, float student_scale,
-                                           float teacher_scale, int begin, int end, const PassOutputs& out) {
+/// The units [begin, end) of the rows, by one block.
+template <class T, Stats kStats, int kSides>
+__device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows)[kSides], const float (&scales)[kSides],
+                                           int begin, int end, const PassOutputs& out) {
   using C = Cut<T>;
   constexpr int kStride = kTileThreads * Vectors<T>::kIds;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;
-  const int vocab_size = student_row.vocab_size;
-  const bool first_half = lane < kWarpSize / 2;
-  Side<kStats> student(student_scale), teacher(teacher_scale);
+  const int vocab_size = rows[0].vocab_size, side_of_lane = lane / (kWarpSize / kSides);
+  Side<kStats != Stats::kNone> sides[kSides];
+#pragma unroll
+  for (int side = 0; side < kSides; ++side) sides[side].scale = scales[side];
 
   for (int unit = begin; unit < end; ++unit) {
-    student.start_unit();
-    teacher.start_unit();
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) sides[side].start_unit();
     for (int first = unit * C::kUnit; first < min((unit + 1) * C::kUnit, vocab_size); first += C::kStep) {
       const int tile = first / C::kTile + tile_of_step;
       const int id = tile * C::kTile + thread_of_tile * Vectors<T>::kIds, last = first + C::kStep - Vectors<T>::kIds;
-      Vectors<T> xs, ys;
-      xs.load(student_row, id, kStride, first, last);
-      ys.load(teacher_row, id, kStride, first, last);
-      const float x_max = xs.max(), y_max = ys.max();
-      if (!(x_max <= student.limit)) student.follow(x_max, teacher);
-      if (!(y_max <= teacher.limit)) teacher.follow(y_max, student);
-      const float x_tile_max = tile_max(x_max), y_tile_max = tile_max(y_max);
+      Vectors<T> vectors[kSides];
+      float max[kSides];
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) vectors[side].load(rows[side], id, kStride, first, last);
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) max[side] = vectors[side].max();
+#pragma unroll
+      for (int side = 0; side < kSides; ++side)
+        if (!(max[side] <= sides[side].limit)) sides[side].follow(max[side], sides[kSides - 1 - side]);
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) max[side] = tile_max(max[side]);
       if (thread_of_tile == 0 && tile < out.tiles) {
-        out.tile_max[tile] = x_tile_max;
-        out.tile_max[out.tiles + tile] = y_tile_max;
+#pragma unroll
+        for (int side = 0; side < kSides; ++side) out.tile_max[side * out.tiles + tile] = max[side];
       }
-      if constexpr (kStats) {
-        sum_all(xs, ys, student, teacher);
+      if constexpr (kStats != Stats::kNone) {
+        sum_all<kStats>(vectors[0], vectors[1], sides[0], sides[1]);
       } else {
-        sum_masses(xs, student);
-        sum_masses(ys, teacher);
+#pragma unroll
+        for (int side = 0; side < kSides; ++side) sum_masses(vectors[side], sides[side]);
       }
     }
-    const Record record = reduce(student, teacher, first_half);
-    if (lane % (kWarpSize / 2) == 0) out.records[((first_half ? 0 : out.units) + unit) * kWarps + warp] = record;
+    const Record record = reduce<kStats>(sides, side_of_lane);
+    if (lane % (kWarpSize / kSides) == 0) out.records[(side_of_lane * out.units + unit) * kWarps + warp] = record;
   }
 }
 

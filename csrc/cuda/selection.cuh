@@ -1,19 +1,21 @@
-// The k best of both rows, from their tile maxima. The first k tiles by (maximum descending, tile ascending) hold all
+// The k best of each row, from its tile maxima. The first k tiles by (maximum descending, tile ascending) hold all
 // of them: an element of any later tile comes after the k maxima of those. So nothing here can overflow, whatever the
 // rows.
 //
-// Half of the block works on each row, and both halves meet at the same barriers.
+// Of two rows half of the block works on each, and both halves meet at the same barriers.
 #pragma once
 
 #include "row_pass.cuh"
 
 namespace pruneopd::cuda {
 
-constexpr int kRowThreads = kThreads / kSides, kRowWarps = kWarps / kSides;
+/// Candidates that a row has room for.
+constexpr int kCapacity = 2 * kMaxCandidates;
 
 /// The selection's part of the shared memory.
+template <int kSides>
 struct Selection {
-  static constexpr int kCapacity = 2 * kMaxCandidates;
+  static constexpr int kRowThreads = kThreads / kSides;
 
   Candidate best[kSides][kMaxCandidates];  // the result: the first k, in order
   Candidate found[kSides][kCapacity];      // more than k, in no order
@@ -110,12 +112,12 @@ __device__ __forceinline__ void collect_vector(const typename Vectors<T>::One& v
     int start = 0;
     if (lane == 0 && passing) start = atomicAdd(&found_count, __popc(passing));
     const int slot = __shfl_sync(kWholeWarp, start, 0) + count_before(passing, lane);
-    if (passes && slot < Selection::kCapacity) found[slot] = candidate;
+    if (passes && slot < kCapacity) found[slot] = candidate;
   }
 }
 
-/// Counts what passes in the chosen tiles, and keeps it as long as there is room.
-template <class T>
+/// Counts what passes in the chosen tiles, and keeps it as long as there is room. By kRowWarps warps.
+template <class T, int kRowWarps>
 __device__ __forceinline__ void collect(const typename Vectors<T>::Row& row, const uint32_t* tiles, int tile_count,
                                         const Filter& filter, int warp, int lane, Candidate* found, int& found_count) {
   using V = Vectors<T>;
@@ -144,9 +146,10 @@ __device__ __forceinline__ void collect(const typename Vectors<T>::Row& row, con
   }
 }
 
-/// The k best of both rows, into `out.best`. The tiles have been chosen, found_count is 0, and a barrier lies between.
-template <class T>
-__device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int k, Selection& out) {
+/// The k best of each row, into `out.best`. The tiles have been chosen, found_count is 0, and a barrier lies between.
+template <class T, int kSides>
+__device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int k, Selection<kSides>& out) {
+  constexpr int kRowThreads = Selection<kSides>::kRowThreads;
   const int side = thread_in_block() / kRowThreads, thread = thread_in_block() % kRowThreads;
   const int warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int id_bits = 32 - __clz(row.vocab_size);
@@ -156,10 +159,11 @@ __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int 
   uint64_t least = low;
   for (;;) {
     const Filter filter{logit_of(out.bound[side]), least, id_bits, row.vocab_size};
-    collect<T>(row, out.tiles[side], out.tile_count[side], filter, warp, lane, out.found[side], out.found_count[side]);
+    collect<T, kRowThreads / kWarpSize>(row, out.tiles[side], out.tile_count[side], filter, warp, lane, out.found[side],
+                                        out.found_count[side]);
     __syncthreads();
     const int count = out.found_count[side];
-    const bool too_many = count > Selection::kCapacity, too_few = count < k;
+    const bool too_many = count > kCapacity, too_few = count < k;
     if (!__syncthreads_or(too_many || too_few)) break;
     if (too_many) low = least;
     if (too_few) high = least;

@@ -1,18 +1,31 @@
-// From what the pass left to what there is to say about both rows: sums, log-sum-exp, entropies, divergences.
+// From what the pass left to what there is to say about the rows: sums, log-sum-exp, entropies, divergences.
 #pragma once
 
 #include "selection.cuh"
 
 namespace pruneopd::cuda {
 
+/// Values that a block adds up at once.
+constexpr int kMostTerms = 4;
+
+/// The greatest logit of a row, NaN if there is one, and a tile that holds it.
+struct Peak {
+  float logit;
+  int tile;
+
+  __device__ bool broken() const { return !(fabsf(logit) < INFINITY); }
+};
+
 /// The summaries' part of the shared memory.
+template <int kSides>
 struct Summaries {
+  Peak peaks[kSides];
   RowSums sums[kSides];
   bool partner_misses[kSides];
   double partner_origins[kSides];  // what sums.other counts the partner's d from, unless set_peak_apart has moved it
   RowSummary rows[kSides];
-  double divergences[kSides];  // of this row from the other: reverse, forward
-  double of_warps[kWarps][3];  // for sum_over_block
+  double divergences[kSides];           // of this row from the other: reverse, forward
+  double of_warps[kWarps][kMostTerms];  // for sum_over_block
 };
 
 /// 2^d for a whole d <= 0, in float64.
@@ -25,8 +38,8 @@ __device__ __forceinline__ double exp2_whole(double d) {
 
 /// Adds up values of all threads; every thread gets the sums, in an order that is always the same.
 template <int kCount>
-__device__ __forceinline__ void sum_over_block(double (&values)[kCount], double (&of_warps)[kWarps][3]) {
-  static_assert(kCount <= 3);
+__device__ __forceinline__ void sum_over_block(double (&values)[kCount], double (&of_warps)[kWarps][kMostTerms]) {
+  static_assert(kCount <= kMostTerms);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     values[i] = warp_sum(values[i]);
@@ -39,6 +52,17 @@ __device__ __forceinline__ void sum_over_block(double (&values)[kCount], double 
     for (int warp = 0; warp < kWarps; ++warp) values[i] += of_warps[warp][i];
   }
   __syncthreads();
+}
+
+/// The peak from the orders of the tile maxima, by one warp.
+__device__ __forceinline__ Peak find_peak(const uint32_t* orders, int count, int lane) {
+  Candidate greatest = 0;
+  for (int tile = lane; tile < count; tile += kWarpSize) {
+    const Candidate candidate = static_cast<uint64_t>(orders[tile]) << 32 | static_cast<uint32_t>(~tile);
+    greatest = max(greatest, candidate);
+  }
+  greatest = warp_max(greatest);
+  return {candidate_logit(greatest), static_cast<int>(candidate_id(greatest))};
 }
 
 /// The sums of a row from its records, but for the one at `left_out`; by one warp. Also where the partner's d are from.
@@ -91,23 +115,21 @@ __device__ __forceinline__ bool has_lost_digits(const RowSums& sums) {
   return !(sums.mass > 0 && sums.mass < INFINITY && fabs(sums.reference * sums.scale) < kFarthestExact);
 }
 
-__device__ __forceinline__ bool is_broken(float greatest_logit) { return !(fabsf(greatest_logit) < INFINITY); }
-
 /// Where one token has most of the mass, the rest of it, which is all there is to the entropy, may be less than the
-/// rounding of a float32 that holds the peak: sums again the record that does, relative to the peak, with the peak
-/// itself in float64. By the block.
-template <class T, bool kStats>
+/// rounding of a float32 that holds the peak: sums again the record that does, relative to the peak, in float64. By the
+/// block.
+template <class T, bool kStats, int kSides>
 __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& row,
                                                const typename Vectors<T>::Row& partner, const Record* records,
-                                               const Record* partner_records, int record_count, Candidate peak,
-                                               int side, Summaries& out) {
-  RowSums &sums = out.sums[side], &partner_sums = out.sums[1 - side];
+                                               const Record* partner_records, int record_count, int side,
+                                               Summaries<kSides>& out) {
+  RowSums &sums = out.sums[side], &partner_sums = out.sums[kSides - 1 - side];
   using C = Cut<T>;
-  const int peak_id = candidate_id(peak);
-  const float peak_logit = candidate_logit(peak);
-  if (!(4 * exp2(sums.scale * (peak_logit - sums.reference)) > 3 * sums.mass)) return;
+  const Peak peak = out.peaks[side];
+  if (!(4 * exp2(sums.scale * (peak.logit - sums.reference)) > 3 * sums.mass)) return;
   const auto scale = static_cast<float>(sums.scale), partner_scale = static_cast<float>(partner_sums.scale);
   __syncthreads();  // everyone has looked
+  const int peak_id = peak.tile * C::kTile;
   const int unit = peak_id / C::kUnit, warp = peak_id % C::kStep / C::kWarp, lane = thread_in_block() % kWarpSize;
   if (thread_in_block() < kWarpSize)
     combine<kStats>(records, partner_records, record_count, unit * kWarps + warp, scale, partner_scale, lane, sums,
@@ -116,8 +138,8 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
 #pragma unroll 1
   for (int i = thread_in_block(); i < C::kWarp * C::kUnitSteps; i += kThreads) {
     const int id = unit * C::kUnit + i / C::kWarp * C::kStep + warp * C::kWarp + i % C::kWarp;
-    if (id >= row.vocab_size || id == peak_id) continue;
-    const float d = row.logit(id) - peak_logit;
+    if (id >= row.vocab_size) continue;
+    const float d = row.logit(id) - peak.logit;
     const float e = exp2_approximately(d * scale);
     added[0] += e;
     if constexpr (kStats) {
@@ -128,24 +150,23 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
   }
   sum_over_block(added, out.of_warps);
   if (thread_in_block() == 0) {
-    const double shift = sums.reference - peak_logit, factor = exp2(shift * sums.scale);
+    const double shift = sums.reference - peak.logit, factor = exp2(shift * sums.scale);
     if constexpr (kStats) {
-      const double y = partner.logit(peak_id);
       sums.other += (out.partner_origins[side] - partner_sums.reference) * sums.mass;
       sums.own = factor * (sums.own + shift * sums.mass) + added[1];
-      sums.other = factor * sums.other + added[2] + (y != -INFINITY ? y - partner_sums.reference : 0);
+      sums.other = factor * sums.other + added[2];
       partner_sums.other += shift * partner_sums.mass;
     }
-    sums.mass = factor * sums.mass + added[0] + 1;
-    sums.reference = peak_logit;
+    sums.mass = factor * sums.mass + added[0];
+    sums.reference = peak.logit;
   }
   __syncthreads();
 }
 
 /// The summary of a row that has lost digits, by its definition in float64. By the block.
-template <class Row>
+template <class Row, int kSides>
 __device__ __forceinline__ RowSummary summarize_exactly(const Row& row, float greatest, double temperature,
-                                                        Summaries& out) {
+                                                        Summaries<kSides>& out) {
   double sums[2] = {};  // mass, own
 #pragma unroll 1
   for (int id = thread_in_block(); id < row.vocab_size; id += kThreads) {
@@ -158,10 +179,10 @@ __device__ __forceinline__ RowSummary summarize_exactly(const Row& row, float gr
 }
 
 /// KL(p‖q) by its definition. By the block.
-template <class Row>
+template <class Row, int kSides>
 __device__ __forceinline__ double diverge_exactly(const Row& p_row, const Row& q_row, const RowSummary& p,
                                                   const RowSummary& q, double p_temperature, double q_temperature,
-                                                  Summaries& out) {
+                                                  Summaries<kSides>& out) {
   double sums[1] = {};
 #pragma unroll 1
   for (int id = thread_in_block(); id < p_row.vocab_size; id += kThreads) {

@@ -1,9 +1,11 @@
 // token_stats: a block takes a position, or a slice of one.
 #include "../math/drift.h"
-#include "row_pair.cuh"
+#include "position.cuh"
 
 namespace pruneopd::cuda {
 namespace {
+
+constexpr int kSides = 2;  // 0 is the student's, 1 the teacher's
 
 struct Candidates {
   int64_t* ids;
@@ -11,7 +13,7 @@ struct Candidates {
 };
 
 struct Params {
-  RowPairs rows;
+  Rows<2> rows;
   DeviceView mask, token_ids;
   Candidates candidates[kSides];
   float* overlap;
@@ -35,8 +37,8 @@ __device__ void write_masked(const Params& params, int n) {
 
 template <class T>
 __device__ void write_position(const Params& params, int n) {
-  const RowPairMemory& memory = RowPairMemory::get();
-  const RowPairs& rows = params.rows;
+  const PositionMemory<2>& memory = PositionMemory<2>::get();
+  const Rows<2>& rows = params.rows;
   const int k = rows.k;
   const auto logprob = [&](int side, double logit) {
     return static_cast<float>(memory.summaries.rows[side].logprob(logit, rows.temperature(side)));
@@ -74,12 +76,12 @@ __device__ void write_position(const Params& params, int n) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) token_stats_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T, 2>) token_stats_kernel(Params params) {
   const int n = params.rows.position();
   if (!params.mask.flag(n)) {
     if (params.rows.slice() == 0) write_masked(params, n);
-  } else if (pass_row_pair<T, true>(params.rows, n)) {
-    write_position<T>(params, RowPairMemory::get().position);
+  } else if (pass_position<T, Stats::kAll, true>(params.rows, n)) {
+    write_position<T>(params, PositionMemory<2>::get().position);
   }
 }
 
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) token_s
 void compute(const TokenStatsArgs& args, const Queue& queue) {
   if (args.positions == 0) return;
   const Params params{
-      .rows = make_row_pairs(args.logits, args.k),
+      .rows = make_rows(args.logits, args.k),
       .mask = DeviceView(args.mask),
       .token_ids = DeviceView(args.token_ids),
       .candidates = {{args.student_topk_ids, args.student_topk_logprobs, args.teacher_on_student_logprobs},
@@ -99,7 +101,7 @@ void compute(const TokenStatsArgs& args, const Queue& queue) {
       .divergence = {args.reverse_kl, args.forward_kl},
       .token_logprob = {args.student_token_logprob, args.teacher_token_logprob}};
   with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&token_stats_kernel<T>, "token_stats", args.logits, args.positions, /*responses=*/0, params,
+    launch_over_logits<T>(&token_stats_kernel<T>, "token_stats", args.logits.vocab_size, args.positions, /*responses=*/0, params,
                           queue);
   });
 }
