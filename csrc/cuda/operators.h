@@ -23,5 +23,10 @@ void compute(const ReliabilityArgs& args, const Queue& queue);
 void compute(const ReliabilityFromTopkArgs& args, const Queue& queue);
 void compute(const ReliabilityFromDriftArgs& args, const Queue& queue);
 void compute(const TokenStatsArgs& args, const Queue& queue);
+void compute(const TopkPolicyLossArgs& args, const Queue& queue);
+void compute(const TopkForwardKlArgs& args, const Queue& queue);
+void compute(const ReverseKlArgs& args, const Queue& queue);
+void compute(const LogprobsBackwardArgs& args, const Queue& queue);
+void compute(const ReverseKlBackwardArgs& args, const Queue& queue);
 
 }  // namespace pruneopd::cuda

@@ -13,8 +13,10 @@
 namespace pruneopd::cuda {
 
 /// How many blocks share a multiprocessor, which limits the registers: enough to read while one of them selects.
-template <class T, int kSides>
-constexpr int kBlocksPerMultiprocessor = std::is_same_v<T, AnyLogit> ? 2 : kSides == 1 ? 4 : 3;
+template <class T>
+constexpr int kBlocksPerMultiprocessor = std::is_same_v<T, AnyLogit> ? 2 : 3;
+/// Where a block reads one row and selects nothing.
+constexpr int kLightBlocksPerMultiprocessor = 4;
 
 /// What the kernels over logits take. Rows are numbered over the positions.
 template <int kRowsOfPosition>
@@ -48,12 +50,17 @@ struct alignas(16) PositionMemory {
   int position;
   const void* logits[kSides];             // of the position
   double values[kSides][kMaxCandidates];  // for what follows
+  int ids[kMaxCandidates];                // the same
   bool is_last;
 
   __device__ static PositionMemory& get() { return *reinterpret_cast<PositionMemory*>(shared_memory); }
 
   __device__ float logit(int side, int j) const { return candidate_logit(selection.best[side][j]); }
   __device__ int id(int side, int j) const { return candidate_id(selection.best[side][j]); }
+  /// Of a row relative to its greatest logit.
+  __device__ RowSummary summary(const Rows<kSides>& args, int side) const {
+    return summaries.rows[side].relative_to(summaries.peaks[side].logit, args.temperature(side));
+  }
   __device__ bool broken(int side) const { return summaries.rows[side].broken; }
   __device__ bool broken() const { return broken(0) || broken(kSides - 1); }
 };
@@ -140,6 +147,8 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
       if (thread_in_block() == 0) summaries.divergences[side] = divergence;  // and reads them
     }
   }
+  if constexpr (kStats == Stats::kReverseKl)
+    set_peak_excess<T>(row_of(0), row_of(1), args.temperatures[0], args.temperatures[1], by_definition, summaries);
 }
 
 /// Leaves the summaries of a position in the shared memory, and with kSelects the k candidates of each row. False:

@@ -73,6 +73,30 @@ __device__ __forceinline__ void unpack(uint32_t word, float& low, float& high) {
   }
 }
 
+/// Two floats as halves, each rounded to the nearest, of two to the even one.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  static_assert(sizeof(T) == 2);
+#ifdef __CUDA_ARCH__
+  uint32_t word;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#else
+  return uint32_t{from_float<T>(high).bits} << 16 | from_float<T>(low).bits;
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T round_to(float x) {
+  if constexpr (sizeof(T) == 2)
+    return {static_cast<uint16_t>(pack<T>(x, 0))};
+  else
+    return x;
+}
+
 /// threadIdx.x, read again wherever it stands: what follows from it need not be kept in registers through a long
 /// kernel.
 __device__ __forceinline__ int thread_in_block() {
@@ -95,6 +119,16 @@ __device__ __forceinline__ uint4 load_once(const uint4* address) {
   return v;
 #else
   return *address;
+#endif
+}
+
+/// 16 aligned bytes that nobody will soon read.
+__device__ __forceinline__ void store_once(uint4* address, const uint4& v) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+#else
+  *address = v;
 #endif
 }
 

@@ -122,7 +122,7 @@ __device__ void write_empty_responses(const Scan& scan) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T, 2>) reliability_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliability_kernel(Params params) {
   PositionMemory<2>& memory = PositionMemory<2>::get();
   const int n = params.rows.position();
   if (blockIdx.x == 0) write_empty_responses(params.scan);

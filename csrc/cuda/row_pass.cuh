@@ -169,8 +169,9 @@ __device__ __forceinline__ void sum_all(const Vectors<T>& xs, const Vectors<T>& 
                                         Side<true>& teacher) {
   StepSums s, t;
   sum_step(xs, ys, student, teacher, s, t);
-  const float of_teacher = kStats == Stats::kAll ? t.own + t.other : 0;
-  if (!(fabsf(s.own + s.other + of_teacher) < INFINITY)) {  // some logit is -inf, or worse
+  float all = s.own + s.other;
+  if constexpr (kStats == Stats::kAll) all = all + t.own + t.other;
+  if (!(fabsf(all) < INFINITY)) {  // some logit is -inf, or worse
     s = t = StepSums();
     sum_step_carefully(xs, ys, student, teacher, s, t);
   }
@@ -241,9 +242,8 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
                                            int begin, int end, const PassOutputs& out) {
   using C = Cut<T>;
   constexpr int kStride = kTileThreads * Vectors<T>::kIds;
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;
-  const int vocab_size = rows[0].vocab_size, side_of_lane = lane / (kWarpSize / kSides);
+  const int vocab_size = rows[0].vocab_size;
   Side<kStats != Stats::kNone> sides[kSides];
 #pragma unroll
   for (int side = 0; side < kSides; ++side) sides[side].scale = scales[side];
@@ -276,8 +276,10 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
         for (int side = 0; side < kSides; ++side) sum_masses(vectors[side], sides[side]);
       }
     }
-    const Record record = reduce<kStats>(sides, side_of_lane);
-    if (lane % (kWarpSize / kSides) == 0) out.records[(side_of_lane * out.units + unit) * kWarps + warp] = record;
+    const int warp = thread_in_block() / kWarpSize, lane = thread_in_block() % kWarpSize;
+    const int side = lane / (kWarpSize / kSides);
+    const Record record = reduce<kStats>(sides, side);
+    if (lane % (kWarpSize / kSides) == 0) out.records[(side * out.units + unit) * kWarps + warp] = record;
   }
 }
 

@@ -45,6 +45,8 @@ struct TypedRow {
   const T* logits;
   int vocab_size;
 
+  /// The row without its first ids.
+  __device__ TypedRow from(int id) const { return {logits + id, vocab_size - id}; }
   __device__ unsigned misalignment() const { return reinterpret_cast<uintptr_t>(logits) & 15; }
   /// Whether 16 bytes from any id in [first, last] on lie in the row, with the aligned words that hold them.
   __device__ bool has_around(int first, int last) const {
@@ -76,19 +78,28 @@ struct TypedRow {
   __device__ float logit(int id) const { return to_float(logits[id]); }
 };
 
-/// Vectors of 16 bytes: from `id`, `id + stride`, ... on. `first` to `last` are the ids of the whole block.
+/// Vectors of 16 bytes: from `id`, `id + stride`, ... on, where the row has_around.
+template <class T, int kCount>
+__device__ __forceinline__ void load_vectors_inside(const TypedRow<T>& row, int id, int stride,
+                                                    uint4 (&vectors)[kCount]) {
+  if (row.misalignment()) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_misaligned(id + j * stride);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_aligned(id + j * stride);
+  }
+}
+
+/// The same anywhere. `first` to `last` are the ids of the whole block.
 template <class T, int kCount>
 __device__ __forceinline__ void load_vectors(const TypedRow<T>& row, int id, int stride, int first, int last,
                                              uint4 (&vectors)[kCount]) {
   if (!row.has_around(first, last)) {
 #pragma unroll 1
     for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
-  } else if (row.misalignment()) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_misaligned(id + j * stride);
   } else {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_aligned(id + j * stride);
+    load_vectors_inside(row, id, stride, vectors);
   }
 }
 
@@ -108,6 +119,7 @@ struct Vectors<T> {
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
+  __device__ void load_inside(const Row& row, int id, int stride) { load_vectors_inside(row, id, stride, vectors); }
   __device__ float max() const {
     uint32_t max = vectors[0].x;
 #pragma unroll
@@ -139,6 +151,7 @@ struct Vectors<float> {
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
+  __device__ void load_inside(const Row& row, int id, int stride) { load_vectors_inside(row, id, stride, vectors); }
   __device__ float max() const {
     float max = bits_float(vectors[0].x);
 #pragma unroll
@@ -175,6 +188,10 @@ struct Vectors<AnyLogit> {
     __device__ TypedRow<T> as() const {
       return {static_cast<const T*>(data), vocab_size};
     }
+    __device__ Row from(int id) const {
+      return {static_cast<const char*>(data) + id * bytes_of(type), type, vocab_size - id};
+    }
+    __device__ unsigned misalignment() const { return 0; }  // of no concern: every load looks for itself
     __device__ float logit(int id) const { return static_cast<float>(load_real(data, type, id)); }
     __device__ bool has_around(int, int) const { return false; }
     __device__ One load_inside(int id) const { return load(id); }
@@ -203,6 +220,7 @@ struct Vectors<AnyLogit> {
 #pragma unroll 1
     for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
   }
+  __device__ void load_inside(const Row& row, int id, int stride) { load(row, id, stride, 0, 0); }
   __device__ float max() const {
     float max = vectors[0].x[0];
 #pragma unroll

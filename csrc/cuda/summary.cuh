@@ -1,6 +1,7 @@
 // From what the pass left to what there is to say about the rows: sums, log-sum-exp, entropies, divergences.
 #pragma once
 
+#include "../math/loss.h"
 #include "selection.cuh"
 
 namespace pruneopd::cuda {
@@ -25,6 +26,8 @@ struct Summaries {
   double partner_origins[kSides];  // what sums.other counts the partner's d from, unless set_peak_apart has moved it
   RowSummary rows[kSides];
   double divergences[kSides];           // of this row from the other: reverse, forward
+  double peak_excess;                   // of row 0, where it has a peak: see DivergenceState
+  float beside_peak;                    // row 1's logit there
   double of_warps[kWarps][kMostTerms];  // for sum_over_block
 };
 
@@ -115,6 +118,11 @@ __device__ __forceinline__ bool has_lost_digits(const RowSums& sums) {
   return !(sums.mass > 0 && sums.mass < INFINITY && fabs(sums.reference * sums.scale) < kFarthestExact);
 }
 
+/// Whether one token has most of the mass: more rows than those of DivergenceState::is_peaked.
+__device__ __forceinline__ bool has_peak(const RowSums& sums, const Peak& peak) {
+  return 1.6 * exp2(sums.scale * (peak.logit - sums.reference)) > sums.mass;
+}
+
 /// Where one token has most of the mass, the rest of it, which is all there is to the entropy, may be less than the
 /// rounding of a float32 that holds the peak: sums again the record that does, relative to the peak, in float64. By the
 /// block.
@@ -126,7 +134,7 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
   RowSums &sums = out.sums[side], &partner_sums = out.sums[kSides - 1 - side];
   using C = Cut<T>;
   const Peak peak = out.peaks[side];
-  if (!(4 * exp2(sums.scale * (peak.logit - sums.reference)) > 3 * sums.mass)) return;
+  if (!has_peak(sums, peak)) return;
   const auto scale = static_cast<float>(sums.scale), partner_scale = static_cast<float>(partner_sums.scale);
   __syncthreads();  // everyone has looked
   const int peak_id = peak.tile * C::kTile;
@@ -196,6 +204,32 @@ __device__ __forceinline__ double diverge_exactly(const Row& p_row, const Row& q
   }
   sum_over_block(sums, out.of_warps);
   return sums[0] < 0 ? 0 : sums[0];
+}
+
+/// log p - log q - KL(p‖q) at the peak of row 0, if it has one. `p` and `q` are summaries. By the block.
+template <class T>
+__device__ __forceinline__ void set_peak_excess(const typename Vectors<T>::Row& p_row,
+                                                const typename Vectors<T>::Row& q_row, double p_temperature,
+                                                double q_temperature, bool by_definition, Summaries<2>& out) {
+  using C = Cut<T>;
+  const Peak peak = out.peaks[0];
+  const RowSummary &p = out.rows[0], &q = out.rows[1];
+  const bool peaked = p.logprob(peak.logit, p_temperature) > -0.45;  // log(1.5) is .41, log(1.6) .47
+  if (peaked)
+    for (int i = thread_in_block(); i < C::kTile; i += kThreads) {
+      const int id = peak.tile * C::kTile + i;
+      if (id < p_row.vocab_size && p_row.logit(id) == peak.logit) out.beside_peak = q_row.logit(id);
+    }
+  __syncthreads();
+  if (thread_in_block() != 0) return;
+  if (!peaked)
+    out.peak_excess = 0;
+  else if (by_definition)
+    out.peak_excess = p.logprob(peak.logit, p_temperature) - q.logprob(out.beside_peak, q_temperature) -
+                      out.divergences[0];
+  else
+    out.peak_excess =
+        excess_of_peak(out.sums[0], p_temperature, q_temperature, out.beside_peak - out.sums[1].reference);
 }
 
 }  // namespace pruneopd::cuda

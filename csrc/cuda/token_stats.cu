@@ -76,7 +76,7 @@ __device__ void write_position(const Params& params, int n) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T, 2>) token_stats_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) token_stats_kernel(Params params) {
   const int n = params.rows.position();
   if (!params.mask.flag(n)) {
     if (params.rows.slice() == 0) write_masked(params, n);

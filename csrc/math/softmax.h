@@ -51,6 +51,15 @@ struct RowSummary {
     return summary;
   }
 
+  /// The same, referring to a logit of the row.
+  PRUNEOPD_FORMULA RowSummary relative_to(double logit, double temperature) const {
+    RowSummary summary = *this;
+    if (broken) return summary;
+    summary.log_mass += (reference - logit) / temperature;
+    summary.reference = logit;
+    return summary;
+  }
+
   /// log-probability of a logit of this row. The reference goes first: beside a huge one the mass would vanish.
   PRUNEOPD_FORMULA double logprob(double logit, double temperature) const {
     return (logit - reference) / temperature - log_mass;

@@ -53,7 +53,10 @@ class CudaTensors : public TorchTensors {
   int index_;
 };
 
-STABLE_TORCH_LIBRARY_IMPL(pruneopd_cuda, CUDA, m) { implement<CudaTensors>(m); }
+STABLE_TORCH_LIBRARY_IMPL(pruneopd_cuda, CUDA, m) {
+  implement<CudaTensors>(m);
+  implement_losses<CudaTensors>(m);
+}
 
 }  // namespace
 }  // namespace pruneopd::bindings

@@ -1,0 +1,206 @@
+// How a backward pass writes the gradient of a row: it streams over the logits once, 16 bytes at a time where the
+// gradient is aligned, by one block, or by several that each take a share of the row. An id's gradient depends on its
+// logits and on the row's state alone, so that neither the shares nor the alignment change a bit.
+#pragma once
+
+#include "position.cuh"
+
+namespace pruneopd::cuda {
+
+/// A row whose reference lies farther out may have differences to it that no float32 holds.
+constexpr float kFarthestReference = 1e30f;
+
+/// Where the gradient of one row goes, in one type.
+template <class T>
+struct TypedGradient {
+  static constexpr int kIds = 16 / sizeof(T);  // in 16 bytes
+
+  T* values;
+
+  __device__ TypedGradient(void* values, Scalar) : values(static_cast<T*>(values)) {}
+  __device__ int ids_before_alignment() const {
+    return static_cast<int>((-reinterpret_cast<uintptr_t>(values) & 15) / sizeof(T));
+  }
+  __device__ void advance(int64_t ids) { values += ids; }
+  __device__ void set(int64_t id, float value) const { values[id] = round_to<T>(value); }
+  __device__ void store(int id, const float (&g)[kIds]) const {
+    auto* const at = reinterpret_cast<uint4*>(values + id);
+    if constexpr (sizeof(T) == 2)
+      store_once(at, {pack<T>(g[0], g[1]), pack<T>(g[2], g[3]), pack<T>(g[4], g[5]), pack<T>(g[6], g[7])});
+    else
+      store_once(at, {float_bits(g[0]), float_bits(g[1]), float_bits(g[2]), float_bits(g[3])});
+  }
+};
+
+/// The same in a type that is known only when the kernel runs.
+struct AnyGradient {
+  static constexpr int kIds = Vectors<AnyLogit>::kIds;
+
+  void* values;
+  Scalar type;
+
+  __device__ AnyGradient(void* values, Scalar type) : values(values), type(type) {}
+  template <class T>
+  __device__ TypedGradient<T> as() const {
+    return {values, type};
+  }
+  __device__ int ids_before_alignment() const {
+    return type == Scalar::kF32 ? as<float>().ids_before_alignment() : as<Half>().ids_before_alignment();
+  }
+  __device__ void advance(int64_t ids) { values = static_cast<char*>(values) + ids * bytes_of(type); }
+  __device__ void set(int64_t id, float value) const {
+    if (type == Scalar::kBF16)
+      as<BFloat16>().set(id, value);
+    else if (type == Scalar::kF16)
+      as<Half>().set(id, value);
+    else
+      as<float>().set(id, value);
+  }
+  __device__ void store(int id, const float (&g)[kIds]) const {
+    if (type == Scalar::kBF16) {
+      as<BFloat16>().store(id, g);
+    } else if (type == Scalar::kF16) {
+      as<Half>().store(id, g);
+    } else {
+      as<float>().store(id, {g[0], g[1], g[2], g[3]});
+      as<float>().store(id + 4, {g[4], g[5], g[6], g[7]});
+    }
+  }
+};
+
+template <class T>
+using Gradient = std::conditional_t<std::is_same_v<T, AnyLogit>, AnyGradient, TypedGradient<T>>;
+
+/// A block's share of a row: vectors of 16 bytes, and of the first block also what lies before them and after them. Ids
+/// are counted from the first vector on.
+template <class T, int kSides>
+struct GradientShare {
+  using V = Vectors<T>;
+  static constexpr int kIds = V::kIds;
+
+  typename V::Row rows[kSides];
+  Gradient<T> gradient;
+  int first_id;        // of the vectors, in the row
+  int vocab_size;      // counted from there, as all that follows
+  int64_t width;
+  int tail;            // where the vectors of all blocks end
+  int begin, end;      // this block's vectors, by their number
+  bool has_edges;
+
+  __device__ GradientShare(const Rows<kSides>& args, void* gradients, Scalar type, int64_t row_width, int n)
+      : gradient(gradients, type) {
+    gradient.advance(n * row_width);
+    // A misaligned row is read in aligned words, which must lie in the row: a vector more on either side.
+    int head = gradient.ids_before_alignment(), margin = 0;
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) {
+      rows[side] = make_row<T>(args.logits[side].row(n), args.logits[side].type, args.vocab_size);
+      if (rows[side].from(head).misalignment()) margin = kIds;
+    }
+    head += margin;
+    const int vectors = max(args.vocab_size - head - margin, 0) / kIds;
+    if (vectors == 0) head = 0;
+    first_id = head;
+    vocab_size = args.vocab_size - head;
+    width = row_width - head;
+    tail = vectors * kIds;
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) rows[side] = rows[side].from(head);
+    gradient.advance(head);
+    const int slice = args.slice();
+    begin = static_cast<int>(int64_t{vectors} * slice / args.slices);
+    end = static_cast<int>(int64_t{vectors} * (slice + 1) / args.slices);
+    has_edges = slice == 0;
+  }
+
+  __device__ bool owns(int id) const {
+    return id < 0 || id >= tail ? has_edges : id / kIds >= begin && id / kIds < end;
+  }
+
+  /// visit(id) of what lies before the vectors and after them.
+  template <class Visit>
+  __device__ void for_edges(const Visit& visit) const {
+    if (!has_edges) return;
+#pragma unroll 1
+    for (int64_t i = thread_in_block() - first_id; i < width - tail; i += kThreads) visit(i < 0 ? i : i + tail);
+  }
+
+  /// The same value for every id that exists.
+  __device__ void fill(float value) const {
+    float g[kIds];
+#pragma unroll
+    for (int i = 0; i < kIds; ++i) g[i] = value;
+#pragma unroll 4
+    for (int v = begin + thread_in_block(); v < end; v += kThreads) gradient.store(v * kIds, g);
+    for_edges([&](int64_t id) { gradient.set(id, id < vocab_size ? value : 0); });
+  }
+
+  /// of_logits(x) of one id, where no vector may be taken.
+  template <class OfLogits>
+  __device__ void set_one(int64_t id, const OfLogits& of_logits) const {
+    float x[kSides];
+    if (id < vocab_size) {
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) x[side] = rows[side].logit(static_cast<int>(id));
+    }
+    gradient.set(id, id < vocab_size ? of_logits(x) : 0);
+  }
+
+  /// Every id by itself.
+  template <class OfLogits>
+  __device__ void write_singly(const OfLogits& of_logits) const {
+#pragma unroll 1
+    for (int id = begin * kIds + thread_in_block(); id < end * kIds; id += kThreads) set_one(id, of_logits);
+    for_edges([&](int64_t id) { set_one(id, of_logits); });
+  }
+
+  /// of_vectors(x, g) sets the gradients of a vector and returns whether some are to be set again, by of_vectors.one(x).
+  template <class OfVectors>
+  __device__ __forceinline__ void stream(const OfVectors& of_vectors) const {
+    constexpr int kCount = V::kCount, kStep = kThreads * kCount;
+    const auto one = [&](const float (&x)[kSides]) { return of_vectors.one(x); };
+    const auto write = [&](const float (&x)[kSides][kIds], int id) {
+      float g[kIds];
+      const bool again = of_vectors(x, g);
+      gradient.store(id, g);
+      if (!again) return;
+#pragma unroll 1
+      for (int i = 0; i < kIds; ++i) set_one(id + i, one);
+    };
+    int v = begin + thread_in_block();
+    for (int step = begin; step + kStep <= end; step += kStep, v += kStep) {
+      V vectors[kSides];
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) vectors[side].load_inside(rows[side], v * kIds, kThreads * kIds);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        float x[kSides][kIds];
+#pragma unroll
+        for (int side = 0; side < kSides; ++side) vectors[side].logits(j, x[side]);
+        write(x, (v + j * kThreads) * kIds);
+      }
+    }
+#pragma unroll 1
+    for (; v < end; v += kThreads) {
+      float x[kSides][kIds];
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) V::logits(rows[side].load_inside(v * kIds), x[side]);
+      write(x, v * kIds);
+    }
+    for_edges([&](int64_t id) { set_one(id, one); });
+  }
+};
+
+// ---- The host's part.
+
+/// Launches a backward pass whose parameters hold `rows`. Several blocks take a row where there are few.
+template <class T, class Params>
+void launch_over_gradient(void (*kernel)(Params), int64_t positions, int64_t width, int64_t shared_bytes,
+                          Params params, const Queue& queue) {
+  const int64_t wanted = 16 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
+  const int64_t most = (width + kThreads * Vectors<T>::kIds - 1) / (kThreads * Vectors<T>::kIds);
+  params.rows.slices = static_cast<int>(std::min(most, (wanted + positions - 1) / positions));
+  launch(kernel, positions * params.rows.slices, kThreads, shared_bytes, queue, params);
+}
+
+}  // namespace pruneopd::cuda

@@ -1,0 +1,121 @@
+// logprobs_backward, which the losses over candidates share: a block takes a position, or a slice of one.
+#include "../math/loss.h"
+#include "gradient.cuh"
+
+namespace pruneopd::cuda {
+namespace {
+
+struct Params {
+  Rows<1> rows;
+  DeviceView topk_ids, coefficients, state, scale;
+  int m;
+  void* gradient;
+  int64_t width;
+};
+
+struct Memory {
+  double of_warps[kWarps][kMostTerms];
+  int ids[kMaxPolicyCandidates];  // -1: does not exist
+  float coefficients[kMaxPolicyCandidates];
+
+  __device__ static Memory& get() { return *reinterpret_cast<Memory*>(shared_memory); }
+};
+
+/// p times a factor: in float32, rounded the same way wherever it stands.
+struct OfSoftmax {
+  RowState state;
+  float log2_scale;  // log2(e) / temperature
+  float factor;      // over the mass
+  double temperature, exact_factor;
+
+  template <int kIds>
+  __device__ bool operator()(const float (&logits)[1][kIds], float (&gradients)[kIds]) const {
+#pragma unroll
+    for (int i = 0; i < kIds; ++i) gradients[i] = one({logits[0][i]});
+    return false;
+  }
+  __device__ float one(const float (&logit)[1]) const {
+    return __fmul_rn(exp2_approximately(__fmul_rn(logit[0] - state.reference, log2_scale)), factor);
+  }
+  /// In float64.
+  __device__ double probability(float logit) const {
+    return exp((static_cast<double>(logit) - state.reference) / temperature) / state.mass;
+  }
+  __device__ float exactly(const float (&logit)[1]) const {
+    return static_cast<float>(exact_factor * probability(logit[0]));
+  }
+};
+
+/// Overwrites the gradients of the candidates, each with the part of its own that it has in the sum.
+template <class T>
+__device__ void write_candidates(const GradientShare<T, 1>& share, int m, const OfSoftmax& others, double scale) {
+  const Memory& memory = Memory::get();
+#pragma unroll 1
+  for (int j = thread_in_block(); j < m; j += kThreads) {
+    const int row_id = memory.ids[j], id = row_id - share.first_id;
+    if (row_id < 0 || !share.owns(id)) continue;
+    double own = 0;
+    bool is_first = true;
+    for (int i = 0; i < m; ++i)
+      if (memory.ids[i] == row_id) {
+        own += memory.coefficients[i];
+        is_first &= i >= j;
+      }
+    if (!is_first) continue;
+    const double p = others.probability(share.rows[0].logit(id));
+    share.gradient.set(id, static_cast<float>(scale * own + others.exact_factor * p));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kLightBlocksPerMultiprocessor) logprobs_backward_kernel(Params params) {
+  Memory& memory = Memory::get();
+  const Rows<1>& rows = params.rows;
+  const int n = rows.position();
+  const GradientShare<T, 1> share(rows, params.gradient, rows.logits[0].type, params.width, n);
+  const double scale = params.scale.real(n) / rows.temperatures[0];
+  if (scale == 0) return share.fill(0);
+
+  double total[1] = {};
+  bool moves = false;
+  for (int j = thread_in_block(); j < params.m; j += kThreads) {
+    const int64_t id = params.topk_ids.id(n, j);
+    memory.ids[j] = id >= 0 && id < rows.vocab_size ? static_cast<int>(id) : -1;
+    memory.coefficients[j] = static_cast<float>(params.coefficients.real(n, j));
+    total[0] += memory.coefficients[j];
+    moves |= memory.coefficients[j] != 0;
+  }
+  sum_over_block(total, memory.of_warps);
+  if (!__syncthreads_or(moves)) return share.fill(0);
+  if (!(std::isfinite(total[0]) && std::isfinite(scale))) return share.fill(NAN);
+
+  const RowState state(static_cast<float>(params.state.real(n, 0)), static_cast<float>(params.state.real(n, 1)));
+  const double factor = -scale * total[0];
+  const OfSoftmax gradient{state, rows.scales[0], static_cast<float>(factor / state.mass), rows.temperatures[0],
+                           factor};
+  if (rows.usable_scales && std::isfinite(gradient.factor))
+    share.stream(gradient);
+  else
+    share.write_singly([&](const float (&logit)[1]) { return gradient.exactly(logit); });
+  __syncthreads();
+  write_candidates(share, params.m, gradient, scale);
+}
+
+}  // namespace
+
+void compute(const LogprobsBackwardArgs& args, const Queue& queue) {
+  if (args.positions == 0) return;
+  const Params params{.rows = make_rows(args.student, /*k=*/0),
+                      .topk_ids = DeviceView(args.topk_ids),
+                      .coefficients = DeviceView(args.coefficients),
+                      .state = DeviceView(args.state),
+                      .scale = DeviceView(args.scale),
+                      .m = static_cast<int>(args.m),
+                      .gradient = args.gradient,
+                      .width = args.width};
+  with_logit_type(args.student.rows.type, [&]<class T>() {
+    launch_over_gradient<T>(&logprobs_backward_kernel<T>, args.positions, args.width, sizeof(Memory), params, queue);
+  });
+}
+
+}  // namespace pruneopd::cuda

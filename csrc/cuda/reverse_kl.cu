@@ -1,0 +1,151 @@
+// reverse_kl: a block takes a position, or a slice of one; so does its backward pass.
+#include "../math/loss.h"
+#include "gradient.cuh"
+
+namespace pruneopd::cuda {
+namespace {
+
+struct Params {
+  Rows<2> rows;
+  DeviceView mask, weight;
+  float *loss, *state;
+};
+
+__device__ void write_position(const Params& params, int n, double weight) {
+  if (thread_in_block() != 0) return;
+  const PositionMemory<2>& memory = PositionMemory<2>::get();
+  const double kl = memory.summaries.divergences[0];
+  const auto loss = static_cast<float>(weight * kl);
+  const DivergenceState saved(memory.summary(params.rows, 0), memory.summary(params.rows, 1), kl,
+                              memory.summaries.peak_excess);
+  params.loss[n] = loss;
+  float* const state = params.state + n * kDivergenceState;
+  state[0] = saved.reference;
+  state[1] = saved.mass;
+  state[2] = saved.teacher_reference;
+  state[3] = std::isfinite(loss) ? saved.offset : NAN;
+  state[4] = saved.peak_excess;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reverse_kl_kernel(Params params) {
+  const int n = params.rows.position();
+  const double weight = params.weight ? params.weight.real(n) : 1;
+  if (!params.mask.flag(n) || weight == 0) {
+    if (params.rows.slice() == 0 && thread_in_block() < kDivergenceState) {
+      params.state[n * kDivergenceState + thread_in_block()] = 0;
+      params.loss[n] = 0;
+    }
+  } else if (pass_position<T, Stats::kReverseKl, /*kSelects=*/false>(params.rows, n)) {
+    write_position(params, PositionMemory<2>::get().position, weight);
+  }
+}
+
+// ---- Backward.
+
+struct BackwardParams {
+  Rows<2> rows;
+  DeviceView state, scale;
+  void* gradient;
+  int64_t width;
+};
+
+/// p * (log p - log q - KL) times a factor: in float32, in log2 units, rounded the same way wherever it stands.
+struct OfDivergence {
+  const DivergenceState& state;
+  float student_scale, teacher_scale;  // log2(e) / temperature
+  float factor, offset;                // of the logarithms
+  double student_temperature, teacher_temperature, exact_factor;
+
+  __device__ float operator()(float x, float y, float& e) const {
+    const float dx = __fmul_rn(x - state.reference, student_scale);
+    const float dy = __fmul_rn(y - state.teacher_reference, teacher_scale);
+    e = exp2_approximately(dx);
+    const float gradient = __fmul_rn(__fmul_rn(e, factor), __fadd_rn(__fadd_rn(dx, -dy), -offset));
+    return e == 0 ? 0 : gradient;
+  }
+  /// Returns whether the peak may be here, whose excess is another.
+  template <int kIds>
+  __device__ bool operator()(const float (&logits)[2][kIds], float (&gradients)[kIds]) const {
+    float greatest = 0;
+#pragma unroll
+    for (int i = 0; i < kIds; ++i) {
+      float e;
+      gradients[i] = (*this)(logits[0][i], logits[1][i], e);
+      greatest = fmaxf(greatest, e);
+    }
+    return greatest == 1 && state.is_peaked();
+  }
+  __device__ float one(const float (&logits)[2]) const {
+    if (is_peak(logits[0])) return exactly(logits);
+    float e;
+    return (*this)(logits[0], logits[1], e);
+  }
+  __device__ bool is_peak(float logit) const { return state.is_peaked() && logit == state.reference; }
+  /// In float64.
+  __device__ float exactly(const float (&logits)[2]) const {
+    const double log_p = (static_cast<double>(logits[0]) - state.reference) / student_temperature;
+    const double log_q = (static_cast<double>(logits[1]) - state.teacher_reference) / teacher_temperature;
+    const double p = exp(log_p) / state.mass;
+    const double excess = is_peak(logits[0]) ? state.peak_excess : log_p - log_q - state.offset;
+    return p == 0 ? 0 : static_cast<float>(exact_factor * (p * excess));
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    reverse_kl_backward_kernel(BackwardParams params) {
+  const int n = params.rows.position();
+  const Rows<2>& rows = params.rows;
+  const GradientShare<T, 2> share(rows, params.gradient, rows.logits[0].type, params.width, n);
+  const double scale = params.scale.real(n) / rows.temperatures[0];
+  if (scale == 0) return share.fill(0);
+  const auto saved = [&](int i) { return static_cast<float>(params.state.real(n, i)); };
+  const DivergenceState state(saved(0), saved(1), saved(2), saved(3), saved(4));
+  if (!(std::isfinite(scale) && std::isfinite(state.offset))) return share.fill(NAN);
+
+  const OfDivergence gradient{state,
+                              rows.scales[0],
+                              rows.scales[1],
+                              static_cast<float>(scale / state.mass * kLn2),
+                              static_cast<float>(state.offset / kLn2),
+                              rows.temperatures[0],
+                              rows.temperatures[1],
+                              scale};
+  const bool fits = rows.usable_scales && std::isfinite(gradient.factor) && std::isfinite(gradient.offset) &&
+                    fabsf(state.teacher_reference) < kFarthestReference;
+  if (fits)
+    share.stream(gradient);
+  else
+    share.write_singly([&](const float (&logits)[2]) { return gradient.exactly(logits); });
+}
+
+}  // namespace
+
+void compute(const ReverseKlArgs& args, const Queue& queue) {
+  if (args.positions == 0) return;
+  const Params params{.rows = make_rows(args.logits, /*k=*/0),
+                      .mask = DeviceView(args.mask),
+                      .weight = DeviceView(args.weight),
+                      .loss = args.loss,
+                      .state = args.state};
+  with_logit_type(args.logits, [&]<class T>() {
+    launch_over_logits<T>(&reverse_kl_kernel<T>, "reverse_kl", args.logits.vocab_size, args.positions,
+                          /*responses=*/0, params, queue);
+  });
+}
+
+void compute(const ReverseKlBackwardArgs& args, const Queue& queue) {
+  if (args.positions == 0) return;
+  const BackwardParams params{.rows = make_rows(args.logits, /*k=*/0),
+                              .state = DeviceView(args.state),
+                              .scale = DeviceView(args.scale),
+                              .gradient = args.gradient,
+                              .width = args.width};
+  with_logit_type(args.logits, [&]<class T>() {
+    launch_over_gradient<T>(&reverse_kl_backward_kernel<T>, args.positions, args.width, /*shared_bytes=*/0, params,
+                            queue);
+  });
+}
+
+}  // namespace pruneopd::cuda
