@@ -80,15 +80,14 @@ struct GradientShare {
 
   typename V::Row rows[kSides];
   Gradient<T> gradient;
-  int first_id;        // of the vectors, in the row
-  int vocab_size;      // counted from there, as all that follows
-  int64_t width;
-  int tail;            // where the vectors of all blocks end
-  int begin, end;      // this block's vectors, by their number
+  int64_t row_width;
+  int first_id;    // of the vectors, in the row
+  int tail;        // where the vectors of all blocks end
+  int begin, end;  // this block's vectors, by their number
   bool has_edges;
 
   __device__ GradientShare(const Rows<kSides>& args, void* gradients, Scalar type, int64_t row_width, int n)
-      : gradient(gradients, type) {
+      : gradient(gradients, type), row_width(row_width) {
     gradient.advance(n * row_width);
     // A misaligned row is read in aligned words, which must lie in the row: a vector more on either side.
     int head = gradient.ids_before_alignment(), margin = 0;
@@ -101,8 +100,6 @@ struct GradientShare {
     const int vectors = max(args.vocab_size - head - margin, 0) / kIds;
     if (vectors == 0) head = 0;
     first_id = head;
-    vocab_size = args.vocab_size - head;
-    width = row_width - head;
     tail = vectors * kIds;
 #pragma unroll
     for (int side = 0; side < kSides; ++side) rows[side] = rows[side].from(head);
@@ -121,8 +118,9 @@ struct GradientShare {
   template <class Visit>
   __device__ void for_edges(const Visit& visit) const {
     if (!has_edges) return;
+    const int64_t end_of_row = row_width - first_id;
 #pragma unroll 1
-    for (int64_t i = thread_in_block() - first_id; i < width - tail; i += kThreads) visit(i < 0 ? i : i + tail);
+    for (int64_t i = thread_in_block() - first_id; i < end_of_row - tail; i += kThreads) visit(i < 0 ? i : i + tail);
   }
 
   /// The same value for every id that exists.
@@ -132,18 +130,17 @@ struct GradientShare {
     for (int i = 0; i < kIds; ++i) g[i] = value;
 #pragma unroll 4
     for (int v = begin + thread_in_block(); v < end; v += kThreads) gradient.store(v * kIds, g);
-    for_edges([&](int64_t id) { gradient.set(id, id < vocab_size ? value : 0); });
+    for_edges([&](int64_t id) { gradient.set(id, id < rows[0].vocab_size ? value : 0); });
   }
 
   /// of_logits(x) of one id, where no vector may be taken.
   template <class OfLogits>
   __device__ void set_one(int64_t id, const OfLogits& of_logits) const {
+    if (id >= rows[0].vocab_size) return gradient.set(id, 0);
     float x[kSides];
-    if (id < vocab_size) {
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) x[side] = rows[side].logit(static_cast<int>(id));
-    }
-    gradient.set(id, id < vocab_size ? of_logits(x) : 0);
+    for (int side = 0; side < kSides; ++side) x[side] = rows[side].logit(static_cast<int>(id));
+    gradient.set(id, of_logits(x));
   }
 
   /// Every id by itself.
@@ -157,7 +154,7 @@ struct GradientShare {
   /// of_vectors(x, g) sets the gradients of a vector and returns whether some are to be set again, by of_vectors.one(x).
   template <class OfVectors>
   __device__ __forceinline__ void stream(const OfVectors& of_vectors) const {
-    constexpr int kCount = V::kCount, kStep = kThreads * kCount;
+    constexpr int kCount = 4 / kSides, kStep = kThreads * kCount;
     const auto one = [&](const float (&x)[kSides]) { return of_vectors.one(x); };
     const auto write = [&](const float (&x)[kSides][kIds], int id) {
       float g[kIds];
@@ -169,14 +166,15 @@ struct GradientShare {
     };
     int v = begin + thread_in_block();
     for (int step = begin; step + kStep <= end; step += kStep, v += kStep) {
-      V vectors[kSides];
+      typename V::One vectors[kSides][kCount];
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) vectors[side].load_inside(rows[side], v * kIds, kThreads * kIds);
+      for (int side = 0; side < kSides; ++side)
+        load_vectors_inside(rows[side], v * kIds, kThreads * kIds, vectors[side]);
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
         float x[kSides][kIds];
 #pragma unroll
-        for (int side = 0; side < kSides; ++side) vectors[side].logits(j, x[side]);
+        for (int side = 0; side < kSides; ++side) V::logits(vectors[side][j], x[side]);
         write(x, (v + j * kThreads) * kIds);
       }
     }

@@ -85,11 +85,11 @@ __device__ __forceinline__ void copy_from_other_blocks(const unsigned char* from
 
 /// Once all units have been passed: what they say of the position.
 template <class T, Stats kStats, bool kSelects, int kSides>
-__device__ __forceinline__ void summarize_position(const Rows<kSides>& args, const PassOutputs& pass) {
+__device__ __forceinline__ void summarize_position(const Rows<kSides>& args, const PassOutputs<kSides>& pass) {
   constexpr bool kHasStats = kStats != Stats::kNone;
   PositionMemory<kSides>& memory = PositionMemory<kSides>::get();
-  auto* const orders = reinterpret_cast<uint32_t*>(pass.tile_max);
-  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads) orders[i] = order_of(pass.tile_max[i]);
+  auto* const orders = reinterpret_cast<uint32_t*>(pass.tile_max());
+  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads) orders[i] = order_of(pass.tile_max()[i]);
   __syncthreads();
 
   Selection<kSides>& selection = memory.selection;
@@ -163,19 +163,21 @@ __device__ __forceinline__ bool pass_position(const Rows<kSides>& args, int n) {
     const void* const logits = args.logits[side].row(n);
     rows[side] = make_row<T>(logits, args.logits[side].type, args.vocab_size);
     scales[side] = args.scales[side];
-    if (thread_in_block() == 0) memory.logits[side] = logits;
   }
-  if (thread_in_block() == 0) memory.position = n;
 
   unsigned char* const arrays = shared_memory + sizeof(PositionMemory<kSides>);
   unsigned char* const pass_arrays = args.slices == 1 ? arrays : args.scratch + n * args.scratch_bytes;
   const auto outputs_in = [&](unsigned char* at) {
-    const int64_t records = kSides * sizeof(Record) * args.units * kWarps;
-    return PassOutputs{reinterpret_cast<float*>(at + records), reinterpret_cast<Record*>(at), args.tiles, args.units};
+    return PassOutputs<kSides>{reinterpret_cast<Record*>(at), args.tiles, args.units};
   };
   const int slice = args.slice();
   pass_units<T, kStats>(rows, scales, args.units * slice / args.slices, args.units * (slice + 1) / args.slices,
                         outputs_in(pass_arrays));
+  n = args.position();
+  if (thread_in_block() == 0) {
+    memory.position = n;
+    for (int side = 0; side < kSides; ++side) memory.logits[side] = args.logits[side].row(n);
+  }
   if (args.slices > 1) {
     if (!arrives_last(args.arrivals + n, args.slices, memory.is_last)) return false;
     copy_from_other_blocks(pass_arrays, arrays, args.scratch_bytes);

@@ -52,19 +52,19 @@ struct BackwardParams {
 
 /// p * (log p - log q - KL) times a factor: in float32, in log2 units, rounded the same way wherever it stands.
 struct OfDivergence {
-  const DivergenceState& state;
+  float reference, teacher_reference;
   float student_scale, teacher_scale;  // log2(e) / temperature
   float factor, offset;                // of the logarithms
-  double student_temperature, teacher_temperature, exact_factor;
+  bool is_peaked;
+  float of_peak;  // the gradient there
 
   __device__ float operator()(float x, float y, float& e) const {
-    const float dx = __fmul_rn(x - state.reference, student_scale);
-    const float dy = __fmul_rn(y - state.teacher_reference, teacher_scale);
+    const float dx = __fmul_rn(x - reference, student_scale), dy = __fmul_rn(y - teacher_reference, teacher_scale);
     e = exp2_approximately(dx);
     const float gradient = __fmul_rn(__fmul_rn(e, factor), __fadd_rn(__fadd_rn(dx, -dy), -offset));
     return e == 0 ? 0 : gradient;
   }
-  /// Returns whether the peak may be here, whose excess is another.
+  /// Returns whether the peak may be here.
   template <int kIds>
   __device__ bool operator()(const float (&logits)[2][kIds], float (&gradients)[kIds]) const {
     float greatest = 0;
@@ -74,23 +74,24 @@ struct OfDivergence {
       gradients[i] = (*this)(logits[0][i], logits[1][i], e);
       greatest = fmaxf(greatest, e);
     }
-    return greatest == 1 && state.is_peaked();
+    return greatest == 1 && is_peaked;
   }
   __device__ float one(const float (&logits)[2]) const {
-    if (is_peak(logits[0])) return exactly(logits);
     float e;
-    return (*this)(logits[0], logits[1], e);
-  }
-  __device__ bool is_peak(float logit) const { return state.is_peaked() && logit == state.reference; }
-  /// In float64.
-  __device__ float exactly(const float (&logits)[2]) const {
-    const double log_p = (static_cast<double>(logits[0]) - state.reference) / student_temperature;
-    const double log_q = (static_cast<double>(logits[1]) - state.teacher_reference) / teacher_temperature;
-    const double p = exp(log_p) / state.mass;
-    const double excess = is_peak(logits[0]) ? state.peak_excess : log_p - log_q - state.offset;
-    return p == 0 ? 0 : static_cast<float>(exact_factor * (p * excess));
+    return is_peaked && logits[0] == reference ? of_peak : (*this)(logits[0], logits[1], e);
   }
 };
+
+/// The same in float64.
+__device__ float divergence_gradient(const float (&logits)[2], const Rows<2>& rows, const DivergenceState& state,
+                                     double scale) {
+  const double log_p = (static_cast<double>(logits[0]) - state.reference) / rows.temperatures[0];
+  const double log_q = (static_cast<double>(logits[1]) - state.teacher_reference) / rows.temperatures[1];
+  const double p = exp(log_p) / state.mass;
+  const bool is_peak = state.is_peaked() && logits[0] == state.reference;
+  const double excess = is_peak ? state.peak_excess : log_p - log_q - state.offset;
+  return p == 0 ? 0 : static_cast<float>(scale * (p * excess));
+}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
@@ -104,20 +105,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   const DivergenceState state(saved(0), saved(1), saved(2), saved(3), saved(4));
   if (!(std::isfinite(scale) && std::isfinite(state.offset))) return share.fill(NAN);
 
-  const OfDivergence gradient{state,
+  const OfDivergence gradient{state.reference,
+                              state.teacher_reference,
                               rows.scales[0],
                               rows.scales[1],
                               static_cast<float>(scale / state.mass * kLn2),
                               static_cast<float>(state.offset / kLn2),
-                              rows.temperatures[0],
-                              rows.temperatures[1],
-                              scale};
-  const bool fits = rows.usable_scales && std::isfinite(gradient.factor) && std::isfinite(gradient.offset) &&
-                    fabsf(state.teacher_reference) < kFarthestReference;
-  if (fits)
+                              state.is_peaked(),
+                              static_cast<float>(scale / state.mass * state.peak_excess)};
+  if (rows.usable_scales && std::isfinite(gradient.factor) && std::isfinite(gradient.offset) &&
+      fabsf(state.teacher_reference) < kFarthestReference)
     share.stream(gradient);
   else
-    share.write_singly([&](const float (&logits)[2]) { return gradient.exactly(logits); });
+    share.write_singly([&](const float (&logits)[2]) { return divergence_gradient(logits, rows, state, scale); });
 }
 
 }  // namespace

@@ -102,6 +102,7 @@ struct StepSums {
   }
 };
 
+/// A vector is summed by halves: in a row of equal logits all roundings go the same way.
 template <class T>
 __device__ __forceinline__ void sum_masses(const Vectors<T>& vectors, Side<false>& side) {
 #pragma unroll
@@ -109,7 +110,12 @@ __device__ __forceinline__ void sum_masses(const Vectors<T>& vectors, Side<false
     float x[Vectors<T>::kIds];
     vectors.logits(j, x);
 #pragma unroll
-    for (int i = 0; i < Vectors<T>::kIds; ++i) side.mass += exp2_approximately(side.distance(x[i]));
+    for (float& one : x) one = exp2_approximately(side.distance(one));
+#pragma unroll
+    for (int half = Vectors<T>::kIds / 2; half; half /= 2)
+#pragma unroll
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    side.mass += x[0];
   }
 }
 
@@ -222,11 +228,15 @@ __device__ __forceinline__ Record reduce(const Side<kStats != Stats::kNone> (&si
   return record;
 }
 
-/// Where the pass leaves what it finds, in shared memory.
+/// Where the pass leaves what it finds: one pointer, for it stays in registers through the pass.
+template <int kSides>
 struct PassOutputs {
-  float* tile_max;  // [sides, tiles]
-  Record* records;  // [sides, units * kWarps]
+  Record* records;  // [kSides, units * kWarps]
   int tiles, units;
+
+  __device__ float* tile_max() const {  // [kSides, tiles]
+    return reinterpret_cast<float*>(records + kSides * kWarps * units);
+  }
 };
 
 /// The maximum of a tile, which kTileThreads neighbours hold.
@@ -239,7 +249,7 @@ __device__ __forceinline__ float tile_max(float max) {
 /// The units [begin, end) of the rows, by one block.
 template <class T, Stats kStats, int kSides>
 __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows)[kSides], const float (&scales)[kSides],
-                                           int begin, int end, const PassOutputs& out) {
+                                           int begin, int end, const PassOutputs<kSides>& out) {
   using C = Cut<T>;
   constexpr int kStride = kTileThreads * Vectors<T>::kIds;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;
@@ -267,7 +277,7 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
       for (int side = 0; side < kSides; ++side) max[side] = tile_max(max[side]);
       if (thread_of_tile == 0 && tile < out.tiles) {
 #pragma unroll
-        for (int side = 0; side < kSides; ++side) out.tile_max[side * out.tiles + tile] = max[side];
+        for (int side = 0; side < kSides; ++side) out.tile_max()[side * out.tiles + tile] = max[side];
       }
       if constexpr (kStats != Stats::kNone) {
         sum_all<kStats>(vectors[0], vectors[1], sides[0], sides[1]);

@@ -119,7 +119,6 @@ struct Vectors<T> {
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
-  __device__ void load_inside(const Row& row, int id, int stride) { load_vectors_inside(row, id, stride, vectors); }
   __device__ float max() const {
     uint32_t max = vectors[0].x;
 #pragma unroll
@@ -151,7 +150,6 @@ struct Vectors<float> {
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
-  __device__ void load_inside(const Row& row, int id, int stride) { load_vectors_inside(row, id, stride, vectors); }
   __device__ float max() const {
     float max = bits_float(vectors[0].x);
 #pragma unroll
@@ -216,11 +214,7 @@ struct Vectors<AnyLogit> {
 
   One vectors[kCount];
 
-  __device__ void load(const Row& row, int id, int stride, int, int) {
-#pragma unroll 1
-    for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
-  }
-  __device__ void load_inside(const Row& row, int id, int stride) { load(row, id, stride, 0, 0); }
+  __device__ void load(const Row& row, int id, int stride, int, int);
   __device__ float max() const {
     float max = vectors[0].x[0];
 #pragma unroll
@@ -235,6 +229,17 @@ struct Vectors<AnyLogit> {
     for (int i = 0; i < kIds; ++i) x[i] = vector.x[i];
   }
 };
+
+template <int kCount>
+__device__ __forceinline__ void load_vectors_inside(const Vectors<AnyLogit>::Row& row, int id, int stride,
+                                                    Vectors<AnyLogit>::One (&vectors)[kCount]) {
+#pragma unroll 1
+  for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
+}
+
+__device__ __forceinline__ void Vectors<AnyLogit>::load(const Row& row, int id, int stride, int, int) {
+  load_vectors_inside(row, id, stride, vectors);
+}
 
 template <class T>
 __device__ typename Vectors<T>::Row make_row(const void* logits, Scalar type, int vocab_size) {
