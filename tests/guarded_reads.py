@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from implementations import COMPILED, as_array
+from arrays import as_array
+from implementations import COMPILED
 from pruneopd_kernels import host
 
 PAGE = mmap.PAGESIZE

@@ -4,13 +4,13 @@ import functools
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 import cuda_emulated
 import pruneopd_kernels
+from arrays import as_array
 from pruneopd_kernels.ops import _cpp
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
@@ -104,16 +104,6 @@ def use_instruction_set_of_host(name):
         yield
     finally:
         _host.set_instruction_set(before)
-
-
-def as_array(value):
-    """A NumPy view of a tensor: the same memory, strides and dtype; bfloat16 as in ml_dtypes."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach()
-    if value.dtype == torch.bfloat16:
-        return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return value.numpy()
 
 
 def on_arrays(function, *args, **kwargs):

@@ -69,11 +69,9 @@ PYBIND11_MODULE(_cuda_emulated, m) {
   emulator::settings = {emulator::Order::kShuffled, emulator::Order::kShuffled, 1};
   define_operators<EmulatedArrays>(m, "num_threads");  // which is what pruneopd_kernels.host passes on
   define_losses(m, "num_threads");
-  const auto set = [](bool shuffled, uint64_t seed, int multiprocessors) {
-    const auto order = shuffled ? emulator::Order::kShuffled : emulator::Order::kForward;
-    emulator::settings = {order, order, seed, multiprocessors};
-  };
-  m.def("set_emulator", set, py::arg("shuffled"), py::arg("seed"), py::arg("multiprocessors"));
+  m.def("set_emulator", [](int multiprocessors, uint64_t seed) {
+    emulator::settings = {emulator::Order::kShuffled, emulator::Order::kShuffled, seed, multiprocessors};
+  });
 }
 
 }  // namespace pruneopd::bindings
