@@ -151,12 +151,13 @@ struct GradientShare {
     for_edges([&](int64_t id) { set_one(id, of_logits); });
   }
 
-  /// of_vectors(x, g) sets the gradients of a vector and returns whether some are to be set again, by of_vectors.one(x).
+  /// of_vectors(x, g) sets the gradients of a vector and returns whether some are to be set again, by
+  /// of_vectors.one(x).
   template <class OfVectors>
   __device__ __forceinline__ void stream(const OfVectors& of_vectors) const {
     constexpr int kCount = 4 / kSides, kStep = kThreads * kCount;
-    const auto one = [&](const float (&x)[kSides]) { return of_vectors.one(x); };
-    const auto write = [&](const float (&x)[kSides][kIds], int id) {
+    const auto one = [&](const float(&x)[kSides]) { return of_vectors.one(x); };
+    const auto write = [&](const float(&x)[kSides][kIds], int id) {
       float g[kIds];
       const bool again = of_vectors(x, g);
       gradient.store(id, g);
@@ -193,8 +194,8 @@ struct GradientShare {
 
 /// Launches a backward pass whose parameters hold `rows`. Several blocks take a row where there are few.
 template <class T, class Params>
-void launch_over_gradient(void (*kernel)(Params), int64_t positions, int64_t width, int64_t shared_bytes,
-                          Params params, const Queue& queue) {
+void launch_over_gradient(void (*kernel)(Params), int64_t positions, int64_t width, int64_t shared_bytes, Params params,
+                          const Queue& queue) {
   const int64_t wanted = 16 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
   const int64_t most = (width + kThreads * Vectors<T>::kIds - 1) / (kThreads * Vectors<T>::kIds);
   params.rows.slices = static_cast<int>(std::min(most, (wanted + positions - 1) / positions));

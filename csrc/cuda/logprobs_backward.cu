@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, kLightBlocksPerMultiprocessor) logpr
   if (rows.usable_scales && std::isfinite(gradient.factor))
     share.stream(gradient);
   else
-    share.write_singly([&](const float (&logit)[1]) { return memory.gradient(logit[0], rows.temperatures[0], 0); });
+    share.write_singly([&](const float(&logit)[1]) { return memory.gradient(logit[0], rows.temperatures[0], 0); });
   __syncthreads();
   write_candidates(share, params.m, rows.temperatures[0]);
 }

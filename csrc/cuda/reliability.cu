@@ -160,8 +160,8 @@ void compute(const ReliabilityArgs& args, const Queue& queue) {
   params.scan.rewards = args.rewards;
   params.scan.k = static_cast<int>(args.k);
   with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits.vocab_size, positions, args.responses.count, params,
-                          queue);
+    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits.vocab_size, positions,
+                          args.responses.count, params, queue);
   });
 }
 

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
       fabsf(state.teacher_reference) < kFarthestReference)
     share.stream(gradient);
   else
-    share.write_singly([&](const float (&logits)[2]) { return divergence_gradient(logits, rows, state, scale); });
+    share.write_singly([&](const float(&logits)[2]) { return divergence_gradient(logits, rows, state, scale); });
 }
 
 }  // namespace

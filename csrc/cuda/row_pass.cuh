@@ -248,8 +248,9 @@ __device__ __forceinline__ float tile_max(float max) {
 
 /// The units [begin, end) of the rows, by one block.
 template <class T, Stats kStats, int kSides>
-__device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows)[kSides], const float (&scales)[kSides],
-                                           int begin, int end, const PassOutputs<kSides>& out) {
+__device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows)[kSides],
+                                           const float (&scales)[kSides], int begin, int end,
+                                           const PassOutputs<kSides>& out) {
   using C = Cut<T>;
   constexpr int kStride = kTileThreads * Vectors<T>::kIds;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;

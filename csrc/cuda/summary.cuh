@@ -225,8 +225,8 @@ __device__ __forceinline__ void set_peak_excess(const typename Vectors<T>::Row& 
   if (!peaked)
     out.peak_excess = 0;
   else if (by_definition)
-    out.peak_excess = p.logprob(peak.logit, p_temperature) - q.logprob(out.beside_peak, q_temperature) -
-                      out.divergences[0];
+    out.peak_excess =
+        p.logprob(peak.logit, p_temperature) - q.logprob(out.beside_peak, q_temperature) - out.divergences[0];
   else
     out.peak_excess =
         excess_of_peak(out.sums[0], p_temperature, q_temperature, out.beside_peak - out.sums[1].reference);

@@ -101,8 +101,8 @@ void compute(const TokenStatsArgs& args, const Queue& queue) {
       .divergence = {args.reverse_kl, args.forward_kl},
       .token_logprob = {args.student_token_logprob, args.teacher_token_logprob}};
   with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&token_stats_kernel<T>, "token_stats", args.logits.vocab_size, args.positions, /*responses=*/0, params,
-                          queue);
+    launch_over_logits<T>(&token_stats_kernel<T>, "token_stats", args.logits.vocab_size, args.positions,
+                          /*responses=*/0, params, queue);
   });
 }
 

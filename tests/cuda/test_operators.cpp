@@ -1,65 +1,22 @@
 // The CUDA operators against the naive ones: the random cases of the CPU's tests, in several orders of threads and
 // blocks, with rows whole and split over blocks. All of these must agree to the last bit.
-#include <cstring>
 #include <stdexcept>
 
-#include "../cpp/harness.h"
 #include "../cpp/logits_cases.h"
 #include "../cpp/responses_cases.h"
-#include "cuda/operators.h"
-#include "emulator.h"
+#include "device.h"
 
 namespace {
 
-using emulator::Order;
-
-/// Widths at which rows are cut into units, which several blocks may share.
-const std::vector<int64_t> kWideWidths = {16383, 16384, 16385, 33000, 50000};
-
-/// Threads, blocks, seed, multiprocessors: rows are split over many blocks, over none, over some.
-const std::vector<emulator::Settings> kSettings = {
-    {Order::kForward, Order::kForward, 0, 132},
-    {Order::kBackward, Order::kBackward, 0, 1},
-    {Order::kShuffled, Order::kShuffled, 1, 5},
-};
-
-/// The settings of case n and the number of cases: ThreadSanitizer asks for no particular order, and takes its time.
-std::vector<emulator::Settings> settings_of(int n) {
-  if (!emulator::kFindsRaces) return kSettings;
-  return {kSettings[static_cast<size_t>(n) % kSettings.size()]};
-}
-int some(int cases) { return emulator::kFindsRaces ? cases / 5 : cases; }
-
-/// Memory of the device lives as long as the queue, and holds garbage at first.
-template <class Args>
-void compute(const Args& args) {
-  std::vector<std::unique_ptr<unsigned char[]>> memory;
-  cuda::compute(args, {nullptr, 0, [&](int64_t bytes) -> void* {
-                         memory.emplace_back(new unsigned char[static_cast<size_t>(bytes)]);
-                         std::memset(memory.back().get(), 0xa5, static_cast<size_t>(bytes));
-                         return memory.back().get();
-                       }});
-}
-
-template <class T>
-void check_same_bits(const std::string& where, const char* output, const std::vector<T>& got,
-                     const std::vector<T>& want) {
-  for (size_t n = 0; n < want.size(); ++n)
-    if (std::memcmp(&got[n], &want[n], sizeof(T)) != 0) {
-      report(where, ": ", output, "[", n, "] is ", +got[n], " in one order and ", +want[n], " in another");
-      return;
-    }
-}
-
 void check_same_bits(const std::string& where, const TokenStats& got, const TokenStats& want) {
-  check_same_bits(where, "student_topk_ids", got.student_ids, want.student_ids);
-  check_same_bits(where, "teacher_topk_ids", got.teacher_ids, want.teacher_ids);
-  for (size_t f = 0; f < got.floats.size(); ++f) check_same_bits(where, kFloatNames[f], got.floats[f], want.floats[f]);
+  check_bits(where, "student_topk_ids", got.student_ids, want.student_ids);
+  check_bits(where, "teacher_topk_ids", got.teacher_ids, want.teacher_ids);
+  for (size_t f = 0; f < got.floats.size(); ++f) check_bits(where, kFloatNames[f], got.floats[f], want.floats[f]);
 }
 
 /// What is not equal to the last bit anyway.
 void check_same_bits(const std::string& where, const Reliability& got, const Reliability& want) {
-  check_same_bits(where, "rewards", got.rewards, want.rewards);
+  check_bits(where, "rewards", got.rewards, want.rewards);
 }
 
 /// Runs case n by its settings: compares with what `naive` says, and the settings with each other.
