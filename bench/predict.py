@@ -26,6 +26,7 @@ import torch
 
 from bench import data, results, sass
 from bench.cases import Case, counted_bytes
+from bench.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,24 @@ PER_TILE = 130  # instructions of one warp for a tile that is looked at again
 TRITON_SELECTION = {16: 10_000, 64: 25_000, 256: 70_000}  # instructions of all warps, as counted in trial kernels
 
 
+def other_instructions(case: Case) -> float:
+    """Besides the row loop, of all warps together."""
+    if case.passes == "backward":
+        return 2000 if case.op == "reverse_kl" else 4000  # the state; the candidates too
+    if case.op == "topk_forward_kl":
+        return selection_instructions(case.impl, case.k) / 2 + 1000  # one row's
+    return 4000 if case.op in LOSSES else selection_instructions(case.impl, case.k)
+
+
+def other_cycles(case: Case) -> float:
+    """What a block waits for besides: before its row and after it."""
+    if case.passes == "backward":
+        return 2500 if case.op == "reverse_kl" else 5000
+    if case.op == "topk_forward_kl":
+        return selection_cycles(case.impl, case.k)  # a row's selection has twice the warps, and its scans have not
+    return 4500 if case.op in LOSSES else selection_cycles(case.impl, case.k)
+
+
 def selection_instructions(impl: str, k: int) -> float:
     """Of all warps together, for both rows."""
     if impl == "triton":
@@ -95,11 +114,14 @@ def selection_cycles(impl: str, k: int) -> float:
 def work(case: Case, loop: sass.RowLoop, registers: int, machine: Machine) -> Work:
     """The row loop ends no sooner than its instructions are issued, nor than its exponentials are through."""
     pairs = data.VOCABULARY
-    loop_cycles = max(pairs * loop.slots_per_pair / 32 / machine.issue_slots, pairs * 2 / machine.exponentials)
+    loop_cycles = max(
+        pairs * loop.slots_per_pair / 32 / machine.issue_slots,
+        pairs * loop.exponentials_per_pair / machine.exponentials,
+    )
     return Work(
         memory_us=counted_bytes(case) / case.positions / machine.copy_gb_s / 1e3 * machine.multiprocessors,
-        compute_us=machine.us(loop_cycles + selection_instructions(case.impl, case.k) / machine.issue_slots),
-        wait_us=machine.us(selection_cycles(case.impl, case.k)),
+        compute_us=machine.us(loop_cycles + other_instructions(case) / machine.issue_slots),
+        wait_us=machine.us(other_cycles(case)),
         blocks=machine.registers // (-(-registers // 8) * 8 * WARPS[case.impl] * 32),
     )
 
@@ -131,11 +153,14 @@ def few_us(case: Case, loop: sass.RowLoop, machine: Machine) -> float:
     step_us = machine.load_us + machine.us(loop.slots_per_pair * loop.pairs * WARPS[case.impl] / machine.issue_slots)
     loads = max(steps * step_us, counted_bytes(case) / machine.copy_gb_s / 1e3 + machine.load_us)
     meeting = machine.us(2800) if slices > 1 else 0
-    return 2 * machine.node_us + 0.5 + loads + meeting + machine.us(selection_cycles(case.impl, case.k))
+    return 2 * machine.node_us + 0.5 + loads + meeting + machine.us(other_cycles(case))
 
 
 def copy_us(case: Case, machine: Machine) -> float:
-    return machine.copy_node_us + counted_bytes(replace(case, op="copy", impl="torch")) / machine.copy_gb_s / 1e3
+    return (
+        machine.copy_node_us
+        + counted_bytes(replace(case, op="copy", impl="torch", passes="")) / machine.copy_gb_s / 1e3
+    )
 
 
 def predict(case: Case, kernel: sass.Kernel, machine: Machine = H200) -> results.Row:
@@ -148,14 +173,14 @@ def predict(case: Case, kernel: sass.Kernel, machine: Machine = H200) -> results
     best_us, worst_us = (few_us(case, loop, machine),) * 2 if few else many_us(case, needs, machine)
     time_us = (best_us + worst_us) / 2
     bound = "latency" if few else "memory" if needs.memory_us > needs.compute_us else "computing"
-    copied = counted_bytes(replace(case, op="copy", impl="torch"))
+    copied = counted_bytes(replace(case, op="copy", impl="torch", passes=""))
 
     def of_copy(us: float) -> float:
         return _digits(counted_bytes(case) / us / (copied / copy_us(case, machine)))
 
     return {
         "measure": "prediction",
-        **{name: getattr(case, name) for name in ("op", "dtype", "impl", "isa", "k", "rows", "positions")},
+        **{name: getattr(case, name) for name in ("op", "dtype", "impl", "isa", "k", "rows", "positions", "passes")},
         "gpu": machine.name,
         "median_ms": _digits(time_us / 1e3),
         "gb_s": _digits(counted_bytes(case) / time_us / 1e3),
@@ -185,6 +210,7 @@ def cases() -> list[Case]:
         *(replace(base, positions=positions) for positions in (1, 16, 64)),
         replace(base, dtype="float32", positions=2048),
         replace(base, op="token_stats", dtype="float32", positions=2048),
+        *(replace(base, op=loss, passes=passes) for loss in LOSSES for passes in ("forward", "backward")),
         replace(base, impl="triton"),
         replace(base, impl="triton", op="token_stats"),
     ]
@@ -197,10 +223,12 @@ def _digits(value: float) -> float:
 def kernel_of(case: Case, kernels: Sequence[sass.Kernel]) -> sass.Kernel | None:
     """The kernel that computes the case. Triton's names hold neither type nor k; k=16 takes the fewest registers."""
     types = {"bfloat16": "<BFloat16>", "float32": "<float>"}
-    name = f"{case.op}_kernel" + (types[case.dtype] if case.impl == "cuda" else "")
+    backward = "reverse_kl_backward" if case.op == "reverse_kl" else "logprobs_backward"
+    name = f"{backward if case.passes == 'backward' else case.op}_kernel"
+    name += types[case.dtype] if case.impl == "cuda" else ""
     size = getattr(torch, case.dtype).itemsize
     found = [(kernel, sass.row_loop(kernel)) for kernel in kernels if kernel.short_name == name]
-    fitting = [kernel for kernel, loop in found if loop and 0.9 < loop.loaded_bytes / loop.exponentials / size < 1.1]
+    fitting = [kernel for kernel, loop in found if loop and loop.element_bytes == size]
     return min(fitting, key=lambda kernel: kernel.registers, default=None)
 
 

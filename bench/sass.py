@@ -1,5 +1,7 @@
 """What the compiler made of the kernels: their machine code, and the issue slots a row pass takes per element pair.
 
+Where a kernel reads one row, a "pair" is one element of it.
+
 python -m bench.sass pruneopd_kernels/_cuda.so                       every kernel with a row loop
 python -m bench.sass FILE... --arch sm_90 --kernel token_stats       some of them; FILE may be a cubin of Triton's
 
@@ -24,12 +26,21 @@ from pathlib import Path
 
 # The pipe that executes an instruction, by the start of its name; the first that fits. What is not listed is integer.
 PIPES = {
-    "mufu": ("MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"),  # 16 lanes a cycle and multiprocessor
+    "mufu": ("MUFU", "F2F.", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"),  # 16 lanes a cycle and multiprocessor
     "control": ("BRA", "BSSY", "BSYNC", "BREAK", "EXIT", "CALL", "RET", "BAR", "WARPSYNC", "NOP", "YIELD"),
     "memory": ("LD", "ST", "RED", "ATOM", "MEMBAR", "CCTL", "ERRBAR", "SYNCS", "UBLKCP", "FENCE", "DEPBAR", "SHFL"),
     "fp64": ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"),
     "fma": ("FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "HADD2", "IMAD"),
     "uniform": ("U", "R2UR", "S2UR", "CS2R", "S2R", "VOTEU"),
+}
+
+
+# Kernel: the rows that it loads, and of how many it takes exponentials. Of all others two and two.
+ROWS = {
+    "topk_policy_loss_kernel": (1, 1),
+    "topk_forward_kl_kernel": (1, 1),
+    "logprobs_backward_kernel": (1, 1),
+    "reverse_kl_backward_kernel": (2, 1),
 }
 
 
@@ -58,7 +69,15 @@ class Instruction:
     @property
     def bits_loaded(self) -> int:
         """Of global memory, by each thread."""
-        if not self.opcode.startswith("LDG."):
+        return self._bits("LDG.")
+
+    @property
+    def bits_stored(self) -> int:
+        """The same."""
+        return self._bits("STG.")
+
+    def _bits(self, opcode: str) -> int:
+        if not self.opcode.startswith(opcode):
             return 0
         widths = [int(part) for part in self.opcode.split(".") if part in ("64", "128", "256")]
         return max(widths, default=32)
@@ -91,10 +110,12 @@ class RowLoop:
     """One trip through a row loop."""
 
     instructions: tuple[Instruction, ...]
+    rows: int = 2
+    exponentials_per_pair: int = 2
 
     @property
     def loaded_bytes(self) -> int:
-        """By one thread, of both rows."""
+        """By one thread, of all rows."""
         return sum(found.bits_loaded for found in self.instructions) // 8
 
     @property
@@ -103,16 +124,16 @@ class RowLoop:
 
     @property
     def element_bytes(self) -> int:
-        """2 or 4: each element has its exponential."""
-        return 2 if self.loaded_bytes / self.exponentials < 3 else 4
+        """2 or 4: of each pair the exponentials are taken once."""
+        return 2 if self.loaded_bytes / self.exponentials * self.exponentials_per_pair / self.rows < 3 else 4
 
     @property
     def pairs(self) -> float:
         """Elements of one row: a pair is one of each."""
-        return self.loaded_bytes / self.element_bytes / 2
+        return self.loaded_bytes / self.element_bytes / self.rows
 
     def per_pair(self) -> dict[str, float]:
-        """Instructions by pipe, each an issue slot, for one element of both rows."""
+        """Instructions by pipe, each an issue slot, for one element of each row."""
         counts = Counter(found.pipe for found in self.instructions)
         return {pipe: count / self.pairs for pipe, count in counts.most_common()}
 
@@ -149,7 +170,8 @@ def row_loop(kernel: Kernel) -> RowLoop | None:
     """The loop over a row's tiles, if the kernel has one; of several the one with the most loads."""
     working = [loop for loop in _loops(kernel) if loop.works]
     innermost = [loop for loop in working if not any(other.blocks.keys() < loop.blocks.keys() for other in working)]
-    paths = [RowLoop(path) for path in map(_hot_path, innermost) if path]
+    rows = ROWS.get(kernel.short_name.partition("<")[0], (2, 2))
+    paths = [RowLoop(path, *rows) for path in map(_hot_path, innermost) if path]
     return max(paths, key=lambda path: (path.loaded_bytes, -len(path.instructions)), default=None)
 
 

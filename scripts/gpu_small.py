@@ -20,6 +20,12 @@ from pruneopd_kernels import reference
 
 Call = tuple[str, str, tuple[Tensor, ...], dict[str, Any]]
 FLOATS = {"rtol": 1e-5, "atol": 1e-5}
+GRADIENTS = {
+    torch.float32: FLOATS,
+    torch.bfloat16: {"rtol": 8e-3, "atol": 1e-5},
+    torch.float16: {"rtol": 1e-3, "atol": 1e-5},
+}
+LOSSES = ("topk_policy_loss", "reverse_kl", "topk_forward_kl")
 
 
 def calls() -> Iterator[Call]:
@@ -59,17 +65,67 @@ def calls() -> Iterator[Call]:
     yield "drift", "reliability_from_drift", (drift, torch.rand(3, 5000, generator=generator) < 0.9), {}
 
 
+def loss_calls() -> Iterator[Call]:
+    """The same of the losses, each of which is followed by its backward pass."""
+    generator = torch.Generator().manual_seed(1)
+
+    def others(op: str, student: Tensor, teacher: Tensor, m: int = 16) -> tuple[Tensor, ...]:
+        """What an operator takes besides the student's logits and the mask."""
+        if op == "reverse_kl":
+            return (teacher,)
+        ids = torch.randint(student.shape[-1] - 2, (*student.shape[:-1], m), generator=generator)
+        ids[..., m // 2 :] = teacher.float().nan_to_num().topk(m - m // 2).indices  # some twice
+        ids[..., -1] = -1
+        floats = torch.randn(ids.shape, generator=generator)
+        return ids, floats if op == "topk_policy_loss" else floats.log_softmax(-1)
+
+    mask = torch.rand(2, 5, generator=generator) < 0.8
+    for op in LOSSES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for what, width in (("", 1000), (", an odd width", 1001), (", narrow", 33)):
+                student, teacher = (torch.randn(2, 5, width, generator=generator).mul_(2).to(dtype) for _ in range(2))
+                yield f"{dtype}{what}", op, (student, *others(op, student, teacher), mask), {}
+        student, teacher = (torch.randn(2, 5, 1003, generator=generator).mul_(2) for _ in range(2))
+        yield "shifted rows", op, (student[..., 1:], *others(op, student[..., 1:], teacher[..., :-1])), {}
+        yield "all candidates", op, (student, *others(op, student, teacher, 256)), {"student_temperature": 0.7}
+        yield (
+            "a vocabulary that ends before the row",
+            op,
+            (student, *others(op, student, teacher)),
+            {"vocab_size": 1001},
+        )
+        student[0, 1, 5], student[0, 2, 700], student[1, 0, 3:] = torch.nan, torch.inf, -torch.inf
+        yield "NaN and infinities", op, (student, *others(op, student, teacher)), {"student_temperature": 2.0}
+        student, teacher = (torch.randn(1, 2, 151936, generator=generator).mul_(3).bfloat16() for _ in range(2))
+        student[0, 1, 77777] = 40.0
+        yield "full width, one of them a peak", op, (student, *others(op, student, teacher)), {}
+        if op == "reverse_kl":
+            yield "two dtypes", op, (student.float(), teacher), {}
+
+
+def results(function: Any, tensors: list[Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    """The outputs by name; of a loss also its gradient."""
+    if function.__name__ not in LOSSES:
+        return function(*tensors, **options)._asdict()  # type: ignore[no-any-return]
+    student = tensors[0].detach().requires_grad_()
+    result = function(student, *tensors[1:], **options)
+    outputs = {"loss": result} if isinstance(result, Tensor) else result._asdict()
+    upstream = torch.linspace(-1, 2, outputs["loss"].numel(), device=student.device).view_as(outputs["loss"])
+    (gradient,) = torch.autograd.grad(outputs["loss"], student, upstream)
+    return {name: tensor.detach() for name, tensor in outputs.items()} | {"gradient": gradient}
+
+
 def differences(call: Call, impl: str, device: str) -> str | None:
     """What is wrong with the outputs, or None."""
     _, op, tensors, options = call
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
-    got = getattr(pruneopd_kernels, op)(*(tensor.to(device) for tensor in tensors), **moved, impl=impl)
-    expected = getattr(reference, op)(*tensors, **options)
-    for name, right in expected._asdict().items():
-        ours = getattr(got, name).cpu()
+    got = results(getattr(pruneopd_kernels, op), [tensor.to(device) for tensor in tensors], {**moved, "impl": impl})
+    expected = results(getattr(reference, op), list(tensors), options)
+    for name, right in expected.items():
         try:
             exact = {} if right.is_floating_point() else {"rtol": 0, "atol": 0}
-            torch.testing.assert_close(ours, right, equal_nan=True, **(exact or FLOATS))
+            floats = GRADIENTS[right.dtype] if name == "gradient" else FLOATS
+            torch.testing.assert_close(got[name].cpu(), right, equal_nan=True, **(exact or floats))
         except AssertionError as error:
             return f"{name}: {' '.join(str(error).split())}"
     return None
@@ -84,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = 0
     for impl in options.impl:
         done = 0
-        for call in calls():
+        for call in (*calls(), *loss_calls()):
             what = f"{impl} {call[1]}, {call[0]}"
             try:
                 why = differences(call, impl, options.device)

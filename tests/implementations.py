@@ -12,6 +12,7 @@ import cuda_emulated
 import pruneopd_kernels
 from arrays import as_array
 from pruneopd_kernels.ops import _cpp
+from pruneopd_kernels.results import TopkForwardKl
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
 LOSSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl"]
@@ -57,10 +58,19 @@ class Implementation:
         if self.name == "host":
             with use_instruction_set_of_host(self.instruction_set):
                 return on_arrays(getattr(pruneopd_kernels.host, op), *args, **kwargs)
-        if self.name == "cuda-emulated":
-            return on_arrays(functools.partial(cuda_emulated.call, op), *args, **kwargs)
         with self.chosen():
             return getattr(pruneopd_kernels, op)(*args, impl=self.name.removesuffix("-operator"), **kwargs)
+
+
+class Emulated(Implementation):
+    """CUDA on a CPU. Nothing of it is registered with torch."""
+
+    def call(self, op, *args, **kwargs):
+        return on_arrays(functools.partial(cuda_emulated.call, op), *args, **kwargs)
+
+    def loss(self, op, upstream, *args, **kwargs):
+        outputs, gradient = cuda_emulated.loss(op, upstream, *args, **kwargs)
+        return (Loss if len(outputs) == 1 else TopkForwardKl)(*outputs), gradient
 
 
 class OnGpu(Implementation):
@@ -117,7 +127,7 @@ INSTRUCTION_SETS = _cpp.instruction_sets() if _cpp.WHY_NOT is None else ["missin
 REFERENCE = Implementation("reference")
 COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: once is enough
-CUDA_EMULATED = Implementation("cuda-emulated")
+CUDA_EMULATED = Emulated("cuda-emulated")
 IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST, CUDA_EMULATED]  # those that any machine runs
 # A loss is defined by the reference through autograd, and again as two passes, which the operator runs.
 REFERENCE_OPERATOR = Implementation("reference-operator")
@@ -133,5 +143,5 @@ def each_of(implementations):
 
 
 every_implementation = each_of(IMPLEMENTATIONS)
-every_loss_implementation = each_of(LOSS_IMPLEMENTATIONS)
+every_loss_implementation = each_of([*LOSS_IMPLEMENTATIONS, CUDA_EMULATED])
 every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)

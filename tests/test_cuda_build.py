@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multiprocessor
+DTYPES = ["float", "Half", "BFloat16", "AnyLogit"]
+FORWARD = ["reliability", "token_stats", "topk_policy_loss", "topk_forward_kl", "reverse_kl"]
+BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
+TWO_ROWS = ["reliability", "token_stats", "reverse_kl", "reverse_kl_backward"]  # which may be of two dtypes
 
 
 def why_not() -> str | None:
@@ -54,7 +58,7 @@ def row_loops(kernels):
     """(operator, dtype, architecture) -> kernel and row loop, for the kernels over logits."""
     found = {}
     for kernel in kernels:
-        if name := re.fullmatch(r"(reliability|token_stats)_kernel<(\w+)>", kernel.short_name):
+        if name := re.fullmatch(r"(\w+)_kernel<(\w+)>", kernel.short_name):
             found[name[1], name[2], kernel.arch] = kernel, sass.row_loop(kernel)
     return found
 
@@ -77,8 +81,8 @@ def test_every_source_was_compiled_for_every_architecture(kernels):
     assert all(names == first for names in by_architecture.values())
     over_logits = {
         f"{operator}_kernel<{dtype}>"
-        for operator in ("reliability", "token_stats")
-        for dtype in ("float", "Half", "BFloat16", "AnyLogit")
+        for operator in FORWARD + BACKWARD
+        for dtype in (DTYPES if operator in TWO_ROWS else DTYPES[:3])
     }
     assert set(first) == over_logits | {"drift_kernel", "scan_kernel"}
 
@@ -99,17 +103,33 @@ def test_two_blocks_fit_on_a_multiprocessor(kernels):
 
 
 @pytest.mark.parametrize("dtype", ["float", "Half", "BFloat16"])
-@pytest.mark.parametrize("operator", ["reliability", "token_stats"])
+@pytest.mark.parametrize("operator", FORWARD + BACKWARD)
 def test_the_row_pass_loads_16_bytes_at_a_time(operator, dtype, architecture, row_loops):
     _, loop = row_loops[operator, dtype, architecture]
     loads = [found for found in loop.instructions if found.bits_loaded]
     assert {found.bits_loaded for found in loads} == {128}
     assert loop.element_bytes == (4 if dtype == "float" else 2)
-    assert loop.exponentials == 2 * loop.pairs, "one exponential for each element, and each element loaded once"
+    per_pair = loop.exponentials_per_pair
+    assert loop.exponentials == per_pair * loop.pairs, "one exponential for each element, and each element loaded once"
+
+
+@pytest.mark.parametrize("dtype", ["float", "Half", "BFloat16"])
+@pytest.mark.parametrize("operator", BACKWARD)
+def test_gradients_are_stored_16_bytes_at_a_time(operator, dtype, architecture, row_loops):
+    _, loop = row_loops[operator, dtype, architecture]
+    stored = [found.bits_stored for found in loop.instructions if found.bits_stored]
+    assert set(stored) == {128} and sum(stored) // 8 == loop.loaded_bytes / loop.rows, "each element once"
 
 
 @pytest.mark.parametrize("dtype", ["Half", "BFloat16"])
-@pytest.mark.parametrize(("operator", "most"), [("reliability", 13), ("token_stats", 18)])
+@pytest.mark.parametrize(
+    ("operator", "most"),
+    [
+        *[("reliability", 13), ("token_stats", 18), ("reverse_kl", 16)],
+        *[("topk_policy_loss", 7), ("topk_forward_kl", 7)],  # one row: while 2 bytes arrive
+        *[("logprobs_backward", 8), ("reverse_kl_backward", 19)],  # while 2 or 4 arrive and 2 leave
+    ],
+)
 def test_the_row_pass_is_bound_by_memory(operator, most, dtype, architecture, row_loops):
     """While 4 bytes reach an H200's multiprocessor it can issue 27 instructions: the rest is for the selection."""
     _, loop = row_loops[operator, dtype, architecture]

@@ -189,7 +189,7 @@ def test_neither_the_split_nor_the_order_changes_a_bit(op, dtype):
 @every_op
 @every_dtype
 def test_neither_strides_nor_alignment_change_a_bit(op, dtype):
-    """Rows that begin anywhere, in memory and in the gradient; those that are read and those that are written differ."""
+    """Rows that begin anywhere, in memory and in the gradient."""
     for width, offset, gap in itertools.product([1, 5, 16, 17, 2100], [0, 1, 3, 6], [0, 3]):
         memory = cases.randn(2, 3, width + gap + offset, seed=width).to(dtype)
         student, teacher = memory[0][:, offset : offset + width], memory[1][:, gap : gap + width]
