@@ -7,6 +7,7 @@ import faulthandler
 import multiprocessing
 import pickle
 import traceback
+import warnings
 
 import torch
 from torch import distributed as dist
@@ -63,6 +64,7 @@ def _serve(pipe, rank, size, rendezvous, backend):
         torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     groups = {n: dist.new_group(list(range(n))) for n in range(1, size)} | {size: None}
+    warnings.simplefilter("error")
     while True:
         try:
             n, function, arguments = pickle.loads(pipe.recv_bytes())

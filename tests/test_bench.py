@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import processes
 from bench import __main__ as command
 from bench import answers, cases, data, eager, eager_losses, implementations, memory, protocol, results, table, targets
 from bench.cases import Case
@@ -419,3 +420,10 @@ def test_the_memory_of_a_loss_is_what_it_takes_beyond_loss_and_gradient(impl: st
     least, most = {"cpp": (0, 0.1), "eager": (4, 6), "chunked": (2, 4), "checkpointed": (0.9, 2)}[impl]
     assert extra is not None
     assert least * logits <= extra <= most * logits
+
+
+def test_several_processes_against_one() -> None:
+    """It checks the answer of the ranks before it prints a row."""
+    row = json.loads(processes.run("-m", "bench.parallel", "--shape", 1, 2, "--rounds", 1, cwd=processes.ROOT))
+    assert row["ranks"] == 2 and row["median_ms"] > 0
+    assert row["bytes_sent_by_a_rank"] == 32 + 2 * 4 * (5 * 16 + 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -47,5 +49,12 @@ def _bits(field: Tensor, dtype: torch.dtype) -> Tensor:
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """An exchange is no part of a graph of `torch.compile`: what is compiled ends before it and goes on after it."""
-    disabled: Callable[P, R] = torch.compiler.disable(function, reason="it exchanges with other ranks")
-    return disabled
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:  # importing it takes seconds, and nothing has been compiled yet
+            return function(*args, **kwargs)
+        disabled: Callable[P, R] = torch.compiler.disable(function, reason="it exchanges with other ranks")
+        return disabled(*args, **kwargs)
+
+    return call
