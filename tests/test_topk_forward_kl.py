@@ -106,7 +106,7 @@ def test_the_same_distribution(impl):
 
 @every_loss_implementation
 def test_raised_to_logprob_min(impl):
-    """A log p below it is raised and has no gradient; at it, it has one. The masses are as they were."""
+    """A log p below it is raised and has no gradient. The masses are as they were."""
     student = torch.tensor([[0.0, 0.0, -torch.inf, 0.0, 0.0]])  # log p is exactly -ln 4 or -inf
     at = student.double().log_softmax(-1)[0, 0].item()
     ids, log_q = torch.tensor([[0, 2, 1, -1]]), torch.tensor([[-1.0, -2.0, -torch.inf, -1.0]])
