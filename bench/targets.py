@@ -99,7 +99,7 @@ def _linear_on_cpu() -> list[Target]:
     found = []
     for loss in ("topk_policy", "reverse_kl", "topk_forward_kl"):
         for reduction in ("none", "sum"):
-            where = {"op": "linear_opd_loss", "loss": loss, "reduction": reduction}
+            where: dict[str, object] = {"op": "linear_opd_loss", "loss": loss, "reduction": reduction}
             found.append(Target("time over the products", "linear", where, "time_over_products", 1.25, 1.1, True))
             found.append(Target("extra bytes over allowed", "linear", where, "extra_over_allowed", 1, 1, True))
     return found

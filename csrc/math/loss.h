@@ -56,12 +56,6 @@ struct RowState {
       : reference(static_cast<float>(summary.reference)), mass(static_cast<float>(exp(summary.log_mass))) {}
 };
 
-/// The nearest float32, which of a number is a number.
-PRUNEOPD_FORMULA float finite_float(double x) {
-  constexpr double most = std::numeric_limits<float>::max();
-  return static_cast<float>(x > most ? most : x < -most ? -most : x);
-}
-
 /// What the gradient of KL(p‖q) is made of: p * excess, with excess = log p - log q - KL
 ///                                                                = (x - reference) / t - (y - teacher_reference) / t'
 ///                                                                - offset.
@@ -82,7 +76,7 @@ struct DivergenceState {
       : reference(static_cast<float>(student.reference)),
         mass(static_cast<float>(exp(student.log_mass))),
         teacher_reference(static_cast<float>(teacher.reference)),
-        offset(finite_float(kl + student.log_mass - teacher.log_mass)),
+        offset(static_cast<float>(kl + student.log_mass - teacher.log_mass)),
         peak_excess(static_cast<float>(peak_excess)) {}
 
   /// Whether the reference has most of the mass: then it is the greatest logit, no other equals it, and its excess is
