@@ -235,8 +235,7 @@ def candidates(m, width=500, positions=(2, 2), seed=5):
     return cases.randn(*positions, width, seed=seed), ids, torch.randn(*ids.shape, generator=generator)
 
 
-@pytest.mark.parametrize("m", [1, 16, 100, 512])
-@pytest.mark.parametrize("on_policy", [True, False], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize(("m", "on_policy"), [(1, True), (16, False), (100, True), (512, False)], ids=str)
 def test_policy_loss_with_duplicates_and_padding(m, on_policy):
     logits, ids, advantages = candidates(m)
     old = None if on_policy else cases.randn(*ids.shape, seed=3, scale=1.5) - 8
@@ -276,8 +275,7 @@ def test_overflowing_losses_spoil_their_gradients():
     assert got["loss"].isfinite().tolist() == [[True, False, True]]
 
 
-@pytest.mark.parametrize("k", [1, 16, 256])
-@pytest.mark.parametrize("logprob_min", [None, -9.0])
+@pytest.mark.parametrize(("k", "logprob_min"), [(1, None), (16, -9.0), (256, None)], ids=str)
 def test_forward_kl_with_duplicates_and_padding(k, logprob_min):
     logits, ids, logprobs = candidates(k)
     logprobs = logprobs.log_softmax(-1)
@@ -409,12 +407,11 @@ def test_same_bits_whether_rows_are_split_or_not(loss, dtype):
         "topk_forward_kl": {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats - 4},
     }[loss]
     x = {**UNCHANGED, **DEFAULTS[loss], "student_logits": student, **x}
-    check(loss, scale=floats[:, 5], **x)
-    whole = both_passes(interpreted, loss, x, floats[:, 5])
+    whole = check(loss, scale=floats[:, 5], **x)
     for part in (slice(1, 2), slice(3, 4)):
         few = {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in x.items()}
         alone = both_passes(interpreted, loss, few, floats[part, 5])
-        assert [name for name in whole if not comparison.same_bits([alone[name]], [whole[name][part]])] == []
+        assert [name for name in alone if not comparison.same_bits([alone[name]], [whole[name][part]])] == []
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
