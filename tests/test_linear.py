@@ -319,9 +319,33 @@ def test_a_broken_row_stays_where_it_is(loss, reduction):
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 
 
+@each_loss
+@each_reduction
+def test_what_has_no_weight_has_no_part(loss, reduction):
+    """Where L is 0, a broken row gives a loss and a gradient of 0; so does a scale of 0, or a mask."""
+    given = problem()
+    given.student_hidden[1] = torch.nan
+    drift_count = torch.tensor([0, 9, 0], dtype=torch.int32)
+    options = {"loss": loss, "reduction": reduction, "chunk_size": 4, "impl": "reference", "k": K, "w_drop": 0.2}
+    wanting, leaves = given.wanting(*STUDENT)
+    out = linear_opd_loss(**wanting.arguments(w_base=0.0, drift_count=drift_count, **options))
+    assert out.loss.isfinite().all()
+    out.loss.sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+    assert not leaves[0].grad[1].any()
+    if reduction == "sum":
+        scale = torch.where(given.mask, 1.0, torch.nan)
+        scale[1] = 0.0
+        wanting, leaves = given.wanting(*STUDENT)
+        out = linear_opd_loss(**wanting.arguments(scale=scale, **options))
+        assert out.loss.isfinite()
+        out.loss.backward()
+        assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
 # --- exhausted responses ------------------------------------------------------------------------------------------
 
-EXHAUSTING = {"k": K, "w_drop": 0.4, "w_base": 0.0, "threshold": 0.9}
+EXHAUSTING = {"k": K, "w_drop": 0.5, "w_base": 0.0, "threshold": 0.9}  # R is 0 exactly, and not below
 
 
 def exhausted_by_hand(given, **options):
@@ -361,7 +385,7 @@ def test_skipping_exhausted_responses_is_masking_them(loss, reduction, chunk_siz
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_a_response_that_comes_exhausted_is_skipped_whole(chunk_size):
     given = problem(mask="none")
-    drift_count = torch.tensor([0, 3, 2], dtype=torch.int32)
+    drift_count = torch.tensor([0, 3, 1], dtype=torch.int32)
     out = linear_opd_loss(
         **given.arguments(chunk_size=chunk_size, skip_exhausted=True, drift_count=drift_count, impl="reference",
                           **EXHAUSTING)
