@@ -322,9 +322,9 @@ def test_a_broken_row_stays_where_it_is(loss, reduction):
 @each_loss
 @each_reduction
 def test_what_has_no_weight_has_no_part(loss, reduction):
-    """Where L is 0, a broken row gives a loss and a gradient of 0; so does a scale of 0, or a mask."""
+    """Where L is 0, a teacher's broken row gives a loss and a gradient of 0; so does a scale of 0, or a mask."""
     given = problem()
-    given.student_hidden[1] = torch.nan
+    given.teacher_hidden[1] = torch.nan
     drift_count = torch.tensor([0, 9, 0], dtype=torch.int32)
     options = {"loss": loss, "reduction": reduction, "chunk_size": 4, "impl": "reference", "k": K, "w_drop": 0.2}
     wanting, leaves = given.wanting(*STUDENT)
