@@ -119,6 +119,14 @@ def test_exhausted_responses_cost_no_product_in_later_chunks(loss, chunk_size):
     assert (forward, backward) == ((2 * computed, 0, 0), ((2 if loss == "reverse_kl" else 1) * again, again, again))
 
 
+def test_a_response_that_comes_exhausted_costs_no_product():
+    given = problem(mask="none", bias=False)
+    drift_count = torch.tensor([9, 2, 9], dtype=torch.int32)
+    options = {"skip_exhausted": True, "drift_count": drift_count, "chunk_size": 4, "impl": "reference", **EXHAUSTING}
+    for reduction in REDUCTIONS:
+        assert products(given, STUDENT[:2], reduction=reduction, **options) == ((0, 0, 0), (0, 0, 0))
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
