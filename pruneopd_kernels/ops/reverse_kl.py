@@ -33,8 +33,8 @@ def reverse_kl(
     writes the student's gradient once. Nothing else of the vocabulary's size is written.
 
     A logit of -inf is an ordinary one: where log q = -inf < log p, KL is +inf. A row with a NaN, a +inf or no finite
-    logit makes it NaN. Where a loss, or KL itself in float32, is not finite, the gradient is NaN for every id. Where a position is masked or its
-    weight is 0, the logits are not read, loss and gradient are 0.
+    logit makes it NaN. Where a loss, or KL itself in float32, is not finite, the gradient is NaN for every id. Where a
+    position is masked or its weight is 0, the logits are not read, loss and gradient are 0.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[..., V]`; stride 1 on the last axis, any other strides:
