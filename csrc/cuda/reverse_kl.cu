@@ -32,10 +32,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reverse
   const int n = params.rows.position();
   const double weight = params.weight ? params.weight.real(n) : 1;
   if (!params.mask.flag(n) || weight == 0) {
-    if (params.rows.slice() == 0 && thread_in_block() < kDivergenceState) {
-      params.state[n * kDivergenceState + thread_in_block()] = 0;
-      params.loss[n] = 0;
-    }
+    if (params.rows.slice() != 0) return;
+    if (thread_in_block() < kDivergenceState) params.state[n * kDivergenceState + thread_in_block()] = 0;
+    if (thread_in_block() == 0) params.loss[n] = 0;
   } else if (pass_position<T, Stats::kReverseKl, /*kSelects=*/false>(params.rows, n)) {
     write_position(params, PositionMemory<2>::get().position, weight);
   }
