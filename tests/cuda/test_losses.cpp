@@ -163,6 +163,10 @@ void check_forward_kl(uint64_t seed, int count, const std::vector<int64_t>& widt
           const naive::Row row = naive::row(c.logits.student.view, p, c.logits.vocab_size, k, 1);
           const auto got = answer.ids.begin() + p * k;
           CHECK(std::equal(row.topk.begin(), row.topk.end(), got));
+          std::vector<int64_t> teacher;
+          for (int64_t j = 0; j < k; ++j) teacher.push_back(naive::id(c.ids.view, p, j));
+          const double common = row.broken ? 0 : static_cast<double>(naive::common(row.topk, teacher));
+          CHECK(answer.floats[3][size_of(p)] == static_cast<float>(common / static_cast<double>(k)));
         }
       backward(c, c.ids.view, k, answer.floats[5], answer.floats[6], gradient);
     });
