@@ -1,6 +1,7 @@
 """The losses from hidden states: their time over that of the matrix products alone, and their memory.
 
 python -m bench.linear                         4096 positions, H = 1024, V = 151936, float32; writes the results
+python -m bench.linear --loss reverse_kl --rounds 1                                one loss, once: eight minutes
 python -m bench.linear --positions 64 --vocabulary 1000 --hidden 32 --no-save      a small one
 
 The yardstick is the products that a reduction needs, made for the same chunks into the same kind of memory, in the same
@@ -211,10 +212,10 @@ def positions_of_full_logits(size: Size) -> int:
 Calls = dict[str, Callable[[], object]]
 
 
-def calls(data: Data, size: Size) -> Calls:
+def calls(data: Data, size: Size, losses: Sequence[str] = LOSSES) -> Calls:
     """What is timed: each loss with each reduction, the products that they need, and a half of it exhausted."""
     found: Calls = {}
-    for loss in LOSSES:
+    for loss in losses:
         for reduction in REDUCTIONS:
             counts = needed(loss, reduction)
             found[f"{loss} {reduction}"] = functools.partial(linear, data, loss, reduction)
@@ -230,9 +231,9 @@ def chunk_size_of_skipping(size: Size) -> int:
     return max(1, size.chunk_size // 4)
 
 
-def time_rows(size: Size, timings: Mapping[str, protocol.Timing]) -> list[results.Row]:
+def time_rows(size: Size, timings: Mapping[str, protocol.Timing], losses: Sequence[str] = LOSSES) -> list[results.Row]:
     rows = []
-    for loss in LOSSES:
+    for loss in losses:
         for reduction in REDUCTIONS:
             bare, timing = timings[str(needed(loss, reduction))], timings[f"{loss} {reduction}"]
             row = _head(size, loss, reduction, size.chunk_size) | _times(timing)
@@ -244,15 +245,17 @@ def time_rows(size: Size, timings: Mapping[str, protocol.Timing]) -> list[result
     return rows
 
 
-def run(size: Size, threads: int, seconds: float, min_rounds: int) -> tuple[list[results.Row], list[str]]:
-    """The rows, or what is wrong with the answers."""
+def run(
+    size: Size, threads: int, seconds: float, min_rounds: int, losses: Sequence[str] = LOSSES
+) -> tuple[list[results.Row], list[str]]:
+    """The rows, or what is wrong with the answers. Checking those has warmed up what can be."""
     data = Data.of(size)
-    every = [(loss, reduction) for loss in LOSSES for reduction in REDUCTIONS]
+    every = [(loss, reduction) for loss in losses for reduction in REDUCTIONS]
     wrong = [f"{' '.join(case)}: {words}" for case in every for words in complaints(data, *case)]
     if wrong:
         return [], wrong
-    contenders = [Contender(name, call) for name, call in calls(data, size).items()]
-    rows = time_rows(size, protocol.interleave(contenders, seconds=seconds, min_rounds=min_rounds))
+    contenders = [Contender(name, call, max_rounds=1000) for name, call in calls(data, size, losses).items()]
+    rows = time_rows(size, protocol.interleave(contenders, seconds=seconds, min_rounds=min_rounds), losses)
     del data, contenders  # what is measured next has processes of its own
     for row in rows:
         if "exhausted" not in row:
@@ -260,7 +263,7 @@ def run(size: Size, threads: int, seconds: float, min_rounds: int) -> tuple[list
             allowed = 3 * size.chunk_size * size.vocabulary * 4 + ALLOWED_BYTES
             row["extra_over_allowed"] = _digits(row["extra_bytes"] / allowed)
     fitting = replace(size, positions=positions_of_full_logits(size))
-    for loss in LOSSES:
+    for loss in losses:
         row = _head(fitting, loss, FULL, fitting.positions)
         rows.append(row | {"extra_bytes": measure_memory(fitting, loss, FULL, threads)})
     return rows, []
@@ -300,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     for name, default in asdict(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--loss", action="append", choices=LOSSES, help="default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60, help="how long all take turns, if that is enough")
     parser.add_argument("--rounds", type=int, default=3, help="rounds at least")
@@ -312,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(options.threads)
     size = Size(options.positions, options.hidden, options.vocabulary)
-    rows, wrong = run(size, options.threads, options.seconds, options.rounds)
+    rows, wrong = run(size, options.threads, options.seconds, options.rounds, options.loss or LOSSES)
     for complaint in wrong:
         print(f"NOT TIMED: {complaint}", file=sys.stderr)
     for row in rows:

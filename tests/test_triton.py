@@ -169,6 +169,7 @@ def test_nothing_else_is_read():
         import faulthandler; faulthandler.enable()
         import guarded_reads, torch
         guarded_reads.COMPILED = [kernels]
+        guarded_reads.call_losses = lambda *args, **kwargs: None  # which test_triton_losses.py has a test of
         for width, dtype in [(7, torch.float32), (513, torch.bfloat16), (4096, torch.float16)]:
             for at_end in (True, False):
                 rows = [guarded_reads.between_guards(torch.randn(1, 2, width).to(dtype), at_end) for _ in range(2)]

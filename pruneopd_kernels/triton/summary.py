@@ -156,7 +156,8 @@ def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
         if maxima is not None:
             stored = tl.where(tile_nan > 0, float("nan"), maximum)
             tile = tl.arange(0, ROWS) + first // TILE
-            tl.store(maxima + 2 * tile + SIDE, stored.to(maxima.dtype.element_ty))
+            # By float32: Triton's interpreter makes a number of a NaN that goes from float64 to bfloat16.
+            tl.store(maxima + 2 * tile + SIDE, stored.to(tl.float32).to(maxima.dtype.element_ty))
         greatest = tl.maximum(greatest, tl.max(maximum, 0))
         has_nan = tl.maximum(has_nan, tl.max(tile_nan, 0))
     tl.debug_barrier()  # whoever selects finds the maxima
