@@ -323,6 +323,8 @@ def _time(row: results.Row | None) -> str:
 
 
 def _duration(milliseconds: float) -> str:
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1e3:.3g} s"
     return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{milliseconds * 1e3:.3g} us"
 
 
