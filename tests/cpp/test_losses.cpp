@@ -106,6 +106,29 @@ TEST(reverse_kl_agrees_with_the_naive_one) {
   }
 }
 
+TEST(a_peak_keeps_a_gradient_of_its_own) {
+  const int64_t width = 100, peak = 60;
+  Random random(14);
+  const auto row = [&](double most) {
+    std::vector<double> numbers;
+    for (int64_t v = 0; v < width; ++v) numbers.push_back(v == peak ? most : random.normal());
+    return Tensor(Scalar::kF32, {1, width}, {width, 1}, numbers, true);
+  };
+  const Tensor student = row(25), teacher = row(3), one(Scalar::kF32, {1}, {1}, {1}, false);
+  const LogitsPair logits{student.view, teacher.view, 1, 1, width};
+  float loss, state[kDivergenceState];
+  const ReverseKlArgs args{logits, View{}, View{}, 1, &loss, state};
+  const double want = naive::reverse_kl(args, one.view, width).gradients[0][peak];
+  with_each_instruction_set([&](const std::string&) {
+    compute(args, kOneThread);
+    const Tensor saved(Scalar::kF32, {1, kDivergenceState}, {kDivergenceState, 1}, {state, state + kDivergenceState},
+                       true);
+    std::vector<float> gradient(width, -7);
+    compute(ReverseKlBackwardArgs{logits, saved.view, one.view, 1, gradient.data(), width}, kOneThread);
+    CHECK(std::abs(gradient[peak] - want) < 1e-5 * std::abs(want));
+  });
+}
+
 /// factor * exp(0) at every id of a row, whole steps and what is left of one, must be `want`.
 void check_rounding(const Tensor& zeros, int64_t width, float factor, double want) {
   float room[64];
