@@ -152,8 +152,6 @@ def token_stats(
     values: bool = False,
 ) -> None:
     op = "token_stats"  # a negative token id is as good as none, so there are no values to look at
-    if student_logits.ndim < 1:
-        bad_value(op, "student_logits", "have shape [..., V]", list(student_logits.shape))
     _logits(op, student_logits, teacher_logits, float64)
     per_position = student_logits.shape[:-1]
     mask_of_positions(op, mask, student_logits, per_position)
@@ -210,8 +208,6 @@ def reverse_kl(
     values: bool = False,
 ) -> None:
     op = "reverse_kl"  # a weight may be anything, so there are no values to look at
-    if student_logits.ndim < 1:
-        bad_value(op, "student_logits", "have shape [..., V]", list(student_logits.shape))
     _logits(op, student_logits, teacher_logits, float64)
     per_position = student_logits.shape[:-1]
     mask_of_positions(op, mask, student_logits, per_position)
@@ -297,14 +293,12 @@ def same_device(op: str, argument: str, array: Any, like: Any) -> None:
 
 
 def _logits(op: str, student_logits: Any, teacher_logits: Any, float64: bool) -> None:
-    dtypes = FLOATS if float64 else LOGITS
-    has_dtype(op, "student_logits", student_logits, dtypes)
-    _contiguous_rows(op, "student_logits", student_logits)
+    _student_logits(op, student_logits, float64)
     leading = list(student_logits.shape[:-1])
     if teacher_logits.ndim != student_logits.ndim or list(teacher_logits.shape[:-1]) != leading:
         words = ", ".join(str(size) for size in [*leading, "V"])
         bad_value(op, "teacher_logits", f"have shape [{words}]", list(teacher_logits.shape))
-    has_dtype(op, "teacher_logits", teacher_logits, dtypes)
+    has_dtype(op, "teacher_logits", teacher_logits, FLOATS if float64 else LOGITS)
     same_device(op, "teacher_logits", teacher_logits, student_logits)
     _contiguous_rows(op, "teacher_logits", teacher_logits)
 
