@@ -1,0 +1,282 @@
+"""Every hyperparameter of a run, and where their values come from: preset, YAML file, command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from pruneopd_kernels import PruneConfig
+from pruneopd_kernels.checks import Metric, RewardWeight
+from pruneopd_kernels.rewards import Strategy
+
+from .errors import TrainerError
+
+Method = Literal["opd", "truncate", "random", "prune", "prefix", "prune+grpo"]
+Match = Literal["tokens", "mass"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every hyperparameter of a run; lengths are in tokens. The defaults are those of the preset `tiny`."""
+
+    # --- what is trained on what
+    preset: Literal["tiny", "smollm2"] = "tiny"
+    """Where the values come from that neither the command line nor a file gives."""
+    pair: str = "low"
+    """Which student of the preset: low or high (tiny); drop1, drop4 or drop10 (smollm2)."""
+    student: Path | None = None
+    """A model folder in place of the preset's student."""
+    teacher: Path | None = None
+    """A model folder in place of the preset's teacher."""
+    data: Path | None = None
+    """A JSONL file of {"prompt", "answer"} in place of the preset's task; without answers nothing is graded."""
+    seed: int = 0
+    """Of the prompts and the sampling; the same seed gives every method the same prompts."""
+
+    # --- the method
+    method: Method = "prune"
+    """opd: full length; truncate: a fixed length; random: as many tokens as prune would keep, anywhere; prune; prefix:
+    a length that grows linearly; prune+grpo: prune, and the group advantage where reliability has run out."""
+    match: Match = "tokens"
+    """What `random` has in common with what prune would keep of the same responses: tokens, or reward mass."""
+    weights: bool = True
+    """Whether prune scales rewards by their weight L (eq. 11)."""
+    budget: bool = True
+    """Whether prune adapts the length M (Algorithm 1, lines 12-19)."""
+
+    # --- drift, reliability, rewards: `pruneopd_kernels.PruneConfig`
+    k: int = 16
+    """Candidates per position."""
+    threshold: float = 0.7
+    """A position drifts where its overlap is below this (eq. 7)."""
+    w_drop: float = 0.02
+    """Reliability lost with each drift (eq. 9). The paper's 0.01 is for responses of thousands of tokens."""
+    w_base: float = 0.5
+    """Added to the reliability to give the weight L (eq. 10)."""
+    top_p: float = 0.95
+    """Mass of the teacher's nucleus (eq. 14)."""
+    eps: float = 1e-8
+    """A position counts towards the effective length where its reliability exceeds this (eq. 12)."""
+    metric: Metric = "overlap"
+    """What decides about drift."""
+    strategy: Strategy = "student"
+    """Whose candidates are rewarded."""
+    reward_weight: RewardWeight = "student"
+    """By whose probabilities rewards are weighted."""
+
+    # --- lengths: `pruneopd_kernels.ResponseBudget`
+    initial_length: int = 85
+    """M at the first step; also where `prefix` begins."""
+    minimum_length: int = 40
+    maximum_length: int = 512
+    """The most tokens that a response has, in every method and in evaluations."""
+    length_step: int = 10
+    margin: int = 10
+    hit_ratio: float = 0.1
+    patience: int = 3
+    truncate_length: int = 128
+    """The length of `truncate`."""
+    final_length: int = 256
+    """The length of `prefix` at the last step."""
+
+    # --- the optimiser
+    steps: int = 40
+    batch_size: int = 32
+    """Responses in a step, over all processes."""
+    micro_batch_size: int = 16
+    """Responses in one forward and backward pass of a process."""
+    group_size: int = 1
+    """Responses to the same prompt; `prune+grpo` needs at least 2."""
+    learning_rate: float = 1.5e-4
+    warmup_steps: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    """Of sampling, and of both models' distributions."""
+    group_advantage: float = 0.1
+    """What the group advantage of `prune+grpo` is multiplied by, to be of the size of the rewards."""
+    precision: Precision = "auto"
+    """Of the student's passes; auto: bfloat16 where the processor computes in it, else float32."""
+    teacher_precision: Precision = "auto"
+    """Of the teacher; auto: as its folder has it."""
+    teacher_device: str | None = None
+    """Where the teacher lives, such as cuda:1; None: beside the student."""
+
+    # --- evaluation, checkpoints, logs
+    eval_every: int = 10
+    """Steps between evaluations; there is one before the first step and one after the last as well."""
+    eval_prompts: int = 128
+    eval_samples: int = 1
+    """Responses to each held-out prompt: accuracy is Avg@n."""
+    save_every: int = 10
+    """Steps between checkpoints; there is one after the last step as well."""
+    keep_checkpoints: int = 2
+    tracker: Literal["none", "trackio", "wandb"] = "none"
+    """A tracker beside metrics.jsonl and TensorBoard; its package must be installed."""
+
+    def __post_init__(self) -> None:
+        """Raises TrainerError for a value that is out of its range."""
+        for name, least in _AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise _wrong(name, f"be at least {least}", getattr(self, name))
+        for name in _POSITIVE:
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise _wrong(name, "be finite and > 0", value)
+        for name in ("weight_decay", "group_advantage"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise _wrong(name, "be finite and >= 0", value)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise _wrong(name, f"be one of {', '.join(allowed)}", getattr(self, name))
+        for name in ("initial_length", "truncate_length", "final_length", "minimum_length"):
+            if getattr(self, name) > self.maximum_length:
+                raise _wrong(name, f"be at most maximum_length = {self.maximum_length}", getattr(self, name))
+        if self.initial_length < self.minimum_length:
+            raise _wrong("initial_length", f"be at least minimum_length = {self.minimum_length}", self.initial_length)
+        if not 0 < self.hit_ratio <= 1:
+            raise _wrong("hit_ratio", "be in (0, 1]", self.hit_ratio)
+        if self.batch_size % self.group_size:
+            raise _wrong("batch_size", f"be a multiple of group_size = {self.group_size}", self.batch_size)
+        if self.method == "prune+grpo" and self.group_size < 2:
+            raise _wrong("group_size", "be at least 2 for prune+grpo", self.group_size)
+        try:
+            self.prune  # noqa: B018
+        except (TypeError, ValueError) as error:
+            raise TrainerError(str(error).replace("PruneConfig: ", "TrainConfig: ", 1)) from error
+
+    @property
+    def prune(self) -> PruneConfig:
+        """The arguments of the operators."""
+        return PruneConfig(**{field.name: getattr(self, field.name) for field in fields(PruneConfig)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+_AT_LEAST = {
+    "minimum_length": 1,
+    "truncate_length": 1,
+    "final_length": 1,
+    "length_step": 1,
+    "margin": 0,
+    "patience": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "group_size": 1,
+    "warmup_steps": 0,
+    "eval_every": 1,
+    "eval_prompts": 1,
+    "eval_samples": 1,
+    "save_every": 1,
+    "keep_checkpoints": 1,
+    "seed": 0,
+}
+_POSITIVE = ("learning_rate", "max_grad_norm", "temperature")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "preset": ("tiny", "smollm2"),
+    "method": get_args(Method),
+    "match": get_args(Match),
+    "strategy": get_args(Strategy),
+    "precision": get_args(Precision),
+    "teacher_precision": get_args(Precision),
+    "tracker": ("none", "trackio", "wandb"),
+}
+
+
+def _wrong(name: str, rule: str, actual: object) -> TrainerError:
+    return TrainerError(f"TrainConfig: {name} must {rule}, got {actual!r}")
+
+
+PRESETS = {
+    "tiny": TrainConfig(),
+    "smollm2": TrainConfig(
+        preset="smollm2",
+        pair="drop4",
+        w_drop=0.02,
+        initial_length=64,
+        minimum_length=32,
+        maximum_length=192,
+        truncate_length=64,
+        final_length=128,
+        length_step=8,
+        margin=8,
+        steps=20,
+        batch_size=8,
+        micro_batch_size=4,
+        learning_rate=1e-4,
+        eval_prompts=12,
+        eval_every=10,
+    ),
+}
+"""The presets by name."""
+
+
+def with_values(config: TrainConfig, values: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration with some values replaced, each checked for its name and type.
+
+    Args:
+        config: What is changed.
+        values: Values by field, as YAML has them.
+        source: Where they come from, for the error.
+
+    Raises:
+        TrainerError: A name is unknown, or a value is not of its type or not allowed.
+    """
+    kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise TrainerError(f"{source}: there is no option {name!r}")
+        checked[name] = _of_kind(name, value, kinds[name], source)
+    return replace(config, **checked)
+
+
+def _of_kind(name: str, value: Any, kind: str, source: str) -> Any:
+    if kind.endswith("| None") and value is None:
+        return None
+    kind = kind.removesuffix(" | None")
+    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind == "float" and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind == "Path" and isinstance(value, str):
+        return Path(value)
+    expected: dict[str, type] = {"int": int, "bool": bool}
+    if type(value) is expected.get(kind, str) and kind not in ("float", "Path"):
+        return value
+    article = {"int": "an integer", "bool": "true or false", "float": "a number"}.get(kind, "text")
+    raise TrainerError(f"{source}: {name} must be {article}, got {value!r}")
+
+
+def read_config(file: Path) -> TrainConfig:
+    """Reads a YAML file: the values that it gives, and its preset's for the others.
+
+    Raises:
+        TrainerError: The file cannot be read, or holds something else than known options.
+    """
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise TrainerError(f"the configuration {file} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise TrainerError(f"the configuration {file} must hold options with values, got {type(values).__name__}")
+    preset = values.get("preset", "tiny")
+    if preset not in PRESETS:
+        raise TrainerError(f"the configuration {file}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    return with_values(PRESETS[preset], values, f"the configuration {file}")
+
+
+def write_config(config: TrainConfig, file: Path) -> None:
+    """Writes every value as YAML."""
+    file.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
