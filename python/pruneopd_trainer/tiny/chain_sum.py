@@ -2,13 +2,16 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from reasoning_gym.arithmetic.chain_sum import ChainSumConfig, ChainSumDataset
 
 LARGEST = 99
-"""Problems whose partial sums leave 0..99 are passed over."""
+"""Problems whose partial sums leave 0..99 are passed over: about four of five."""
+
+ENTRIES = 1000
+"""reasoning-gym's entries for each problem, of which the first that will do is taken."""
 
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh".split()
 """One for each number that is added or taken away: a sum has at most twelve terms."""
@@ -41,23 +44,29 @@ class Problem(NamedTuple):
     answer: str
 
 
-def problems(seed: int, terms: tuple[int, int] = (8, 12)) -> Iterator[Problem]:
-    """An endless row of problems; the same seed gives the same row.
+def problem(index: int, seed: int, terms: tuple[int, int] = (8, 12)) -> Problem:
+    """Problem number `index` of an endless row; the same seed gives the same row.
 
     Args:
+        index: Counts from 0.
         seed: Two seeds give two rows without a common problem, as far as chance allows.
         terms: The fewest and the most terms of a sum.
     """
-    size = 10**9
-    config = ChainSumConfig(
-        min_terms=terms[0], max_terms=terms[1], min_digits=1, max_digits=2, seed=seed * size, size=size
-    )
-    dataset = ChainSumDataset(config)
-    for index in itertools.count():
-        entry = dataset[index]
+    dataset = _dataset(seed, terms)
+    for entry_index in itertools.count(index * ENTRIES):
+        entry = dataset[entry_index]
         expression = entry["metadata"]["expression"]
         if all(0 <= total <= LARGEST for total in partial_sums(expression)):
-            yield Problem(f"{expression} =", entry["answer"])
+            return Problem(f"{expression} =", entry["answer"])
+    raise AssertionError("unreachable")
+
+
+@cache
+def _dataset(seed: int, terms: tuple[int, int]) -> ChainSumDataset:
+    fewest, most = terms
+    return ChainSumDataset(
+        ChainSumConfig(min_terms=fewest, max_terms=most, min_digits=1, max_digits=2, seed=seed * 10**12, size=10**12)
+    )
 
 
 def terms_of(expression: str) -> list[int]:

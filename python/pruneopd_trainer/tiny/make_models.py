@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from .chain_sum import END, problems, solution
+from .chain_sum import END, problem, solution
 from .tokens import make_tokenizer
 
 BATCH = 32
@@ -96,4 +96,6 @@ def supervise(
 
 def good_examples(seed: int, terms: tuple[int, int] = (8, 12)) -> Iterator[tuple[str, str]]:
     """Prompts and worked solutions."""
-    return ((problem.prompt, f"{solution(problem)} {END}") for problem in problems(seed, terms))
+    for index in itertools.count():
+        given = problem(index, seed, terms)
+        yield given.prompt, f"{solution(given)} {END}"
