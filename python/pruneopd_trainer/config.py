@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 import yaml
 
 from pruneopd_kernels import PruneConfig
-from pruneopd_kernels.checks import Metric, RewardWeight
-from pruneopd_kernels.rewards import Strategy
 
 from .errors import TrainerError
 
 Method = Literal["opd", "truncate", "random", "prune", "prefix", "prune+grpo"]
 Match = Literal["tokens", "mass"]
+Metric = Literal["overlap", "top_p"]
+Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
+RewardWeight = Literal["student", "teacher", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -113,6 +114,8 @@ class TrainConfig:
     eval_prompts: int = 128
     eval_samples: int = 1
     """Responses to each held-out prompt: accuracy is Avg@n."""
+    eval_batch_size: int = 64
+    """Responses that are sampled at a time in evaluations."""
     save_every: int = 10
     """Steps between checkpoints; there is one after the last step as well."""
     keep_checkpoints: int = 2
@@ -174,6 +177,7 @@ _AT_LEAST = {
     "eval_every": 1,
     "eval_prompts": 1,
     "eval_samples": 1,
+    "eval_batch_size": 1,
     "save_every": 1,
     "keep_checkpoints": 1,
     "seed": 0,

@@ -1,0 +1,251 @@
+"""Algorithm 1 of Prune-OPD (arXiv:2605.07804): sample, score, weigh, learn, adapt the length."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pruneopd_kernels import topk_policy_loss
+
+from .config import TrainConfig
+from .data import Example, Task
+from .errors import TrainerError
+from .measures import Sums, peak_memory_mib
+from .methods import Advantages, LengthRule, advantages, group_advantages
+from .models import Pair, encode
+from .rollouts import Rollouts, sample, uniforms
+from .scoring import Scores, response_logits, score, teacher_logits
+
+SAMPLING, CHOOSING = 0, 1
+"""What a response's random numbers are for: the second kind chooses `random`'s positions."""
+
+
+class Batch(NamedTuple):
+    """The responses of this process in one step."""
+
+    rows: list[int]
+    """Their numbers among the responses of all processes."""
+    examples: list[Example]
+    rollouts: Rollouts
+    group: Tensor | None
+    """`[B]`: group advantages, where the method needs them."""
+
+
+class Trained(NamedTuple):
+    """Some responses of a step and what they were trained with, to be shown."""
+
+    rollouts: Rollouts
+    scores: Scores
+    advantages: Advantages
+    examples: list[Example]
+
+
+class Trainer:
+    """Everything that a step needs and changes.
+
+    Attributes:
+        step: How many steps are done.
+        time_s: Seconds of training so far, without evaluations and checkpoints.
+        lengths: The length rule, with the budget M.
+        last: The first responses of the last step.
+    """
+
+    def __init__(self, config: TrainConfig, pair: Pair, task: Task, accelerator: Accelerator) -> None:
+        """Puts the models where they belong; `config.batch_size` must be a multiple of the number of processes."""
+        self.config, self.task, self.accelerator = config, task, accelerator
+        share = config.group_size * accelerator.num_processes
+        if config.batch_size % share:
+            rule = f"be a multiple of group_size x processes = {share}"
+            raise TrainerError(f"TrainConfig: batch_size must {rule}, got {config.batch_size}")
+        self.pair, self.device = pair, accelerator.device
+        pair.teacher.to(torch.device(config.teacher_device or self.device))
+        self.model = accelerator.prepare(pair.student)
+        self.student = accelerator.unwrap_model(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
+        self.lengths = LengthRule(config, group)
+        self.step, self.time_s = 0, 0.0
+        self.last: Trained | None = None
+
+    def train_step(self, status: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+        """One step, and what is to be logged of it.
+
+        Raises:
+            TrainerError: The loss or its gradient is not finite; the models are as before the step.
+        """
+        started = time.perf_counter()
+        step, sums = self.step + 1, Sums(self.config.maximum_length)
+        sampled, trained = self.lengths.sampled, self.lengths.trained
+        status(f"step {step}: sampling up to {sampled} tokens")
+        batch = self.sample(step, sampled)
+        tokens = int(self.total(batch.rollouts.mask.sum()))
+        status(f"step {step}: learning from {tokens} tokens")
+        effective_lengths = self.accumulate(step, batch, tokens, sums)
+        learning_rate = self.config.learning_rate * min(step / max(self.config.warmup_steps, 1), 1)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.max_grad_norm))
+        measured = sums.means(self.total)
+        if not (math.isfinite(grad_norm) and math.isfinite(loss := measured["loss"])):
+            self.optimizer.zero_grad()
+            raise TrainerError(f"step {step}: the loss must be finite, got {loss}, with a gradient norm of {grad_norm}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        hits = self.total(self.lengths.hits(effective_lengths).sum())
+        budget = self.lengths.update(effective_lengths)
+        self.step = step
+        self.time_s += time.perf_counter() - started
+        return {
+            "step": step,
+            "method": self.config.method,
+            "time_s": self.time_s,
+            "tokens_generated": tokens,
+            "budget": budget,
+            "hit_ratio": float(hits) / self.config.batch_size,
+            "trained_length": trained,
+            **measured,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "peak_memory_mib": peak_memory_mib(self.device),
+        }
+
+    def sample(self, step: int, length: int) -> Batch:
+        """Lines 2 and 3: responses of up to `length` tokens to this step's prompts."""
+        config, size, rank = self.config, self.config.batch_size, self.accelerator.process_index
+        share = size // self.accelerator.num_processes
+        rows = list(range(rank * share, (rank + 1) * share))
+        first = (step - 1) * (size // config.group_size)
+        examples = [self.task.example(first + row // config.group_size) for row in rows]
+        prompt_ids, prompt_mask = encode(self.pair.tokenizer, [example.prompt for example in examples])
+        self.student.eval()
+        with self.autocast():
+            rollouts = sample(
+                self.student,
+                prompt_ids.to(self.device),
+                prompt_mask.to(self.device),
+                length=length,
+                end_ids=self.pair.end_ids,
+                uniforms=uniforms([config.seed, step, SAMPLING], rows, length),
+                temperature=config.temperature,
+                vocab_size=self.pair.vocab_size,
+            )
+        self.student.train()
+        group = None
+        if config.method == "prune+grpo":
+            grades = torch.tensor(self.grade(examples, rollouts), device=self.device)
+            group = group_advantages(grades, config.group_size)
+        return Batch(rows, examples, rollouts, group)
+
+    def grade(self, examples: list[Example], rollouts: Rollouts) -> list[float]:
+        """The grade of each response."""
+        texts = self.pair.tokenizer.batch_decode(responses(rollouts), skip_special_tokens=True)
+        finished = self.finished(rollouts).tolist()
+        return [self.task.grade(*graded) for graded in zip(examples, texts, finished, strict=True)]
+
+    def finished(self, rollouts: Rollouts) -> Tensor:
+        """`[B]` bool: which responses ended by themselves."""
+        last = rollouts.mask.sum(1) - 1
+        ends = torch.tensor(self.pair.end_ids, device=rollouts.token_ids.device)
+        return torch.isin(rollouts.response_ids.gather(1, last[:, None])[:, 0], ends)
+
+    def accumulate(self, step: int, batch: Batch, tokens: int, sums: Sums) -> Tensor:
+        """Lines 4 to 10: scores, advantages, and the gradient of the loss a token; returns E, `[B]` in any order.
+
+        The responses are taken in micro-batches of like length. The loss is summed over their tokens and divided by
+        the number of valid tokens of all processes, never by a sum of weights.
+        """
+        config, rollouts = self.config, batch.rollouts
+        by_length = rollouts.mask.sum(1).argsort(descending=True, stable=True)
+        parts = by_length.split(config.micro_batch_size)
+        numbers = None
+        if config.method == "random":
+            numbers = uniforms([config.seed, step, CHOOSING], batch.rows, config.maximum_length)
+        effective_lengths = []
+        for number, part in enumerate(parts):
+            some = rollouts.take(part)
+            with self.autocast(), self.no_sync(number < len(parts) - 1):
+                student = response_logits(self.model, some)
+                teacher = teacher_logits(self.pair.teacher, some, self.device)
+                scores = score(student, teacher, some, config, self.pair.vocab_size)
+                given = advantages(
+                    scores,
+                    config,
+                    self.lengths.trained,
+                    None if numbers is None else numbers[part.cpu()],
+                    some.response_ids,
+                    None if batch.group is None else batch.group[part],
+                )
+                losses = topk_policy_loss(
+                    student,
+                    given.ids,
+                    given.values,
+                    some.mask,
+                    student_temperature=config.temperature,
+                    vocab_size=self.pair.vocab_size,
+                )
+                # the gradients of the processes are averaged: this makes it their sum
+                loss = losses.sum() / tokens
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            effective_lengths.append(scores.effective_length)
+            sums.add(scores, given, losses.detach())
+            if number == 0:
+                self.last = Trained(some, scores, given, [batch.examples[row] for row in part.tolist()])
+        return torch.cat(effective_lengths)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The student's precision: its parameters stay in float32."""
+        bfloat16 = self.config.precision == "bfloat16" or (
+            self.config.precision == "auto" and computes_in_bfloat16(self.device)
+        )
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+    def no_sync(self, more: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged with the last micro-batch only."""
+        return self.accelerator.no_sync(self.model) if more else nullcontext()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes."""
+        summed: Tensor = self.accelerator.reduce(values.to(self.device), reduction="sum")
+        return summed
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on, but the student's weights."""
+        return {
+            "step": self.step,
+            "time_s": self.time_s,
+            "lengths": self.lengths.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.step, self.time_s = state["step"], state["time_s"]
+        self.lengths.load_state_dict(state["lengths"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+
+
+def responses(rollouts: Rollouts) -> list[list[int]]:
+    """The token ids of each response, without padding."""
+    lengths = rollouts.mask.sum(1).tolist()
+    return [ids[:length] for ids, length in zip(rollouts.response_ids.tolist(), lengths, strict=True)]
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

@@ -1,0 +1,163 @@
+"""What tells the methods apart: how long responses may be, and how much each token's reward counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pruneopd_kernels import ResponseBudget
+
+from .config import TrainConfig
+from .scoring import Scores
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class LengthRule:
+    """The most tokens a response may have, step by step.
+
+    `prune` adapts it by the budget M (Algorithm 1, lines 12-19). `random` samples full responses, but follows what M
+    would be, since it keeps as much of each response as prune would.
+
+    Attributes:
+        step: The step that `length` is for, counted from 1.
+    """
+
+    def __init__(self, config: TrainConfig, group: ProcessGroup | None = None) -> None:
+        """Starts before the first step; with a group, all its processes share one budget."""
+        self.config, self.step = config, 1
+        self.budget = ResponseBudget(
+            initial=config.initial_length,
+            minimum=config.minimum_length,
+            maximum=config.maximum_length,
+            step=config.length_step,
+            margin=config.margin,
+            hit_ratio=config.hit_ratio,
+            patience=config.patience,
+            group=group,
+        )
+
+    @property
+    def sampled(self) -> int:
+        """How long the responses of this step may be."""
+        config = self.config
+        if config.method in ("opd", "random") or not config.budget:
+            return config.maximum_length
+        return self.trained
+
+    @property
+    def trained(self) -> int:
+        """How far into a response its tokens may be trained on: M."""
+        config = self.config
+        if config.method in ("random", "prune", "prune+grpo") and config.budget:
+            return self.budget.length
+        if config.method == "truncate":
+            return config.truncate_length
+        if config.method == "prefix":
+            share = (self.step - 1) / max(config.steps - 1, 1)
+            return round(config.initial_length + (config.final_length - config.initial_length) * share)
+        return config.maximum_length
+
+    def hits(self, effective_lengths: Tensor) -> Tensor:
+        """Which responses were reliable up to the end of what is trained on, short of the margin: `[B]` bool."""
+        return effective_lengths.clamp_max(self.trained) >= self.trained - self.config.margin
+
+    def update(self, effective_lengths: Tensor) -> int:
+        """Goes on to the next step and returns its M; `effective_lengths` are E of this process's responses."""
+        self.budget.update(effective_lengths.clamp_max(self.budget.length))
+        self.step += 1
+        return self.trained
+
+    def state_dict(self) -> dict[str, int]:
+        """What changes from step to step."""
+        return {"step": self.step, **self.budget.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.step = state["step"]
+        self.budget.load_state_dict({name: state[name] for name in ("length", "counter")})
+
+
+class Advantages(NamedTuple):
+    """What the policy loss is given."""
+
+    ids: Tensor
+    """`[B, T, m]` int64."""
+    values: Tensor
+    """`[B, T, m]` float32."""
+    weight: Tensor
+    """`[B, T]` float32: what the rewards were multiplied by."""
+
+
+def advantages(
+    scores: Scores, config: TrainConfig, length: int, uniforms: Tensor | None, token_ids: Tensor, group: Tensor | None
+) -> Advantages:
+    """Turns rewards into advantages: `weight * reward` of each candidate.
+
+    Args:
+        scores: The scores of B responses.
+        config: Says which method it is.
+        length: M, which only `random` needs to know here.
+        uniforms: float64 `[B, at least T]`: with which `random` chooses positions, else None.
+        token_ids: `[B, T]`: the sampled tokens.
+        group: float32 `[B]`: the group advantage of each response (`prune+grpo`), else None.
+    """
+    weight = token_weight(scores, config, length, uniforms)
+    values = weight[..., None] * scores.rewards
+    values = values.where(weight[..., None] != 0, 0)  # a position without weight has no say, even if it is NaN
+    if group is None:
+        return Advantages(scores.candidates, values, weight)
+    exhausted = scores.mask & (scores.reliability <= config.eps)
+    of_token = torch.where(exhausted, config.group_advantage * group[:, None], 0)
+    return Advantages(
+        torch.cat([scores.candidates, token_ids[..., None]], -1), torch.cat([values, of_token[..., None]], -1), weight
+    )
+
+
+def token_weight(scores: Scores, config: TrainConfig, length: int, uniforms: Tensor | None) -> Tensor:
+    """By how much each token's reward counts: float32 `[B, T]`."""
+    ones = scores.mask.float()
+    if config.method == "random":
+        assert uniforms is not None
+        return ones * random_positions(scores, config.match, length, uniforms)
+    if config.method == "prune+grpo":
+        return scores.weight * (scores.reliability > config.eps)
+    if config.method == "prune" and config.weights:
+        return scores.weight
+    return ones
+
+
+def random_positions(scores: Scores, match: str, length: int, uniforms: Tensor) -> Tensor:
+    """Positions of each response chosen at random, as many as prune would keep of it: bool `[B, T]`.
+
+    Args:
+        scores: The scores of the whole responses.
+        match: `"tokens"`: as many as lie within the first `length`. `"mass"`: until the rewards' absolute sum reaches
+            that of prune's weighted rewards within the first `length`.
+        length: M.
+        uniforms: float64 `[B, at least T]`: positions are taken in the order of these numbers.
+    """
+    valid, columns = scores.mask, scores.mask.shape[1]
+    within = valid & (valid.cumsum(1) <= length)
+    size = valid.double() if match == "tokens" else scores.rewards.abs().sum(-1).double().nan_to_num(posinf=0)
+    kept = within * size * (1 if match == "tokens" else scores.weight)
+    order = uniforms[:, :columns].to(valid.device).masked_fill(~valid, 1).argsort(1)
+    before = size.gather(1, order).cumsum(1) - size.gather(1, order)
+    taken = before < kept.sum(1, keepdim=True)
+    return torch.zeros_like(valid).scatter(1, order, taken) & valid
+
+
+def group_advantages(grades: Tensor, group_size: int) -> Tensor:
+    """Each response's grade less its group's mean, over the group's standard deviation: `[B]`; 0 where all agree.
+
+    Args:
+        grades: float `[B]`, the responses of one prompt next to each other.
+        group_size: Responses to the same prompt.
+    """
+    groups = grades.float().view(-1, group_size)
+    spread = groups.std(1, keepdim=True, correction=0)
+    return torch.where(spread > 0, (groups - groups.mean(1, keepdim=True)) / spread, 0).flatten()

@@ -1,0 +1,181 @@
+"""Responses sampled from a model: one random stream a response, a KV cache, and no work on rows that have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class Rollouts(NamedTuple):
+    """B responses of up to T tokens, each behind its prompt, which is padded on the left to P tokens."""
+
+    token_ids: Tensor
+    """`[B, P + T]` int64."""
+    attention_mask: Tensor
+    """`[B, P + T]` int64: 0 at padding and after a response's end."""
+    prompt_length: int
+    """P."""
+
+    @property
+    def response_ids(self) -> Tensor:
+        """`[B, T]`."""
+        return self.token_ids[:, self.prompt_length :]
+
+    @property
+    def mask(self) -> Tensor:
+        """`[B, T]` bool: True at a response's tokens, the one that ends it included."""
+        return self.attention_mask[:, self.prompt_length :].bool()
+
+    @property
+    def position_ids(self) -> Tensor:
+        """`[B, P + T]`: the position of each token in its own sequence, padding not counted."""
+        return positions(self.attention_mask)
+
+    def take(self, rows: Tensor) -> Rollouts:
+        """Some of the responses, without the columns that are padding in all of them."""
+        ids, mask, start = self.token_ids[rows], self.attention_mask[rows], self.prompt_length
+        used = mask.any(0).nonzero()
+        first, last = int(used[0]), max(int(used[-1]), start)
+        return Rollouts(ids[:, first : last + 1], mask[:, first : last + 1], start - first)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """The position of each token in its own sequence, padding not counted."""
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)
+
+
+def uniforms(key: Sequence[int], rows: Sequence[int], length: int) -> Tensor:
+    """Random numbers in [0, 1), float64 `[B, length]`: a stream of its own for each row under a key, such as the step.
+
+    A response thus does not depend on which others are sampled with it, on how many processes share them, or on what
+    was sampled before: nothing has to be saved to continue a run.
+    """
+    return torch.from_numpy(np.stack([np.random.default_rng([*key, row]).random(length) for row in rows]))
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    *,
+    length: int,
+    end_ids: Sequence[int],
+    uniforms: Tensor,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    on_token: Callable[[], None] = lambda: None,
+) -> Rollouts:
+    """Samples one response to each prompt, all in step.
+
+    Args:
+        model: The model that answers.
+        prompt_ids: `[B, P]` int64, padded on the left.
+        prompt_mask: `[B, P]`, 0 at padding.
+        length: The most tokens that a response may have.
+        end_ids: The tokens that end a response; the first of them also fills what follows.
+        uniforms: `[B, at least length]` in [0, 1): what decides about each token.
+        temperature: The logits are divided by it; 1 samples the model itself, as on-policy distillation does.
+        vocab_size: Ids from here on are never sampled: they pad the head.
+        on_token: Called after every token.
+
+    Returns:
+        The rollouts; T is `length`, or less where every response ended before.
+    """
+    (count, prompt_length), device = prompt_ids.shape, prompt_ids.device
+    token_ids = torch.cat([prompt_ids, prompt_ids.new_full((count, length), end_ids[0])], 1)
+    attention_mask = torch.cat([prompt_mask, prompt_mask.new_zeros(count, length)], 1)
+    ends, uniforms = torch.tensor(end_ids, device=device), uniforms.to(device)
+    cache = growing_cache(model)
+    rows = torch.arange(count, device=device)  # those that are still computed, and which of them go on
+    going = torch.ones(count, dtype=torch.bool, device=device)
+    first_unread = 0
+    for end in range(prompt_length, prompt_length + length):
+        mask = attention_mask[rows, :end]
+        logits = model(
+            input_ids=token_ids[rows, first_unread:end],
+            attention_mask=mask,
+            position_ids=positions(mask)[:, first_unread:],
+            past_key_values=cache,
+            logits_to_keep=1,
+        ).logits[:, -1, :vocab_size]
+        drawn = draw(logits, uniforms[rows, end - prompt_length], temperature)
+        token_ids[rows[going], end] = drawn[going]
+        attention_mask[rows[going], end] = 1
+        going &= ~torch.isin(drawn, ends)
+        first_unread = end
+        on_token()
+        alive = int(going.sum())
+        if alive == 0:
+            break
+        if alive <= WORTH_DROPPING * len(rows):
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            rows, going = rows[going], going[going]
+    return Rollouts(token_ids[:, : end + 1], attention_mask[:, : end + 1], prompt_length)
+
+
+WORTH_DROPPING = 0.8
+"""Rows that have ended are dropped from the KV cache, which copies it, when only this share of them goes on."""
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """The token at which the cumulative probability passes `uniform`: `[B]` int64 of logits `[B, V]`."""
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    place = (uniform * cumulative[:, -1])[:, None]
+    return torch.searchsorted(cumulative, place, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def growing_cache(model: PreTrainedModel) -> DynamicCache:
+    """The model's cache, its full-attention layers in buffers that are not copied at every token."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values `[B, heads, length, head width]` as views of buffers with room for tokens to come."""
+
+    ROOM = 64
+
+    def __init__(self) -> None:
+        """Empty."""
+        super().__init__()
+        self.buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends the states of new tokens and returns those of all tokens."""
+        if not self.buffers:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.buffers = [key_states[..., :0, :], value_states[..., :0, :]]
+            self.show(0)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if end > self.buffers[0].shape[-2]:
+            self.buffers = [with_room(buffer[..., :start, :], end + self.ROOM) for buffer in self.buffers]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = states
+        return self.show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows."""
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self.show(self.get_seq_length())
+
+    def show(self, length: int) -> tuple[Tensor, Tensor]:
+        """Makes the first `length` tokens of the buffers the keys and values."""
+        keys, values = (buffer[..., :length, :] for buffer in self.buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def with_room(states: Tensor, length: int) -> Tensor:
+    """A copy of `[..., L, D]` with room for `length` tokens."""
+    larger = states.new_empty(*states.shape[:-2], length, states.shape[-1])
+    larger[..., : states.shape[-2], :] = states
+    return larger
