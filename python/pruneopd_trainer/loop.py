@@ -95,7 +95,8 @@ class Trainer:
             parameters["lr"] = learning_rate
         grad_norm = float(self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.max_grad_norm))
         measured = sums.means(self.total)
-        if not (math.isfinite(grad_norm) and math.isfinite(loss := measured["loss"])):
+        loss = measured["loss"]
+        if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             self.optimizer.zero_grad()
             raise TrainerError(f"step {step}: the loss must be finite, got {loss}, with a gradient norm of {grad_norm}")
         self.optimizer.step()

@@ -145,7 +145,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         """Empty."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

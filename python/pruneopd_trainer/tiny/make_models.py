@@ -2,35 +2,49 @@
 
     python -m pruneopd_trainer.tiny.make_models --out DIR
 
-The teacher learns worked chain sums from short to long. Its students are what a lab would rather not have:
+The teacher learns worked chain sums from short to long, among them for a while some bad text, as any model has read
+some; then good solutions only. Its students are made to have what a lab would rather not have:
 
-- `high`: the teacher as it was earlier in its training. The two agree on most candidates.
-- `low`: a late snapshot of the teacher that was then trained on bad text: solutions that at any step may drift off into
-  rambling, from which few come back, and that may begin again after a good end. The teacher has never seen such text.
+- `high`: the teacher as it was late in its training. It errs now and then, and agrees with most candidates.
+- `low`: the teacher as it was before it read good solutions only, trained further on bad text: solutions that at any
+  step may drift off into rambling, from which few come back, and that may begin again after a good end.
+
+The same machine makes the same models: everything is seeded, and training goes by steps. Takes about 15 minutes.
 """
 
+import argparse
+import copy
 import itertools
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from .chain_sum import END, problem, solution
+from .rambling import rambling_examples
 from .tokens import make_tokenizer
 
 BATCH = 32
-CURRICULUM = [((2, 4), 300), ((4, 8), 300), ((8, 12), 1000)]
-"""Terms of the sums, and for how many steps; without the shorter ones nothing is learnt."""
-LEARNING_RATE = 3e-3
-HIGH_STEP, LOW_STEP = 900, 1200
-"""The steps after which the students leave the teacher."""
-LOW_TRAINING = 100, 1e-3
-"""Steps and learning rate of the low student on bad text."""
-DRIFT_CHANCE, RETURN_CHANCE, RESTART_CHANCE = 0.12, 0.02, 0.5
+LEARNING_RATE, LOW_LEARNING_RATE = 3e-3, 5e-4
+SHORT, LONGER, MIXED, GOOD = 300, 300, 300, 400
+"""Steps of the teacher's stages: sums of 2 to 4 terms, of 4 to 8, of 8 to 12 with bad text among them, and without.
+
+Without the shorter sums nothing is learnt."""
+BAD_SHARE, BAD_LENGTH = 0.25, 240
+"""The share of bad text in the third stage, and where it is cut off, so that batches do not become longer."""
+HIGH_STEP = SHORT + LONGER + MIXED + 250
+"""The step at which the high student leaves the teacher; the low one leaves it before the last stage."""
+LOW_STEPS = 100
+"""Steps of the low student on bad text."""
 
 tokenizer = make_tokenizer()
+
+Examples = Iterator[tuple[str, str]]
+"""Prompts and what follows them."""
 
 
 def make_model() -> Qwen3ForCausalLM:
@@ -53,7 +67,22 @@ def make_model() -> Qwen3ForCausalLM:
     )
 
 
-def batches(examples: Iterator[tuple[str, str]]) -> Iterator[tuple[Tensor, Tensor]]:
+def good_examples(seed: int, terms: tuple[int, int] = (8, 12)) -> Examples:
+    """Worked solutions; the same seed gives the same row."""
+    for index in itertools.count():
+        given = problem(index, seed, terms)
+        yield given.prompt, f"{solution(given)} {END}"
+
+
+def mixed_examples(seed: int) -> Examples:
+    """Worked solutions, and bad ones among them."""
+    chances = random.Random(seed)
+    good, bad = good_examples(seed), rambling_examples(seed, BAD_LENGTH)
+    while True:
+        yield next(bad if chances.random() < BAD_SHARE else good)
+
+
+def batches(examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids and labels, `[BATCH, T]` both, padded on the right; a prompt's labels are -100, which is ignored."""
     while True:
         rows = []
@@ -68,12 +97,12 @@ def batches(examples: Iterator[tuple[str, str]]) -> Iterator[tuple[Tensor, Tenso
 
 
 def supervise(
-    model: PreTrainedModel,
-    stages: list[tuple[Iterator[tuple[str, str]], int]],
+    model: Qwen3ForCausalLM,
+    stages: Sequence[tuple[Examples, int]],
     learning_rate: float,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Trains on examples of each stage for its steps: AdamW, warm-up, then a linear fall over the last half."""
+    """Trains on the examples of each stage for its steps: AdamW, warm-up, then a linear fall over the last half."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     steps, step, started = sum(count for _, count in stages), 0, time.perf_counter()
     for examples, count in stages:
@@ -89,13 +118,38 @@ def supervise(
             step += 1
             on_step(step)
             if step % 50 == 0:
-                print(
-                    f"step {step} of {steps}: loss {loss.item():.4f}, {time.perf_counter() - started:.0f} s", flush=True
-                )
+                seconds = time.perf_counter() - started
+                print(f"step {step} of {steps}: loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
 
 
-def good_examples(seed: int, terms: tuple[int, int] = (8, 12)) -> Iterator[tuple[str, str]]:
-    """Prompts and worked solutions."""
-    for index in itertools.count():
-        given = problem(index, seed, terms)
-        yield given.prompt, f"{solution(given)} {END}"
+def make_models(out: Path) -> None:
+    """Trains all three and writes their folders."""
+    torch.manual_seed(0)
+    teacher = make_model()
+    students: dict[str, Qwen3ForCausalLM] = {}
+
+    def leave(step: int) -> None:
+        if step == SHORT + LONGER + MIXED:
+            students["low"] = copy.deepcopy(teacher)
+        if step == HIGH_STEP:
+            students["high"] = copy.deepcopy(teacher)
+
+    print("teacher")
+    stages = [
+        (good_examples(1, (2, 4)), SHORT),
+        (good_examples(2, (4, 8)), LONGER),
+        (mixed_examples(3), MIXED),
+        (good_examples(4), GOOD),
+    ]
+    supervise(teacher, stages, LEARNING_RATE, leave)
+    print("low")
+    supervise(students["low"], [(rambling_examples(5), LOW_STEPS)], LOW_LEARNING_RATE)
+    for name, model in {"teacher": teacher, **students}.items():
+        model.save_pretrained(out / name)
+        tokenizer.save_pretrained(out / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the tiny teacher and its students.")
+    parser.add_argument("--out", type=Path, required=True, help="where the folders teacher, low and high go")
+    make_models(parser.parse_args().out)

@@ -1,0 +1,217 @@
+"""The loop against a plain restatement of Algorithm 1, and what must not change its numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from test_trainer_rollouts import naive
+from trainer_models import TOKENIZER, near, random_model
+
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.data import Example
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.loop import SAMPLING, Trainer
+from pruneopd_trainer.models import Pair
+from pruneopd_trainer.rollouts import uniforms
+
+END = TOKENIZER.eos_token_id
+CONFIG = TrainConfig(
+    k=4,
+    w_drop=0.2,
+    initial_length=8,
+    minimum_length=4,
+    maximum_length=16,
+    length_step=2,
+    margin=2,
+    hit_ratio=0.5,
+    patience=2,
+    truncate_length=6,
+    final_length=16,
+    steps=10,
+    batch_size=6,
+    micro_batch_size=4,
+    learning_rate=3e-3,
+    warmup_steps=3,
+    precision="float32",
+)
+
+
+class Sums:
+    """Prompts of different lengths; a response is good if its first token is a digit."""
+
+    graded = True
+    held_out_count = None
+
+    def example(self, index):
+        return Example(" + ".join(str(index * 7 % 90 + i) for i in range(1 + index % 3)) + " =", "1")
+
+    def held_out(self, index):
+        return self.example(index + 1000)
+
+    def grade(self, example, response, finished):
+        return float(response[:1].isdigit())
+
+
+def pair():
+    teacher = random_model(1).requires_grad_(False)
+    return Pair(near(teacher, 2, 0.35), teacher, TOKENIZER, len(TOKENIZER), [END])
+
+
+def trainer(**changes):
+    return Trainer(replace(CONFIG, **changes), pair(), Sums(), Accelerator(cpu=True))
+
+
+def algorithm_1(config, steps):
+    """Algorithm 1 as the paper has it, one response and one position at a time, in plain PyTorch."""
+    student, teacher = pair()[:2]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0)
+    budget, without_growth, found = config.initial_length, 0, []
+    for step in range(1, steps + 1):
+        losses, effective, overlaps, tokens = [], [], [], 0
+        numbers = uniforms([config.seed, step, SAMPLING], range(config.batch_size), budget)
+        for row in range(config.batch_size):
+            prompt = Sums().example((step - 1) * config.batch_size + row).prompt
+            response = naive(student, prompt, numbers[row], [END], config.temperature)
+            ids = TOKENIZER(prompt).input_ids
+            whole = torch.tensor([ids + response])
+            p = student(input_ids=whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+            q = teacher(input_ids=whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+            count, length = 0, 0
+            for t in range(len(response)):
+                s_top = p[t].detach().topk(config.k)
+                shared = len(set(s_top.indices.tolist()) & set(q[t].topk(config.k).indices.tolist()))
+                overlaps.append(shared / config.k)
+                count += shared / config.k < config.threshold  # (7), (8)
+                reliability = min(max(1 - config.w_drop * count, 0), 1)  # (9)
+                length += reliability > config.eps  # (12)
+                reward = s_top.values.softmax(-1) * (q[t, s_top.indices] - s_top.values)
+                advantage = (reliability + config.w_base) * reward  # (10), (11)
+                losses.append(-(advantage * p[t, s_top.indices]).sum())
+            tokens += len(response)
+            effective.append(length)
+        loss = sum(losses) / tokens
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(step / config.warmup_steps, 1)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        hits = sum(length >= budget - config.margin for length in effective) / config.batch_size
+        if hits >= config.hit_ratio:
+            budget, without_growth = min(budget + config.length_step, config.maximum_length), 0
+        else:
+            without_growth += 1
+            if without_growth >= config.patience:
+                budget, without_growth = max(budget - config.length_step, config.minimum_length), 0
+        found.append(
+            {
+                "tokens_generated": tokens,
+                "budget": budget,
+                "hit_ratio": hits,
+                "overlap": sum(overlaps) / tokens,
+                "effective_length_mean": sum(effective) / config.batch_size,
+                "grad_norm": float(norm),
+            }
+        )
+    return found, student
+
+
+def test_ten_steps_equal_algorithm_1():
+    expected, student = algorithm_1(CONFIG, 10)
+    run = trainer()
+    for step, values in enumerate(expected, 1):
+        record = run.train_step()
+        assert record["step"] == step
+        for name, value in values.items():
+            assert record[name] == pytest.approx(value, rel=2e-4), (step, name)
+    for own, plain in zip(run.student.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-3, atol=1e-4)
+    budgets = [values["budget"] for values in expected]
+    assert min(budgets) < max(budgets)
+    assert len({values["effective_length_mean"] for values in expected}) > 3
+
+
+def weights(run):
+    return torch.cat([parameter.detach().flatten() for parameter in run.student.parameters()])
+
+
+def after(steps, **changes):
+    run = trainer(**changes)
+    records = [run.train_step() for _ in range(steps)]
+    return run, records
+
+
+def test_prune_that_drops_nothing_is_plain_opd_to_the_last_bit():
+    plain, _ = after(3, method="opd")
+    nothing, _ = after(3, method="prune", w_drop=0.0, w_base=0.0, budget=False)
+    assert torch.equal(weights(plain), weights(nothing))
+    pruned, _ = after(3, method="prune", budget=False)
+    assert not torch.equal(weights(plain), weights(pruned))
+
+
+def test_the_loss_is_averaged_over_valid_tokens_and_not_over_weights():
+    _, (one,) = after(1, method="prune", w_drop=0.0, w_base=0.0)
+    _, (two,) = after(1, method="prune", w_drop=0.0, w_base=1.0)
+    assert two["loss"] == pytest.approx(2 * one["loss"], rel=1e-6)
+    assert two["grad_norm"] == pytest.approx(2 * one["grad_norm"], rel=1e-4)
+
+
+def test_micro_batches_do_not_change_the_gradient():
+    a, records = after(2, micro_batch_size=6)
+    b, others = after(2, micro_batch_size=1)
+    torch.testing.assert_close(weights(a), weights(b), rtol=0, atol=2e-5)
+    assert records[1]["loss"] == pytest.approx(others[1]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest", "kept"),
+    [
+        ({"method": "opd"}, 16, "all"),
+        ({"method": "truncate"}, 6, "all"),
+        ({"method": "prefix"}, 8, "all"),
+        ({"method": "prune"}, 8, "all"),
+        ({"method": "prune", "w_base": 0.0}, 8, "reliable"),
+        ({"method": "prune", "metric": "top_p", "w_base": 0.0}, 8, "reliable"),
+        ({"method": "random"}, 16, "as prune"),
+        ({"method": "random", "match": "mass"}, 16, "some"),
+        ({"method": "prune+grpo", "group_size": 3, "budget": False}, 16, "some"),
+    ],
+)
+def test_what_each_method_samples_and_keeps(changes, longest, kept):
+    lengths = trainer(**changes).sample(1, 16).rollouts.mask.sum(1)
+    _, (record,) = after(1, **changes)
+    assert record["tokens_generated"] == int(lengths.clamp_max(longest).sum())
+    expected = {
+        "all": record["tokens_generated"],
+        "as prune": int(lengths.clamp_max(CONFIG.initial_length).sum()),
+        "reliable": round(record["effective_length_mean"] * CONFIG.batch_size),
+    }
+    if kept in expected:
+        assert record["tokens_kept"] == expected[kept]
+    assert 0 < record["tokens_kept"] <= record["tokens_generated"]
+
+
+def test_group_responses_share_a_prompt_and_differ():
+    run = trainer(method="prune+grpo", group_size=3)
+    batch = run.sample(1, 16)
+    assert [example.prompt for example in batch.examples] == [Sums().example(i).prompt for i in (0, 0, 0, 1, 1, 1)]
+    assert len({tuple(ids) for ids in batch.rollouts.response_ids[:3].tolist()}) == 3
+    assert batch.group.shape == (6,)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_changes_nothing():
+    run, _ = after(1)
+    before, parameter = weights(run), next(run.pair.teacher.parameters())
+    parameter.fill_(float("nan"))
+    with pytest.raises(TrainerError) as raised:
+        run.train_step()
+    assert str(raised.value).startswith("step 2: the loss must be finite, got nan")
+    assert torch.equal(weights(run), before)
+    assert run.step == 1
+
+
+def test_the_batch_must_fit():
+    with pytest.raises(TrainerError, match="batch_size"):
+        TrainConfig(batch_size=6, group_size=4)

@@ -1,0 +1,148 @@
+"""What each method keeps of the responses, and how long it lets them be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruneopd_kernels import reliability_from_drift
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, random_positions, token_weight
+from pruneopd_trainer.rollouts import uniforms
+from pruneopd_trainer.scoring import Scores
+
+CONFIG = TrainConfig(
+    w_drop=0.25, initial_length=8, minimum_length=4, maximum_length=20, truncate_length=6, final_length=16, steps=5
+)
+CONFIG = replace(CONFIG, length_step=2, margin=2, patience=2)
+
+
+def scores(lengths=(20, 12, 3), columns=20, k=3, seed=0, config=CONFIG):
+    """Random scores of responses of the given lengths."""
+    torch.manual_seed(seed)
+    mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
+    drift = (torch.rand(mask.shape) < 0.5) & mask
+    along = reliability_from_drift(drift, mask, w_drop=config.w_drop, w_base=config.w_base)
+    return Scores(
+        mask=mask,
+        overlap=mask.float(),
+        drift=drift,
+        accepted=mask,
+        reliability=along.reliability,
+        weight=along.weight,
+        effective_length=along.effective_length,
+        candidates=torch.randint(50, (*mask.shape, k)),
+        rewards=torch.randn(*mask.shape, k) * mask[..., None],
+        reverse_kl=mask.float(),
+        entropy_gap=mask.float(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sampled", "trained"),
+    [
+        ({"method": "opd"}, 20, 20),
+        ({"method": "truncate"}, 6, 6),
+        ({"method": "prefix"}, 8, 8),
+        ({"method": "prune"}, 8, 8),
+        ({"method": "prune", "budget": False}, 20, 20),
+        ({"method": "random"}, 20, 8),
+        ({"method": "prune+grpo", "group_size": 2, "batch_size": 4}, 8, 8),
+    ],
+)
+def test_the_first_length(changes, sampled, trained):
+    rule = LengthRule(replace(CONFIG, **changes))
+    assert (rule.sampled, rule.trained) == (sampled, trained)
+
+
+def test_prefix_grows_linearly_to_its_final_length():
+    rule = LengthRule(replace(CONFIG, method="prefix"))
+    lengths = [rule.sampled] + [rule.update(torch.tensor([3])) for _ in range(4)]
+    assert lengths == [8, 10, 12, 14, 16]
+
+
+@pytest.mark.parametrize("method", ["prune", "random"])
+def test_the_budget_follows_the_hit_ratio_and_random_only_imagines_it(method):
+    rule = LengthRule(replace(CONFIG, method=method))
+    reliable, not_reliable = torch.tensor([20, 1, 1]), torch.tensor([5, 1, 1])
+    assert rule.hits(reliable).tolist() == [True, False, False]
+    assert [rule.update(reliable), rule.update(not_reliable), rule.update(not_reliable)] == [10, 10, 8]
+    assert rule.sampled == (8 if method == "prune" else 20)
+    continued = LengthRule(replace(CONFIG, method=method))
+    continued.load_state_dict(rule.state_dict())
+    assert continued.update(reliable) == rule.update(reliable) == 10
+
+
+@pytest.mark.parametrize("method", ["opd", "truncate", "prefix"])
+def test_without_pruning_every_token_counts_alike(method):
+    s = scores()
+    assert torch.equal(token_weight(s, replace(CONFIG, method=method), 8, None), s.mask.float())
+
+
+def test_prune_weighs_and_need_not():
+    s = scores()
+    assert torch.equal(token_weight(s, CONFIG, 8, None), s.weight)
+    assert torch.equal(token_weight(s, replace(CONFIG, weights=False), 8, None), s.mask.float())
+    given = advantages(s, CONFIG, 8, None, s.candidates[..., 0], None)
+    assert torch.equal(given.values, s.weight[..., None] * s.rewards)
+    assert torch.equal(given.ids, s.candidates)
+
+
+def test_weightless_positions_have_no_say_even_if_broken():
+    config = replace(CONFIG, w_base=0.0, w_drop=1.0)
+    s = scores(config=config)
+    broken = s.rewards.masked_fill((s.reliability == 0)[..., None], float("nan"))
+    given = advantages(s._replace(rewards=broken), config, 8, None, s.candidates[..., 0], None)
+    assert given.values.isfinite().all()
+    assert (given.values[s.reliability == 1] != 0).all()
+
+
+def test_random_keeps_as_many_tokens_of_each_response():
+    s, numbers = scores(), uniforms([0], range(3), 20)
+    kept = random_positions(s, "tokens", 8, numbers)
+    assert kept.sum(1).tolist() == [8, 8, 3]
+    assert not (kept & ~s.mask).any()
+    assert not torch.equal(kept[0, :8], torch.ones(8, dtype=torch.bool))
+    assert not torch.equal(kept, random_positions(s, "tokens", 8, uniforms([1], range(3), 20)))
+
+
+def test_random_positions_are_uniform():
+    s = scores(lengths=[20] * 2000)
+    share = random_positions(s, "tokens", 5, uniforms([0], range(2000), 20)).float().mean(0)
+    assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 2000) ** 0.5
+
+
+def test_random_keeps_as_much_reward_mass():
+    s, numbers = scores(lengths=[20] * 50), uniforms([0], range(50), 20)
+    kept = random_positions(s, "mass", 8, numbers)
+    mass = s.rewards.abs().sum(-1).double()
+    wanted = (mass * s.weight)[:, :8].sum(1)
+    got = (mass * kept).sum(1)
+    largest = (mass * kept).amax(1)
+    all_kept = kept.all(1)
+    assert ((got >= wanted) | all_kept).all()
+    assert (got - largest <= wanted).all()  # the last position taken is what passes it
+    assert not all_kept.all()
+
+
+def test_group_advantages_compare_responses_to_one_prompt():
+    grades = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    found = group_advantages(grades, 4)
+    assert torch.allclose(found[:4], torch.tensor([3.0, -1, -1, -1]) / 3**0.5)
+    assert found[4:].tolist() == [0, 0, 0, 0]
+
+
+def test_prune_grpo_takes_the_grade_where_reliability_has_run_out():
+    config = replace(CONFIG, method="prune+grpo", group_size=3, batch_size=3, group_advantage=0.1)
+    s = scores()
+    tokens = s.candidates[..., 1]
+    given = advantages(s, config, 8, None, tokens, torch.tensor([1.0, -2.0, 0.5]))
+    exhausted = s.mask & (s.reliability == 0)
+    reliable = s.mask & ~exhausted
+    assert exhausted.any()
+    assert torch.equal(given.ids[..., -1], tokens)
+    assert (given.values[..., :-1][exhausted] == 0).all()
+    assert torch.equal(given.values[..., :-1][reliable], (s.weight[..., None] * s.rewards)[reliable])
+    group = torch.tensor([0.1, -0.2, 0.05])[:, None].expand_as(tokens)
+    assert torch.allclose(given.values[..., -1][exhausted], group[exhausted])
+    assert (given.values[..., -1][~exhausted] == 0).all()

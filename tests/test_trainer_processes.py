@@ -1,0 +1,51 @@
+"""Two processes share a run and come to the numbers of one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def launch(out, method, size):
+    """Runs `trainer_rank.py` in processes that know each other, as `accelerate launch` and `torchrun` start them."""
+    out.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        known = {name: str(value) for name, value in ranks.items()} if size > 1 else {}
+        command = [sys.executable, str(HERE / "trainer_rank.py"), str(out), method]
+        processes.append(subprocess.Popen(command, env=os.environ | known, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, messages = process.communicate(timeout=120)
+        assert process.returncode == 0, messages[-3000:]
+    return [torch.load(out / f"rank-{rank}.pt") for rank in range(size)]
+
+
+@pytest.mark.parametrize("method", ["prune", "random"])
+def test_two_processes_come_to_the_numbers_of_one(tmp_path, method):
+    (alone,) = launch(tmp_path / "one", method, 1)
+    first, second = launch(tmp_path / "two", method, 2)
+    assert first["rows"] + second["rows"] == alone["rows"]
+    assert first["rows"]
+    assert torch.equal(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=5e-5)
+    for name, value in alone["evaluation"].items():
+        assert first["evaluation"][name] == second["evaluation"][name] == pytest.approx(value, rel=1e-4)
+    measured = {"time_s", "peak_memory_mib"}
+    for one, two, other in zip(alone["records"], first["records"], second["records"], strict=True):
+        for name in one.keys() - measured:
+            assert two[name] == other[name], name
+            if isinstance(one[name], float):
+                assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+            elif name != "method" and not isinstance(one[name], list):
+                assert two[name] == one[name], name
