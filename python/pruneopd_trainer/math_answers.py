@@ -1,0 +1,110 @@
+"""Whether two mathematical answers are equal: math-verify, in a process of its own.
+
+An answer such as 9^{9^{9^9}} keeps a computer algebra system busy for ever. math-verify's own time limit works in a
+main thread only, and not within a long operation on one integer; a process is ended by its alarm at any point.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any
+
+from .errors import TrainerError
+
+SECONDS = 3
+"""For one comparison."""
+MEMORY = 4 * 2**30
+"""Bytes of address space of the process."""
+READY = "ready"
+
+
+class MathAnswers:
+    """Compares answers, from any thread, in a process that is started anew when a comparison has ended it."""
+
+    def __init__(self) -> None:
+        """Starts the process.
+
+        Raises:
+            TrainerError: It does not start, for instance because math-verify is not installed.
+        """
+        self._lock = threading.Lock()
+        self._start()
+
+    def equal(self, answer: str, other: str) -> bool:
+        """Whether two answers in LaTeX are equal; not where that needs more than SECONDS or MEMORY."""
+        with self._lock:
+            if self._owner != os.getpid():  # after a fork the process belongs to the parent
+                self._end.detach()
+                self._start()
+            elif self._process.poll() is not None:
+                self._start()
+            try:
+                self._process.stdin.write(json.dumps([answer, other]) + "\n")
+                self._process.stdin.flush()
+                reply = self._process.stdout.readline().strip()
+            except BrokenPipeError:
+                reply = ""
+            if not reply:
+                self._end()
+            return bool(reply == "true")
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        process: Any = subprocess.Popen(
+            [sys.executable, "-c", "from pruneopd_trainer.math_answers import serve; serve()"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the trainer, which may want to grade once more before it stops
+        )
+        self._process, self._end = process, weakref.finalize(self, _end, process)
+        reply = process.stdout.readline().strip()
+        if reply != READY:
+            self._end()
+            raise TrainerError(f"math-verify cannot be started: {reply or 'its process ends at once'}")
+
+
+def _end(process: Any) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(BrokenPipeError):  # what was still to be written has no reader
+            pipe.close()
+
+
+def serve() -> None:
+    """The process: reads `[answer, other]` a line, and writes whether they are equal, until its input ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # whatever else is printed does not get among the replies
+    logging.disable()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
+    try:
+        import math_verify
+    except ImportError as error:
+        print(error, file=replies, flush=True)
+        return
+    print(READY, file=replies, flush=True)
+    for line in sys.stdin:
+        answer, other = (f"\\boxed{{{text}}}" for text in json.loads(line))
+        signal.alarm(SECONDS)
+        try:
+            parsed = [math_verify.parse(text, parsing_timeout=None) for text in (answer, other)]
+            equal = all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
+        except (Exception, MemoryError, RecursionError):  # what a computer algebra system makes of any text
+            equal = False
+        signal.alarm(0)
+        print(json.dumps(bool(equal)), file=replies, flush=True)

@@ -1,0 +1,290 @@
+"""Tasks: prompts by number, files that are refused with their line, and grades."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruneopd_trainer import data, math_answers
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.data import ChainSums, Example, PromptFile, WordProblems, boxed, load_task, read_lines
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.math_answers import MathAnswers
+from pruneopd_trainer.tiny.chain_sum import Problem, solution
+from pruneopd_trainer.tiny.tokens import make_tokenizer
+
+
+def write(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def refusal(function, *arguments):
+    with pytest.raises(TrainerError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return MathAnswers()
+
+
+# --- endless tasks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [ChainSums, WordProblems])
+def test_examples_follow_from_their_number(task):
+    one, same, other = task(0), task(0), task(1)
+    numbers = [5, 0, 1003, 2]
+    assert [one.example(number) for number in numbers] == [same.example(number) for number in reversed(numbers)][::-1]
+    assert len({one.example(number).prompt for number in range(50)}) > 45
+    assert one.example(3) != other.example(3)
+    assert one.held_out(3) == other.held_out(3)
+    held_out = {one.held_out(number).prompt for number in range(50)}
+    assert not held_out & {one.example(number).prompt for number in range(50)}
+    assert one.held_out_count is None
+
+
+def test_chain_sums_are_not_those_of_the_models_training():
+    from pruneopd_trainer.tiny.chain_sum import problem
+
+    learnt = {problem(number, seed).prompt for seed in range(1, 10) for number in range(20)}
+    assert not learnt & {ChainSums(0).held_out(number).prompt for number in range(20)}
+
+
+def test_a_worked_solution_is_right():
+    task, tokenizer = ChainSums(0), make_tokenizer()
+    for number in range(20):
+        example = task.example(number)
+        text = solution(Problem(*example))
+        response = tokenizer.decode(tokenizer(f"{text} <end>").input_ids, skip_special_tokens=True)
+        assert task.grade(example, response, True) == 1.0
+        assert task.grade(example, response, False) == 0.0
+        assert task.grade(example._replace(answer=str(int(example.answer) + 1)), response, True) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "grade"),
+    [
+        ("answer 5 7", 1.0),
+        ("start 4 . answer 1 2 wait answer 5 7", 1.0),
+        ("answer 0 5 7", 1.0),
+        ("answer 5 7 .", 0.0),
+        ("answer 7 5", 0.0),
+        ("answer 5", 0.0),
+        ("answer 1 5 7", 0.0),
+        ("answer", 0.0),
+        ("5 7", 0.0),
+        ("", 0.0),
+        ("answer 5 7 wait", 0.0),
+    ],
+)
+def test_only_the_last_words_are_graded(response, grade):
+    assert ChainSums(0).grade(Example("50 + 7 =", "57"), response, True) == grade
+
+
+def test_word_problems_are_not_graded():
+    assert not WordProblems(0).graded
+    words = "the task of the preset smollm2 is not graded"
+    assert refusal(WordProblems(0).grade, Example("", None), "5", True) == words
+
+
+# --- files of prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    return write(tmp_path / "prompts.jsonl", *({"prompt": f"prompt {number}"} for number in range(25)))
+
+
+def test_the_last_tenth_of_the_lines_is_held_out(numbered):
+    task = PromptFile(numbered, seed=0)
+    assert not task.graded
+    assert task.held_out_count == 2
+    assert [task.held_out(number).prompt for number in range(2)] == ["prompt 23", "prompt 24"]
+    assert refusal(task.grade, task.example(0), "5", True) == "a file of prompts without answers is not graded"
+
+
+def test_each_epoch_has_every_prompt_once_in_an_order_of_its_own(numbered):
+    task = PromptFile(numbered, seed=0)
+    epochs = [[task.example(number).prompt for number in range(start, start + 23)] for start in (0, 23, 46)]
+    assert all(sorted(epoch) == sorted(f"prompt {number}" for number in range(23)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert [PromptFile(numbered, seed=1).example(number).prompt for number in range(23)] not in epochs
+    assert PromptFile(numbered, seed=0).example(30) == task.example(30)
+
+
+def test_blank_lines_a_byte_order_mark_and_other_keys_are_passed_over(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one\\u2028line", "source": 3}\r\n\n  \n{"prompt": "\xc3\xa9"}')
+    assert [(line.number, line.values["prompt"]) for line in read_lines(path, ("prompt",))] == [
+        (1, "one\u2028line"),
+        (4, "é"),
+    ]
+
+
+GOOD = {"prompt": "p", "answer": "1"}
+WRONG_LINES = {
+    "no JSON": ("{", "each line must be a JSON object, got '{'"),
+    "no object": ("[1]", "each line must be a JSON object, got '[1]'"),
+    "a long line": ("x" * 99, f"each line must be a JSON object, got '{'x' * 56}..."),
+    "nested too deeply": ("[" * 100_000, f"each line must be a JSON object, got '{'[' * 56}..."),
+    "no prompt": ({"answer": "1"}, 'each line must have a "prompt", got \'{"answer": "1"}\''),
+    "a number for a prompt": ({"prompt": 1}, '"prompt" must be text, got 1'),
+    "an empty prompt": ({"prompt": " "}, "\"prompt\" must be text, got ' '"),
+    "half a character": ('{"prompt": "\\ud800"}', "\"prompt\" must be text, got '\\ud800'"),
+    "a number for an answer": ({"prompt": "p", "answer": 1}, '"answer" must be text, got 1'),
+    "an answer that is null": ({"prompt": "p", "answer": None}, '"answer" must be text, got None'),
+    "no answer": ({"prompt": "p"}, "there is no answer, but one in line 1"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LINES)
+def test_a_wrong_line_is_refused_with_its_number(tmp_path, wrong):
+    line, words = WRONG_LINES[wrong]
+    path = write(tmp_path / "prompts.jsonl", GOOD, "", line)
+    assert refusal(PromptFile, path, 0) == f"{path}, line 3: {words}"
+
+
+def test_an_answer_where_the_first_line_has_none_is_refused(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", {"prompt": "p"}, GOOD)
+    assert refusal(PromptFile, path, 0) == f"{path}, line 2: there is an answer, but none in line 1"
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    assert refusal(PromptFile, tmp_path, 0) == f"the prompts {tmp_path} cannot be read: Is a directory"
+    missing = tmp_path / "missing"
+    assert refusal(PromptFile, missing, 0) == f"the prompts {missing} cannot be read: No such file or directory"
+    missing.write_bytes(b'{"prompt": "\xff"}')
+    assert refusal(PromptFile, missing, 0) == f"the prompts {missing} cannot be read: it is not UTF-8"
+    write(missing, GOOD)
+    words = f"{missing} must have at least two prompts, one of them to hold out, got 1"
+    assert refusal(PromptFile, missing, 0) == words
+
+
+def test_the_task_of_a_configuration(numbered):
+    assert isinstance(load_task(TrainConfig()), ChainSums)
+    assert isinstance(load_task(TrainConfig(preset="smollm2")), WordProblems)
+    assert load_task(TrainConfig(seed=3)).example(0) == ChainSums(3).example(0)
+    task = load_task(TrainConfig(data=numbered, seed=3))
+    assert task.example(0) == PromptFile(numbered, 3).example(0)
+    group = {"method": "prune+grpo", "group_size": 2}
+    words = "TrainConfig: method prune+grpo needs answers to grade by, got none from "
+    assert refusal(load_task, TrainConfig(data=numbered, **group)) == f"{words}{numbered}"
+    assert refusal(load_task, TrainConfig(preset="smollm2", **group)) == f"{words}the preset smollm2"
+    assert load_task(TrainConfig(**group)).graded
+
+
+# --- grades -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{5}.", "5"),
+        (r"\boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1}, and \boxed{2", "1"),
+        (r"\boxed{ \{1\} }", r"\{1\}"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"} \boxed {5}", "5"),
+        ("5", None),
+        (r"\boxed5", None),
+        ("", None),
+    ],
+)
+def test_the_content_of_the_last_closed_box(text, content):
+    assert boxed(text) == content
+
+
+BALANCED = st.recursive(
+    st.text("ab ", max_size=3), lambda inner: st.lists(inner.map("{{{}}}".format) | inner).map("".join)
+)
+
+
+@given(BALANCED, st.text("ab {", max_size=3))
+def test_what_is_balanced_is_found_in_its_box(text, rest):
+    assert boxed(f"{{ \\boxed{{{text}}} {rest}") == text.strip()
+
+
+def test_many_boxes_are_read_in_one_pass():
+    started = time.perf_counter()
+    assert boxed("\\boxed{" * 20_000) is None
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "grade"),
+    [
+        ("1/2", r"It is \boxed{0.5}.", 1.0),
+        (r"\frac{1}{2}", r"\boxed{\frac12}", 1.0),
+        (r"therefore \boxed{72}", r"\boxed{72}", 1.0),
+        ("72", r"\boxed{72.0}", 1.0),
+        ("72", r"\boxed{73}", 0.0),
+        ("72", r"\boxed{72} no, \boxed{73}", 0.0),
+        ("72", "it is 72", 0.0),
+        ("north", r"\boxed{ north }", 1.0),
+        ("north", r"\boxed{south}", 0.0),
+        ("1" * 1001, r"\boxed{" + "1" * 1001 + "}", 0.0),
+    ],
+)
+def test_a_boxed_answer_is_graded(tmp_path, monkeypatch, answers, answer, response, grade):
+    monkeypatch.setattr(data, "MathAnswers", lambda: answers)
+    task = PromptFile(write(tmp_path / "prompts.jsonl", {"prompt": "p", "answer": answer}, GOOD), 0)
+    assert task.graded
+    assert task.grade(task.example(0), response, True) == grade
+    assert task.grade(task.example(0), response, False) == 0.0
+
+
+def test_an_answer_that_takes_for_ever_is_not_equal_and_the_next_is_compared():
+    """The process is ended while it multiplies one integer, where no handler of a signal would be called."""
+    answers = MathAnswers()
+    started = time.perf_counter()
+    assert not answers.equal("5", "9^{9^{9^9}}")
+    assert 2 < time.perf_counter() - started < 10
+    assert answers.equal("5", "5.0")
+
+
+def test_answers_are_compared_from_any_thread(answers):
+    found = []
+    threads = [
+        threading.Thread(target=lambda value: found.append((value, answers.equal("3", str(value)))), args=(value,))
+        for value in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(value, value == 3) for value in range(6)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, where there are other threads
+def test_a_fork_has_a_process_of_its_own(answers):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if answers.equal("1/2", "0.5") and not answers.equal("1", "2") else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert answers.equal("1/2", "0.5")
+
+
+def test_a_process_that_was_killed_is_started_again(answers):
+    answers._process.kill()
+    answers._process.wait()
+    assert answers.equal("2", "2.0")
+
+
+def test_the_process_ends_with_its_owner():
+    answers = MathAnswers()
+    process = answers._process
+    del answers
+    assert process.returncode is not None
+
+
+def test_math_verify_that_cannot_be_started_is_told(monkeypatch):
+    monkeypatch.setattr(math_answers.sys, "executable", "/bin/true")
+    assert refusal(MathAnswers) == "math-verify cannot be started: its process ends at once"
