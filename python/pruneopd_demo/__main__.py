@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .problems import DemoError, check_packages, find_model, make_run_folder
+from pruneopd_trainer.errors import TrainerError
+
+from .problems import check_packages, find_model, make_run_folder
 
 BEFORE_IMPORTS = {
     # Threads that wait for each other sleep instead of spinning: ten times faster where other programs run too.
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             started=started,
         )
-    except DemoError as problem:
+    except TrainerError as problem:
         print(f"pruneopd_demo: {problem}", file=sys.stderr)
         return 1
     return 0

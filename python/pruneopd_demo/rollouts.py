@@ -1,11 +1,11 @@
 """Responses sampled by a model: a batch of chat prompts in, token ids and masks out."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel
 
 
 class Rollouts(NamedTuple):
@@ -27,15 +27,6 @@ class Rollouts(NamedTuple):
     def mask(self) -> Tensor:
         """`[B, T]` bool: True at a response's tokens, the one that ends it included."""
         return self.attention_mask[:, self.prompt_length :].bool()
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Puts prompts into the chat template: `(token_ids, attention_mask)`, both `[B, P]`, padded on the left."""
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    encoded: Any = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-    )
-    return encoded["input_ids"], encoded["attention_mask"]
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

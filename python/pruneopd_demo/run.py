@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruneopd_kernels import PruneConfig
+from pruneopd_trainer.folders import gguf_file
+from pruneopd_trainer.models import encode, least_needed_layers, remove_layers
 
 from . import pictures, report
-from .models import least_needed_layers, load_teacher, remove_layers, round_weights
-from .problems import DemoError, gguf_file
+from .models import load_teacher, round_weights
+from .problems import DemoError
 from .prompts import PROMPTS
-from .rollouts import encode_prompts, sample
+from .rollouts import sample
 from .scoring import CHUNK, score
 
 BITS = 6
@@ -58,7 +60,7 @@ def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int,
     messages, results = Console(stderr=True), []
     with messages.status("loading the teacher"):
         teacher, tokenizer = load_teacher(model_folder)
-        prompt_ids, prompt_mask = encode_prompts(tokenizer, PROMPTS)
+        prompt_ids, prompt_mask = encode(tokenizer, PROMPTS)
         students = make_students(teacher, prompt_ids, prompt_mask)
 
     scoring_steps = SCORING_STEPS * -(-length // CHUNK)

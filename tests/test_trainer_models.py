@@ -1,0 +1,297 @@
+"""Loading models and tokenizers: what works, what is refused, and the preset's students."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pruneopd_trainer import models
+from pruneopd_trainer.config import PRESETS, TrainConfig
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.models import encode, load_model, load_pair, load_tokenizer, remove_layers, same_tokenizer
+from pruneopd_trainer.tiny.make_models import make_model
+from pruneopd_trainer.tiny.tokens import make_tokenizer
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
+
+
+def word_tokenizer(words, **special):
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def save(folder, model, tokenizer=None):
+    model.save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny model with random weights."""
+    return save(tmp_path / "model", make_model())
+
+
+@pytest.fixture
+def prompts():
+    return torch.tensor([[0, 4, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+
+
+def refusal(function, *arguments):
+    with pytest.raises(TrainerError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+# --- load_model -------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_loaded_bit_for_bit(folder, prompts):
+    made = make_model()
+    save(folder, made)
+    loaded = load_model(folder, "auto")
+    assert loaded.dtype == torch.float32
+    assert not loaded.training
+    assert torch.equal(made.eval()(*prompts).logits, loaded(*prompts).logits)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_the_precision_is_the_folders_or_the_one_that_is_asked_for(tmp_path, precision, expected):
+    assert load_model(save(tmp_path, make_model().bfloat16()), precision).dtype == expected
+    assert load_model(tmp_path, "bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=11,
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                attention_dropout=0.5,
+                pad_token_id=0,
+            )
+        ),
+        GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=1, eos_token_id=1, bos_token_id=1)),
+    ],
+    ids=["Llama", "GPT-2"],
+)
+def test_training_mode_has_no_dropout(tmp_path, model, prompts):
+    model.save_pretrained(tmp_path)
+    ids, _ = prompts
+    before = model.train()(ids).logits
+    assert not torch.equal(before, model(ids).logits), "no dropout in the first place: the test shows nothing"
+    loaded = load_model(tmp_path, "float32")
+    assert torch.equal(loaded(ids).logits, loaded.train()(ids).logits)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    missing = tmp_path / "missing"
+    assert refusal(load_model, missing, "auto") == f"the model folder {missing} is not there"
+    words = f"the model folder {tmp_path} has neither a .gguf file nor a config.json"
+    assert refusal(load_model, tmp_path, "auto") == words
+
+
+def truncate(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def rewrite(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+BREAKAGES = {
+    "truncated weights": (truncate, "Error while deserializing header"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "Error no file named model.safetensors"),
+    "a missing weight": (
+        lambda folder: rewrite(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight")),
+        "1 weights are missing: model.layers.1.mlp.up_proj.weight",
+    ),
+    "a weight of another shape": (
+        lambda folder: rewrite(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(3)})),
+        r"model.norm.weight must have shape \[96\], got \[3\]",
+    ),
+    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), ""),
+    "an unknown kind of model": (lambda folder: change_config(folder, model_type="nothing"), ".*`nothing`"),
+    "code of its own": (
+        lambda folder: change_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
+        ".* contains custom code",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_model_is_refused(folder, breakage):
+    break_it, words = BREAKAGES[breakage]
+    break_it(folder)
+    said = refusal(load_model, folder, "auto")
+    assert re.match(f"the model in {folder} cannot be loaded: {words}", said), said
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_pads_on_the_left_with_its_end_token_where_it_has_no_other(tmp_path):
+    words = ["<unknown>", "a", "b", "<end>"]
+    tokenizer = word_tokenizer(words, eos_token="<end>", padding_side="right")
+    save(tmp_path, make_model(), tokenizer)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token == "<end>"
+    ids, mask = encode(loaded, ["a b a", "b"])
+    assert ids.dtype == mask.dtype == torch.int64
+    assert ids.tolist() == [[1, 2, 1], [3, 3, 2]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert refusal(load_tokenizer, tmp_path) == f"the model folder {tmp_path} has no tokenizer"
+
+
+def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path):
+    save(tmp_path, make_model(), word_tokenizer(["a", "b"]))
+    words = f"the tokenizer in {tmp_path} must have a padding token or an end token, got neither"
+    assert refusal(load_tokenizer, tmp_path) == words
+
+
+def test_a_broken_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    assert refusal(load_tokenizer, folder).startswith(f"the tokenizer in {folder} cannot be loaded: ")
+
+
+def test_prompts_are_put_into_the_chat_template():
+    tokenizer = word_tokenizer(["<end>", "user", "assistant", "a", "b"], pad_token="<end>", padding_side="left")
+    tokenizer.chat_template = TEMPLATE
+    ids, mask = encode(tokenizer, ["a", "b b"])
+    assert ids.tolist() == [[0, 1, 3, 2], [1, 4, 4, 2]]
+    assert mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_a_prompt_that_cannot_be_encoded_is_refused():
+    tokenizer = make_tokenizer()
+    assert refusal(encode, tokenizer, ["1 + 2", " "]) == "a prompt must have at least one token, got ' '"
+    tokenizer.chat_template = "{{ raise_exception('no system message') }}"
+    assert refusal(encode, tokenizer, ["1"]) == "the prompts from '1' on cannot be tokenized: no system message"
+
+
+def test_same_tokenizer_counts_the_ids():
+    assert same_tokenizer(make_tokenizer(), make_tokenizer()) == len(make_tokenizer())
+
+
+def test_tokenizers_that_differ_are_refused_with_the_ids():
+    one, other = word_tokenizer(["a", "b", "c"]), word_tokenizer(["a", "c", "b", "d", "e", "f"])
+    assert refusal(same_tokenizer, one, other) == (
+        "the student and the teacher must have the same tokenizer, got 5 ids that differ: "
+        "1 ('b' and 'c'), 2 ('c' and 'b'), 3 (no token and 'd'), ..."
+    )
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pair_of(student, teacher, **values):
+    return TrainConfig(student=student, teacher=teacher, **values)
+
+
+def test_a_pair(folder, tmp_path):
+    """The heads may be padded, and the teacher of another precision; all the ends count."""
+    wide = make_model()
+    wide.resize_token_embeddings(128)
+    wide.generation_config.eos_token_id = [1, 5, 127]
+    teacher = save(tmp_path / "teacher", wide)
+    pair = load_pair(pair_of(folder, teacher, teacher_precision="bfloat16"))
+    assert pair.vocab_size == len(make_tokenizer()) < 128
+    assert pair.end_ids == [1, 5]
+    assert (pair.student.dtype, pair.teacher.dtype) == (torch.float32, torch.bfloat16)
+    assert all(weight.requires_grad for weight in pair.student.parameters())
+    assert not any(weight.requires_grad for weight in pair.teacher.parameters())
+    assert not pair.teacher.training
+
+
+def test_a_student_is_trained_in_float32_however_it_was_saved(tmp_path, folder):
+    student = save(tmp_path / "student", make_model().bfloat16())
+    assert load_pair(pair_of(student, folder)).student.dtype == torch.float32
+
+
+def test_a_checkpoint_takes_the_students_place(tmp_path, folder):
+    checkpoint = save(tmp_path / "checkpoint", make_model())
+    pair = load_pair(pair_of(tmp_path / "nothing", folder), checkpoint)
+    saved = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
+    assert torch.equal(pair.student.model.norm.weight, saved)
+
+
+def test_a_head_that_is_too_small_is_refused(tmp_path, folder):
+    small = make_model()
+    small.resize_token_embeddings(100)
+    words = refusal(load_pair, pair_of(folder, save(tmp_path / "teacher", small)))
+    assert words == f"the teacher's embedding must have a row for each of {len(make_tokenizer())} tokens, got 100"
+
+
+def test_a_pair_with_two_tokenizers_is_refused(tmp_path, folder):
+    other = save(tmp_path / "other", make_model(), word_tokenizer(["a", "b"], eos_token="b"))
+    assert "must have the same tokenizer" in refusal(load_pair, pair_of(folder, other))
+
+
+def test_a_pair_that_never_ends_is_refused(tmp_path):
+    model = make_model()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    save(tmp_path, model, word_tokenizer(["a", "b"], pad_token="a"))
+    words = f"the tokenizer in {tmp_path} has no token that ends a response"
+    assert refusal(load_pair, pair_of(tmp_path, tmp_path)) == words
+
+
+def test_the_tiny_pair_is_part_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "TINY", tmp_path)
+    for name in ("teacher", "low", "high"):
+        save(tmp_path / name, make_model())
+    pair = load_pair(TrainConfig(pair="high"))
+    assert pair.student.name_or_path == str(tmp_path / "high")
+    assert pair.teacher.name_or_path == str(tmp_path / "teacher")
+    words = "TrainConfig: pair must be one of low, high with the preset tiny, got 'drop4'"
+    assert refusal(load_pair, TrainConfig(pair="drop4")) == words
+
+
+def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypatch, prompts):
+    """A stand-in for SmolLM2 whose layers 1 and 2 hand on their input: the student drop1 computes the same."""
+    teacher = make_model()
+    with torch.no_grad():
+        for layer in teacher.model.layers[1:3]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    monkeypatch.setattr(models, "smollm2_folder", lambda: save(tmp_path / "smollm2", teacher))
+    monkeypatch.setitem(models.REMOVED_LAYERS, "drop2", 2)
+    config = TrainConfig(preset="smollm2", pair="drop2", teacher_precision="bfloat16")
+    pair = load_pair(config)
+    assert (pair.student.config.num_hidden_layers, pair.teacher.config.num_hidden_layers) == (2, 4)
+    assert (pair.student.dtype, pair.teacher.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(pair.student(*prompts).logits, teacher(*prompts).logits)
+    assert all(weight.requires_grad for weight in pair.student.parameters())
+    other = load_pair(TrainConfig(preset="smollm2", pair="drop2", teacher=tmp_path / "smollm2"))
+    assert other.teacher.dtype == torch.float32
+    known = "one of drop1, drop4, drop10, drop2 with the preset smollm2"
+    assert refusal(load_pair, TrainConfig(preset="smollm2")) == f"TrainConfig: pair must be {known}, got 'low'"
+    assert PRESETS["smollm2"].pair in models.REMOVED_LAYERS
+
+
+def test_a_model_without_some_layers_can_be_saved(tmp_path, prompts):
+    student = remove_layers(make_model(), [0, 2])
+    student.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path, "auto")(*prompts).logits, student.eval()(*prompts).logits)
