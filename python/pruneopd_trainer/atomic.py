@@ -1,0 +1,37 @@
+"""Files that are either as they were or as they should be, whenever the process is killed or the disk fills."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import TrainerError
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A hidden path beside `file` to write to; when the block ends, what is there takes the place of `file`.
+
+    Raises:
+        TrainerError: The new file cannot be written; `file` is then as it was.
+    """
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        yield beside
+        sync(beside)
+        os.replace(beside, file)
+        sync(file.parent)
+    except OSError as error:
+        raise TrainerError(f"{file} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk holds a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""The folder of a run: its configuration, one record a step, and checkpoints that are whole or not there."""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .atomic import replacing, sync
+from .config import TrainConfig, read_config, write_config
+from .errors import TrainerError
+
+ALMOST_FULL = 2**20
+"""Free bytes below which a library that failed to write, and does not say why, is taken to have found the disk full."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk; made by `create` or `open`. Only one process writes to it, any may read."""
+
+    path: Path
+    config: TrainConfig
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """Makes the folder and writes config.yaml, which proves that it can be written to.
+
+        Raises:
+            TrainerError: The folder holds a run already, or cannot be written to.
+        """
+        run = cls(path, config)
+        if os.path.exists(run.config_file) or os.path.exists(run.metrics_file):  # False also where it may not look
+            raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
+        try:
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainerError(f"the folder {path} cannot be made: {error.strerror}") from error
+        with replacing(run.config_file) as beside:
+            write_config(config, beside)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The run in a folder; nothing in it is changed.
+
+        Raises:
+            TrainerError: There is no run, or its configuration is broken.
+        """
+        if not os.path.exists(path / "config.yaml"):
+            raise TrainerError(f"{path} holds no run: there is no config.yaml in it")
+        return cls(path, read_config(path / "config.yaml"))
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration, in YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The records, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the folders step-000020 and so on."""
+        return self.path / "checkpoints"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a record; a number in it that is not finite becomes null.
+
+        Raises:
+            TrainerError: It cannot be written; the records are then as they were.
+        """
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        try:
+            with self.metrics_file.open("ab+", buffering=0) as stream:
+                end = _end_of_last_line(stream.fileno())
+                stream.truncate(end)  # of a line that a killed process did not finish
+                try:
+                    _write_all(stream.fileno(), line.encode())
+                except OSError:
+                    stream.truncate(end)
+                    raise
+        except OSError as error:
+            raise self._failed(self.metrics_file, error) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records in order, without a last line that is not finished yet.
+
+        Raises:
+            TrainerError: A finished line is no record, or the file cannot be read.
+        """
+        try:
+            *lines, _ = self.metrics_file.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise TrainerError(f"{self.metrics_file} cannot be read: {error.strerror}") from error
+        return [self._record(number, line) for number, line in enumerate(lines, 1)]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not (isinstance(record, dict) and type(record.get("step")) is int):
+            shown = line[:40].decode(errors="replace")
+            raise TrainerError(f"{self.metrics_file}: line {number} must be an object with a step, got {shown!r}")
+        return record
+
+    def forget_after(self, step: int) -> None:
+        """Drops the records of later steps, which a run that continues from `step` will write again.
+
+        Raises:
+            TrainerError: The records cannot be read or written; they are then as they were.
+        """
+        kept = [record for record in self.records() if record["step"] <= step]
+        with replacing(self.metrics_file) as beside:
+            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
+        """Makes the checkpoint of a step, then removes the oldest but `keep`; one that exists stays as it is.
+
+        Args:
+            step: What the checkpoint is named after.
+            write: Gets an empty folder to write the checkpoint's files into.
+            keep: How many checkpoints stay, the new one included, >= 1.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            TrainerError: It cannot be written; the older checkpoints are then as they were.
+        """
+        folder = self.checkpoints / f"step-{step:06d}"
+        beside = _hidden(folder)
+        try:
+            self._remove_leftovers()
+            if not folder.exists():
+                beside.mkdir(parents=True)
+                write(beside)
+                _sync_all(beside)
+                os.rename(beside, folder)
+                sync(self.checkpoints)
+            for _, old in self._checkpoints()[:-keep]:
+                os.rename(old, _hidden(old))  # half removed, it must not look like a checkpoint
+            self._remove_leftovers()
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are PyTorch's and safetensors'
+            raise self._failed(folder, error) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return folder
+
+    def latest(self) -> tuple[int, Path]:
+        """The newest checkpoint: its step and its folder.
+
+        Raises:
+            TrainerError: There is none.
+        """
+        found = self._checkpoints()
+        if not found:
+            raise TrainerError(f"{self.path} has no checkpoint yet")
+        return found[-1]
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of every checkpoint, the oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = [(re.fullmatch(r"step-(\d{6,})", folder.name), folder) for folder in self.checkpoints.iterdir()]
+        return sorted((int(match[1]), folder) for match, folder in names if match)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a process left that was killed while it saved or removed a checkpoint."""
+        for folder in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(folder)
+
+    def _failed(self, path: Path, error: Exception) -> TrainerError:
+        """What cannot be written, why, and what there is to continue from."""
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
+        elif shutil.disk_usage(self.path).free < ALMOST_FULL:
+            reason = os.strerror(errno.ENOSPC)
+        found = self._checkpoints()
+        last = f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
+        return TrainerError(f"{path} cannot be written: {reason}; {last}")
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of every NaN and infinity, also in lists."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _end_of_last_line(descriptor: int) -> int:
+    """One past the last line feed of a file."""
+    end = os.fstat(descriptor).st_size
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        end -= 1
+    return end
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Writes to the end; one write may take only a part, up to the last free byte of the disk."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _sync_all(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))

@@ -1,0 +1,386 @@
+"""The folder of a run: what it holds after a killed process, on a full disk, and with lines that are broken."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pruneopd_kernels
+import pruneopd_trainer
+from pruneopd_trainer.atomic import replacing
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.runs import RunFolder
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+SOURCES = [str(Path(package.__file__).parents[1]) for package in (pruneopd_trainer, pruneopd_kernels)]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder.create(tmp_path / "run", TrainConfig())
+
+
+def write_model(content):
+    def write(folder):
+        (folder / "student").mkdir()
+        (folder / "student" / "model.safetensors").write_text(content)
+
+    return write
+
+
+def content(folder):
+    return (folder / "student" / "model.safetensors").read_text()
+
+
+def names(run):
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+def raises(call, *arguments):
+    with pytest.raises(TrainerError) as raised:
+        call(*arguments)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# --- create and open
+
+
+def test_a_run_is_opened_with_the_configuration_it_was_created_with(tmp_path):
+    config = replace(TrainConfig(), steps=7, teacher=Path("models/teacher"))
+    RunFolder.create(tmp_path / "new" / "run", config)
+    assert RunFolder.open(tmp_path / "new" / "run").config == config
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("kept")
+    message = raises(RunFolder.create, tmp_path, TrainConfig())
+    assert message == f"{tmp_path} already holds a run: continue it with --resume, or name another folder"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "kept"}
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert raises(RunFolder.create, file, TrainConfig()) == f"the folder {file} cannot be made: Not a directory"
+    assert file.read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch):
+    def refuse(config, file):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pruneopd_trainer.runs.write_config", refuse)
+    message = raises(RunFolder.create, tmp_path, TrainConfig())
+    assert message == f"{tmp_path / 'config.yaml'} cannot be written: Read-only file system"
+    assert raises(RunFolder.open, tmp_path) == f"{tmp_path} holds no run: there is no config.yaml in it"
+
+
+def test_a_broken_configuration_is_named(run):
+    run.config_file.write_text("steps: many\n")
+    assert (
+        raises(RunFolder.open, run.path) == f"the configuration {run.config_file}: steps must be an integer, got 'many'"
+    )
+
+
+# --- records
+
+
+def test_records_come_back_in_order_and_what_is_not_finite_is_null(run):
+    assert run.records() == []
+    run.log({"step": 0, "accuracy": 0.5})
+    run.log({"step": 1, "loss": math.nan, "band_weight": [1.5, math.inf, None], "method": "prune"})
+    assert run.records() == [
+        {"step": 0, "accuracy": 0.5},
+        {"step": 1, "loss": None, "band_weight": [1.5, None, None], "method": "prune"},
+    ]
+    assert RunFolder.open(run.path).records() == run.records()
+
+
+def test_an_unfinished_last_line_is_left_out_then_overwritten(run):
+    run.log({"step": 1})
+    with run.metrics_file.open("a") as stream:
+        stream.write('{"step": 2, "loss"')
+    assert run.records() == [{"step": 1}]
+    run.log({"step": 2, "loss": 0.5})
+    assert run.records() == [{"step": 1}, {"step": 2, "loss": 0.5}]
+
+
+@given(cut=st.integers(min_value=0))
+def test_wherever_the_file_is_cut_the_finished_lines_remain(tmp_path_factory, cut):
+    run = RunFolder(tmp_path_factory.mktemp("run"), TrainConfig())
+    for step in range(4):
+        run.log({"step": step, "loss": step / 3})
+    records, data = run.records(), run.metrics_file.read_bytes()
+    cut %= len(data) + 1
+    run.metrics_file.write_bytes(data[:cut])
+    finished = data[:cut].count(b"\n")
+    assert run.records() == records[:finished]
+    run.log({"step": 9})
+    assert run.records() == [*records[:finished], {"step": 9}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"", b"[1]", b"{}", b'{"step": "2"}', b'{"step": true}', b"\xff\x00"])
+def test_a_broken_line_is_named_by_its_number(run, line):
+    run.metrics_file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    shown = line.decode(errors="replace")
+    message = f"{run.metrics_file}: line 2 must be an object with a step, got {shown!r}"
+    assert raises(run.records) == message
+    assert raises(run.forget_after, 1) == message
+    assert run.metrics_file.read_bytes().count(b"\n") == 3
+
+
+def test_later_steps_are_forgotten_and_the_others_stay_as_they_were(run):
+    for step in range(5):
+        run.log({"step": step, "loss": step / 3})
+    lines = run.metrics_file.read_text().splitlines()
+    with run.metrics_file.open("a") as stream:
+        stream.write('{"step": 5')
+    run.forget_after(2)
+    assert run.metrics_file.read_text().splitlines() == lines[:3]
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+
+
+def test_records_are_not_lost_when_forgetting_fails(run, monkeypatch):
+    for step in range(3):
+        run.log({"step": step})
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", fail)
+    message = raises(run.forget_after, 1)
+    assert message == f"{run.metrics_file} cannot be written: No space left on device"
+    assert [record["step"] for record in run.records()] == [0, 1, 2]
+    assert not list(run.path.glob(".*"))
+
+
+# --- checkpoints
+
+
+def test_the_newest_checkpoints_are_kept(run):
+    for step in (999_998, 999_999, 1_000_000):
+        folder = run.save(step, write_model(str(step)), keep=2)
+        assert run.latest() == (step, folder)
+        assert content(folder) == str(step)
+    assert names(run) == ["step-1000000", "step-999999"]
+
+
+def test_without_a_checkpoint_there_is_no_latest(run):
+    assert raises(run.latest) == f"{run.path} has no checkpoint yet"
+    run.checkpoints.rmdir()
+    assert raises(run.latest) == f"{run.path} has no checkpoint yet"
+
+
+def test_a_checkpoint_that_exists_stays(run):
+    first = run.save(3, write_model("first"), keep=1)
+    assert run.save(3, write_model("second"), keep=1) == first
+    assert content(first) == "first"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TrainerError, ValueError])
+def test_a_save_that_is_broken_off_leaves_nothing(run, error):
+    run.save(1, write_model("first"), keep=1)
+
+    def write(folder):
+        write_model("half")(folder)
+        raise error
+
+    with pytest.raises(error):
+        run.save(2, write, keep=1)
+    assert names(run) == ["step-000001"]
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_last_checkpoint(run):
+    run.save(10, write_model("whole"), keep=1)
+    code = """
+        import sys, time
+        from pathlib import Path
+        from pruneopd_trainer.runs import RunFolder
+
+        def write(folder):
+            (folder / "training.pt").write_text("half")
+            print("writing", flush=True)
+            time.sleep(600)
+
+        RunFolder.open(Path(sys.argv[1])).save(20, write, keep=1)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(run.path)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGKILL)
+    assert names(run) == [".step-000020", "step-000010"]
+    step, folder = run.latest()
+    assert step == 10 and content(folder) == "whole"
+    run.save(20, write_model("again"), keep=1)
+    assert names(run) == ["step-000020"]
+    assert content(run.latest()[1]) == "again"
+
+
+def test_a_checkpoint_that_is_half_removed_is_no_checkpoint(run, monkeypatch):
+    run.save(1, write_model("first"), keep=1)
+    removed = []
+
+    def interrupt(folder, **options):
+        removed.append(Path(folder).name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(2, write_model("second"), keep=1)
+    assert removed[0] == ".step-000001"
+    assert names(run) == [".step-000001", "step-000002"]
+    run.save(3, write_model("third"), keep=2)
+    assert names(run) == ["step-000002", "step-000003"]
+
+
+# --- a disk that fills
+
+
+@needs_full
+def test_a_disk_that_fills_while_saving_costs_only_that_checkpoint(run):
+    first = run.save(1, write_model("first"), keep=1)
+
+    def write(folder):
+        (folder / "training.pt").symlink_to(FULL)
+        (folder / "training.pt").write_text("more than fits")
+
+    message = raises(run.save, 2, write, 1)
+    unwritten = run.checkpoints / "step-000002"
+    assert message == f"{unwritten} cannot be written: No space left on device; the last good checkpoint is {first}"
+    assert names(run) == ["step-000001"]
+    assert content(first) == "first"
+
+
+def test_a_disk_that_fills_while_logging_leaves_the_records_as_they_were(run, monkeypatch):
+    run.log({"step": 1})
+    write = os.write
+
+    def fill(descriptor, data):
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:4])
+
+    monkeypatch.setattr("os.write", fill)
+    message = raises(run.log, {"step": 2, "loss": 0.5})
+    assert message == f"{run.metrics_file} cannot be written: No space left on device; there is no checkpoint yet"
+    assert run.metrics_file.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors"])
+def test_a_library_that_fails_to_write_is_told_in_its_own_words(run, library):
+    def write(folder):
+        if library == "torch":
+            torch.save({}, folder / "missing" / "training.pt")
+        else:
+            from safetensors.torch import save_file
+
+            save_file({"weight": torch.zeros(1)}, folder / "missing" / "model.safetensors")
+
+    message = raises(run.save, 1, write, 1)
+    unwritten = run.checkpoints / "step-000001"
+    assert message.startswith(f"{unwritten} cannot be written: ")
+    assert message.endswith("; there is no checkpoint yet")
+    assert names(run) == []
+
+
+ON_A_SMALL_DISK = """
+    import sys
+    from pathlib import Path
+    import torch
+    from safetensors.torch import save_file
+    from pruneopd_trainer.config import TrainConfig
+    from pruneopd_trainer.errors import TrainerError
+    from pruneopd_trainer.runs import RunFolder
+
+    run = RunFolder.create(Path(sys.argv[1], "run"), TrainConfig())
+    run.save(1, lambda folder: torch.save(torch.zeros(8), folder / "training.pt"), keep=1)
+    big = torch.zeros(2**20)
+    for write in (
+        lambda folder: torch.save(big, folder / "training.pt"),
+        lambda folder: save_file({"weight": big}, folder / "model.safetensors"),
+        lambda folder: (folder / "tokenizer.json").write_bytes(bytes(2**22)),
+    ):
+        try:
+            run.save(2, write, keep=1)
+        except TrainerError as error:
+            print(str(error).replace(sys.argv[1], ""))
+    run.save(3, lambda folder: torch.save(torch.ones(8), folder / "training.pt"), keep=1)
+    print(torch.load(run.latest()[1] / "training.pt").sum().item())
+    count = 0
+    try:
+        while True:
+            run.log({"step": count, "text": "x" * 10_000})
+            count += 1
+    except TrainerError as error:
+        print(str(error).replace(sys.argv[1], ""))
+    print(len(run.records()) == count > 0)
+"""
+
+
+def test_a_small_disk_fills_in_earnest(tmp_path):
+    """On a file system of one mebibyte, which a name space of its own may mount without privileges."""
+    inside = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$1"'
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        probe = subprocess.run([*namespace, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if probe.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    command = [*namespace, "sh", "-c", inside, "sh", tmp_path, sys.executable, textwrap.dedent(ON_A_SMALL_DISK)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    full = "cannot be written: No space left on device; the last good checkpoint is /run/checkpoints"
+    assert done.stdout.splitlines() == [
+        *[f"/run/checkpoints/step-000002 {full}/step-000001"] * 3,
+        "8.0",
+        f"/run/metrics.jsonl {full}/step-000003",
+        "True",
+    ]
+
+
+# --- replacing
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "file"
+    with replacing(file) as beside:
+        beside.write_text("first")
+        assert not file.exists()
+    assert file.read_text() == "first"
+
+    def break_off():
+        with replacing(file) as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_every_line_is_json_without_nan(run):
+    run.log({"step": 1, "loss": -math.inf})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    json.loads(run.metrics_file.read_text(), parse_constant=refuse)
