@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -135,6 +136,7 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # to be reported below: transformers' own error does not name them
             output_loading_info=True,
             **source,
+            **_unpacked(source),
         )
     except Exception as error:  # whatever the loader meets in a file that is not what it says
         raise _not_loadable("model", folder, error) from error
@@ -146,8 +148,6 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
         )
     if missing := sorted(report["missing_keys"]):
         raise TrainerError(f"the model in {folder} cannot be loaded: {len(missing)} weights are missing: {missing[0]}")
-    if hasattr(model.config, "quantization_config") and "gguf_file" in source:
-        del model.config.quantization_config  # the weights are plain numbers now, and are saved as such
     prepared: PreTrainedModel = model.eval()
     return prepared
 
@@ -185,6 +185,12 @@ def _source(folder: Path) -> dict[str, Any]:
     """Arguments of `from_pretrained`: no network, no code from the folder (transformers would ask on the terminal)."""
     name = gguf_file(model_folder(folder))
     return {"local_files_only": True, "trust_remote_code": False, **({"gguf_file": name} if name else {})}
+
+
+def _unpacked(source: dict[str, Any]) -> dict[str, Any]:
+    """Has a GGUF file's weights unpacked, so that they can be trained and saved; older transformers do so anyway."""
+    settings = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": settings(dequantize=True)} if "gguf_file" in source and settings else {}
 
 
 def _not_loadable(what: str, folder: Path, error: Exception) -> TrainerError:

@@ -1,0 +1,319 @@
+"""`pruneopd score`: how far a teacher can be trusted along a student's responses, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from pruneopd_kernels import PruneConfig
+from pruneopd_kernels.checks import Metric
+
+from .chunks import Scores, check_head, score_in_chunks
+from .cli import parse
+from .data import Line, read_lines
+from .errors import TrainerError
+from .models import Pair, encode, load_model, load_tokenizer, make_pair
+from .rollouts import Rollouts, sample, uniforms
+
+BANDS = 8
+"""Equal bands of position, from 0 to the greatest length, by which results are told."""
+MEASURES = ("overlap", "drift", "weight", "acceptance", "reverse_kl")
+TITLES = ("overlap", "drift rate", "weight", "acceptance", "reverse KL")
+
+
+class Row(NamedTuple):
+    """A response that is wanted."""
+
+    number: int
+    """Among all that are wanted, from 0."""
+    place: str
+    """File and line, for errors."""
+    line: Line
+    """What it answers, and the response itself where it is given."""
+    sample: int
+    """Which of the responses to the prompt it is, from 0."""
+
+
+def score(
+    student: Path,
+    teacher: Path,
+    prompts: Path,
+    *,
+    out: Path | None = None,
+    samples: int = 1,
+    max_length: int = 256,
+    seed: int = 0,
+    batch_size: int = 8,
+    config: PruneConfig | None = None,
+) -> dict[str, Any]:
+    """Samples responses of the student, scores each of their tokens by the teacher, and prints a table.
+
+    Args:
+        student: A model folder.
+        teacher: Another one, with the same tokenizer.
+        prompts: A JSONL file: a line is an object with "prompt" and perhaps "response", which is then scored instead
+            of sampled ones; other keys are ignored.
+        out: A folder for scores.jsonl: a line for each response, with lists along its tokens.
+        samples: Responses to each prompt that has none.
+        max_length: The most tokens of a response; of a longer one that is given, the first ones are scored.
+        seed: Of the sampling.
+        batch_size: Responses that are sampled and scored together.
+        config: k, threshold, w_drop, w_base, eps, metric, top_p. None: the paper's.
+
+    Returns:
+        What the table shows: means over all tokens or responses and, in lists, over the tokens of each of BANDS bands.
+
+    Raises:
+        TrainerError: A file or a model is not as it should be, scores.jsonl is there already, or a model's logits are
+            not finite.
+    """
+    least = {"samples": (samples, 1), "max_length": (max_length, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
+    for name, (value, allowed) in least.items():
+        if value < allowed:
+            raise TrainerError(f"score: {name} must be at least {allowed}, got {value}")
+    rows = read_rows(prompts, samples)
+    pair = load(student, teacher, rows[0].line.values["prompt"])
+    results = Results(max_length)
+    with open_scores(out) as file, Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("scoring", total=len(rows))
+        for batch in batches(rows, batch_size):
+            rollouts = responses(pair, batch, max_length, seed)
+            scores = score_in_chunks(pair, rollouts, config or PruneConfig())
+            check_finite(scores, batch)
+            results.add(scores)
+            write(file, pair, batch, rollouts, scores)
+            progress.advance(bar, len(batch))
+    found = results.means()
+    show(found)
+    return found
+
+
+def read_rows(prompts: Path, samples: int) -> list[Row]:
+    """The responses that a file asks for: `samples` to each prompt, or the given one.
+
+    Raises:
+        TrainerError: The file is not as it should be, or has no lines.
+    """
+    lines = read_lines(prompts, ("prompt", "response"))
+    if not lines:
+        raise TrainerError(f"{prompts} must have at least one prompt, got none")
+    wanted = [(line, number) for line in lines for number in range(1 if "response" in line.values else samples)]
+    return [Row(index, f"{prompts}, line {line.number}", line, number) for index, (line, number) in enumerate(wanted)]
+
+
+def load(student: Path, teacher: Path, prompt: str) -> Pair:
+    """Both models as their folders have them, on the accelerator where there is one; tried out on a prompt."""
+    models = load_model(student, "auto"), load_model(teacher, "auto")
+    pair = make_pair(*models, load_tokenizer(student), load_tokenizer(teacher))
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    token_ids, _ = encode(pair.tokenizer, [prompt])
+    for model in models:
+        untyped: Any = model.eval()
+        untyped.to(device)
+        check_head(model, token_ids.to(device))
+    return pair
+
+
+def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    """The rows in order, up to `size` at a time, those with and those without a given response apart."""
+    for _, group in groupby(rows, key=lambda row: "response" in row.line.values):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def responses(pair: Pair, rows: Sequence[Row], max_length: int, seed: int) -> Rollouts:
+    """The responses that are wanted: given by the file, or sampled."""
+    device = pair.student.device
+    prompts = [row.line.values["prompt"] for row in rows]
+    prompt_ids, prompt_mask = (tensor.to(device) for tensor in encode(pair.tokenizer, prompts))
+    if "response" not in rows[0].line.values:
+        return sample(
+            pair.student,
+            prompt_ids,
+            prompt_mask,
+            length=max_length,
+            end_ids=pair.end_ids,
+            uniforms=uniforms([seed], [row.number for row in rows], max_length),
+            vocab_size=pair.vocab_size,
+        )
+    texts = [row.line.values["response"] for row in rows]
+    untyped: Any = pair.tokenizer
+    given = [ids[:max_length] for ids in untyped(texts, add_special_tokens=False).input_ids]
+    for row, ids in zip(rows, given, strict=True):
+        if not ids:
+            raise TrainerError(f"{row.place}: the response must have at least one token, got none")
+    length = max(map(len, given))
+    end = pair.end_ids[0]
+    response_ids = torch.tensor([ids + [end] * (length - len(ids)) for ids in given], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in given], device=device)
+    return Rollouts(torch.cat([prompt_ids, response_ids], 1), torch.cat([prompt_mask, mask], 1), prompt_ids.shape[1])
+
+
+def check_finite(scores: Scores, rows: Sequence[Row]) -> None:
+    """Raises TrainerError for the first response along which the divergence of the models is not finite."""
+    broken = ~scores.reverse_kl.isfinite().all(1)
+    if broken.any():
+        raise TrainerError(f"{rows[int(broken.nonzero()[0])].place}: the models' logits must be finite, got others")
+
+
+class Results:
+    """Sums over responses, from which the table is computed."""
+
+    def __init__(self, max_length: int) -> None:
+        """Starts at 0."""
+        self.max_length = max_length
+        self.responses = self.first_drift = self.effective_length = 0
+        self.bands = torch.zeros(len(MEASURES), BANDS, dtype=torch.float64)
+        self.tokens = torch.zeros(BANDS, dtype=torch.float64)
+
+    def add(self, scores: Scores) -> None:
+        """Takes in B responses."""
+        band = torch.arange(scores.mask.shape[1]) * BANDS // self.max_length
+        for name, sums in zip(MEASURES, self.bands, strict=True):
+            sums.index_add_(0, band, getattr(scores, name).double().sum(0).cpu())
+        self.tokens.index_add_(0, band, scores.mask.double().sum(0).cpu())
+        self.responses += len(scores.mask)
+        self.first_drift += int((scores.mask & (scores.drift.cumsum(1) == 0)).sum())
+        self.effective_length += int(scores.effective_length.sum())
+
+    def means(self) -> dict[str, Any]:
+        """Means over tokens and responses; None over none."""
+        tokens = self.tokens.sum()
+        bands = zip(MEASURES, (self.bands / self.tokens).tolist(), strict=True)
+        return {
+            "responses": self.responses,
+            "tokens": int(tokens),
+            "max_length": self.max_length,
+            "response_length_mean": float(tokens) / self.responses,
+            "first_drift_mean": self.first_drift / self.responses,
+            "effective_length_mean": self.effective_length / self.responses,
+            **dict(zip(MEASURES, (self.bands.sum(1) / tokens).tolist(), strict=True)),
+            "band_tokens": [int(count) for count in self.tokens],
+            **{
+                f"band_{name}": [value if count else None for value, count in zip(values, self.tokens, strict=True)]
+                for name, values in bands
+            },
+        }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints a table by band of depth, and what there is one number of a response."""
+    table = Table("position", "tokens", *TITLES)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for band, count in enumerate(found["band_tokens"]):
+        start, end = (-(-edge * found["max_length"] // BANDS) for edge in (band, band + 1))
+        if count:
+            table.add_row(
+                f"{start}-{end - 1}", str(count), *(f"{found[f'band_{name}'][band]:.3f}" for name in MEASURES)
+            )
+    table.add_section()
+    table.add_row("all", str(found["tokens"]), *(f"{found[name]:.3f}" for name in MEASURES))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{found['responses']} responses of {found['response_length_mean']:.1f} tokens: "
+        f"{found['first_drift_mean']:.1f} before the first drift, "
+        f"effective length {found['effective_length_mean']:.1f}",
+        highlight=False,
+    )
+
+
+@contextmanager
+def open_scores(out: Path | None) -> Iterator[TextIO | None]:
+    """Creates out/scores.jsonl, to be closed at the end; None where there is no folder.
+
+    Raises:
+        TrainerError: It is there already, or cannot be written.
+    """
+    if out is None:
+        yield None
+        return
+    path = out / "scores.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = path.open("x", encoding="utf-8")
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be written: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def write(file: TextIO | None, pair: Pair, rows: Sequence[Row], rollouts: Rollouts, scores: Scores) -> None:
+    """Writes a line for each response, if there is a file."""
+    if file is None:
+        return
+    for index, row in enumerate(rows):
+        length = int(scores.mask[index].sum())
+        token_ids = rollouts.response_ids[index, :length].tolist()
+        record = {
+            "line": row.line.number,
+            "sample": row.sample,
+            "prompt": row.line.values["prompt"],
+            "response": pair.tokenizer.decode(token_ids, skip_special_tokens=True),
+            "token_ids": token_ids,
+            **{name: getattr(scores, name)[index, :length].tolist() for name in MEASURES},
+            "effective_length": int(scores.effective_length[index]),
+        }
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise TrainerError(f"{file.name} cannot be written: {error.strerror}") from error
+
+
+@dataclass
+class ScoreOptions:
+    """The options of the command."""
+
+    student: Path
+    """A model folder."""
+    teacher: Path
+    """Another one, with the same tokenizer."""
+    prompts: Path
+    """JSONL: a line is {"prompt": ...}, or {"prompt": ..., "response": ...} to score a response that is there."""
+    out: Path | None = None
+    """A folder for scores.jsonl: overlap, drift and weight along each response."""
+    samples: int = 1
+    """Responses to each prompt."""
+    max_length: int = 256
+    """The most tokens of a response."""
+    seed: int = 0
+    """Of the sampling."""
+    batch_size: int = 8
+    """Responses that are sampled and scored together."""
+    k: int = PruneConfig.k
+    """Candidates per position."""
+    threshold: float = PruneConfig.threshold
+    """A position drifts where its overlap is below this (eq. 7)."""
+    w_drop: float = PruneConfig.w_drop
+    """Reliability lost with each drift (eq. 9)."""
+    w_base: float = PruneConfig.w_base
+    """Added to the reliability to give the weight (eq. 10)."""
+    top_p: float = PruneConfig.top_p
+    """Mass of the teacher's nucleus (eq. 14)."""
+    metric: Metric = PruneConfig.metric
+    """What decides about drift."""
+
+
+def score_from_command_line(given: list[str]) -> int:
+    """Runs `pruneopd score` with its options, and returns the exit status."""
+    options = vars(parse("score", ScoreOptions, given))
+    prune = {name: options.pop(name) for name in ("k", "threshold", "w_drop", "w_base", "top_p", "metric")}
+    try:
+        config = PruneConfig(**prune)
+    except ValueError as error:
+        raise TrainerError(str(error).replace("PruneConfig", "score", 1)) from error
+    score(**options, config=config)
+    return 0

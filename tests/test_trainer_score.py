@@ -1,0 +1,196 @@
+"""`pruneopd score`: scores in chunks against one call over whole responses, its file, its table, its refusals."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from pruneopd_kernels import PruneConfig, reliability, token_stats
+from pruneopd_trainer import chunks, score
+from pruneopd_trainer.chunks import score_in_chunks
+from pruneopd_trainer.cli import main
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.tiny.make_models import make_model
+from pruneopd_trainer.tiny.tokens import make_tokenizer
+
+PROMPTS = ["4 + 17 - 9 =", "1 + 2 =", "9 - 8 + 7 - 6 + 5 ="]
+RESPONSE = "start 4 . first take 9 : answer 5 7"
+
+
+def save(folder, model):
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Folders of a student and of a teacher that agrees with it at times."""
+    student, teacher = make_model(), make_model()
+    with torch.no_grad():
+        for mine, its in zip(student.parameters(), teacher.parameters(), strict=True):
+            mine.mul_(3)
+            its.copy_(mine + 0.3 * mine.std() * torch.randn_like(mine) if mine.ndim > 1 else mine)
+    return save(tmp_path / "student", student), save(tmp_path / "teacher", teacher)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return write(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in PROMPTS))
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(TrainerError) as caught:
+        score.score(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("metric", ["overlap", "top_p"])
+def test_chunks_are_scored_as_one_call_scores_whole_responses(models, prompts, monkeypatch, metric):
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+    config = PruneConfig(w_drop=0.03, threshold=0.5, metric=metric)
+    pair = score.load(*models, PROMPTS[0])
+    rollouts = score.responses(pair, score.read_rows(prompts, 2), 40, seed=0)
+    scores = score_in_chunks(pair, rollouts, config)
+
+    whole = {"attention_mask": rollouts.attention_mask, "position_ids": rollouts.position_ids}
+    with torch.no_grad():
+        logits = [
+            model(rollouts.token_ids, **whole).logits[:, rollouts.prompt_length - 1 : -1]
+            for model in (pair.student, pair.teacher)
+        ]
+    settings = {"token_ids": rollouts.response_ids} if metric == "top_p" else {}
+    expected = reliability(*logits, rollouts.mask, **settings, **asdict(config))
+    assert expected.drift.any()
+    assert not expected.drift[rollouts.mask].all()
+    for field in ("overlap", "drift", "effective_length"):
+        assert torch.equal(getattr(scores, field), getattr(expected, field)), field
+    torch.testing.assert_close(scores.weight, expected.weight)
+    accepted = reliability(
+        *logits, rollouts.mask, token_ids=rollouts.response_ids, **asdict(config) | {"metric": "top_p"}
+    )
+    assert torch.equal(scores.acceptance, ~accepted.drift & rollouts.mask)
+    torch.testing.assert_close(scores.reverse_kl, token_stats(*logits, rollouts.mask).reverse_kl)
+
+
+def test_the_file_and_the_means(models, prompts, tmp_path):
+    found = score.score(*models, prompts, out=tmp_path / "out", samples=3, max_length=20, batch_size=2)
+    records = read(tmp_path / "out" / "scores.jsonl")
+    assert [(record["line"], record["sample"]) for record in records] == [
+        (line, number) for line in (1, 2, 3) for number in range(3)
+    ]
+    assert found["responses"] == 9
+    assert found["tokens"] == sum(found["band_tokens"]) == sum(len(record["token_ids"]) for record in records)
+    for name in ("overlap", "drift", "weight", "acceptance", "reverse_kl"):
+        lists = [record[name] for record in records]
+        assert [len(values) for values in lists] == [len(record["token_ids"]) for record in records]
+        assert found[name] == pytest.approx(sum(map(sum, lists)) / found["tokens"])
+        second = [value for values in lists for place, value in enumerate(values) if place * 8 // 20 == 1]
+        assert found["band_tokens"][1] == len(second) > 0
+        assert found[f"band_{name}"][1] == pytest.approx(sum(second) / len(second))
+    before = [record["drift"].index(True) if True in record["drift"] else len(record["drift"]) for record in records]
+    assert found["first_drift_mean"] == pytest.approx(sum(before) / 9)
+    assert found["effective_length_mean"] == pytest.approx(sum(record["effective_length"] for record in records) / 9)
+    assert len({tuple(record["token_ids"]) for record in records}) == 9
+
+
+def test_a_response_depends_on_the_seed_and_not_on_its_batch(models, prompts, tmp_path):
+    options = {"max_length": 12, "samples": 2}
+    for name, more in {"one": {}, "two": {"batch_size": 4}, "other": {"seed": 1}}.items():
+        score.score(*models, prompts, out=tmp_path / name, **options, **more)
+    one, two, other = (read(tmp_path / name / "scores.jsonl") for name in ("one", "two", "other"))
+    assert [record["token_ids"] for record in one] == [record["token_ids"] for record in two]
+    assert [record["token_ids"] for record in one] != [record["token_ids"] for record in other]
+
+
+def test_a_model_agrees_with_itself(models, prompts):
+    found = score.score(models[0], models[0], prompts, max_length=16)
+    assert (found["overlap"], found["drift"], found["weight"]) == (1.0, 0.0, 1.5)
+    assert found["reverse_kl"] == pytest.approx(0, abs=1e-6)
+    assert found["first_drift_mean"] == found["response_length_mean"] == found["effective_length_mean"]
+
+
+def test_given_responses_are_scored(models, tmp_path):
+    lines = [{"prompt": PROMPTS[0], "response": RESPONSE}, {"prompt": PROMPTS[1]}, {"prompt": "1", "response": "2"}]
+    found = score.score(*models, write(tmp_path / "lines.jsonl", *lines), out=tmp_path / "out", samples=2, max_length=8)
+    records = read(tmp_path / "out" / "scores.jsonl")
+    assert [record["line"] for record in records] == [1, 2, 2, 3]
+    expected = make_tokenizer()(RESPONSE).input_ids[:8]
+    assert [records[0]["token_ids"], records[3]["token_ids"]] == [expected, make_tokenizer()("2").input_ids]
+    assert found["responses"] == 4
+
+
+def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
+    student, teacher = map(str, models)
+    given = ["--student", student, "--teacher", teacher, "--prompts", str(prompts), "--max-length", "16"]
+    assert main(["score", *given, "--out", str(tmp_path / "out"), "--w-drop", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("overlap", "drift rate", "reverse KL", "acceptance", "│ 2-3 ", "│ all ", "3 responses of"):
+        assert words in printed
+    assert min(min(record["weight"]) for record in read(tmp_path / "out" / "scores.jsonl")) == 0.5
+
+    assert main(["score", *given, "--threshold", "2"]) == 1
+    assert capsys.readouterr().err == "pruneopd: score: threshold must be in (0, 1], got 2.0\n"
+
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_not_overwritten(models, prompts, tmp_path):
+    file = tmp_path / "scores.jsonl"
+    file.write_text("before")
+    assert refusal(*models, prompts, out=tmp_path) == f"{file} cannot be written: File exists"
+    assert file.read_text() == "before"
+
+
+def test_lines_that_cannot_be_scored_are_refused(models, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert refusal(*models, write(path)) == f"{path} must have at least one prompt, got none"
+    line = {"prompt": "1", "response": ""}
+    assert refusal(*models, write(path, line)) == f"{path}, line 1: \"response\" must be text, got ''"
+
+
+@pytest.mark.parametrize("name", ["samples", "max_length", "batch_size"])
+def test_options_out_of_range_are_refused(models, prompts, name):
+    assert refusal(*models, prompts, **{name: 0}) == f"score: {name} must be at least 1, got 0"
+    assert refusal(*models, prompts, seed=-1) == "score: seed must be at least 0, got -1"
+
+
+def test_logits_that_are_not_finite_are_refused(models, prompts, tmp_path):
+    broken = make_model()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.nan)
+    words = f"{prompts}, line 1: the models' logits must be finite, got others"
+    assert refusal(models[0], save(tmp_path / "broken", broken), prompts, max_length=4) == words
+
+
+def test_a_model_that_caps_its_logits_is_refused(models, prompts, tmp_path):
+    capped = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=len(make_tokenizer()),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=16,
+            initializer_range=1.0,
+            final_logit_softcapping=5.0,
+            pad_token_id=0,
+        )
+    )
+    folder = save(tmp_path / "capped", capped)
+    rule = "be the head times the last hidden state"
+    assert refusal(models[0], folder, prompts) == f"the logits of the model in {folder} must {rule}, got something else"
