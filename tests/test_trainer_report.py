@@ -1,0 +1,415 @@
+"""Reports of runs that `trainer_runs.py` makes up, or whose numbers are written out here."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pruneopd_trainer import figures
+from pruneopd_trainer import report as module
+from pruneopd_trainer.config import TrainConfig, write_config
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.groups import Run, comparisons, find_runs, read_metrics, read_run
+from pruneopd_trainer.report import report
+from trainer_runs import METHODS, THRESHOLDS, comparison, run_metrics, write_run
+
+BASE = TrainConfig(steps=2, eval_every=2)
+
+
+def written(folder, config, *, accuracy=(0.1, 0.5), error=0.05, times=(10.0, 20.0), tokens=(1000, 1000), budget=100):
+    """A run of two steps, evaluated before and after."""
+    folder.mkdir(parents=True)
+    write_config(config, folder / "config.yaml")
+    metrics = run_metrics(replace(config, eval_every=2))[: len(times) + 1]
+    for step, values in enumerate(metrics[1:]):
+        values |= {"time_s": times[step], "tokens_generated": tokens[step], "tokens_kept": tokens[step] // 2,
+                   "budget": budget, "overlap": 0.6 + 0.1 * step, "peak_memory_mib": 512.4}  # fmt: skip
+    for values, found in zip([m for m in metrics if "accuracy" in m], accuracy, strict=False):
+        values |= {"accuracy": found, "accuracy_se": error}
+    write_metrics(folder, metrics)
+    return folder
+
+
+def write_metrics(folder, metrics):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in metrics))
+
+
+def cells(text):
+    """The cells of a report's rows, by method, in ASCII but for what is easily told apart."""
+    text = text.replace("\N{EN DASH}", "-").replace("\N{MULTIPLICATION SIGN}", "x")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    header, body = rows[0], [row for row in rows[1:] if not row[0].startswith((":--", "method"))]
+    return {row[0]: dict(zip(header, row, strict=True)) for row in body}
+
+
+def labels(*configs):
+    """The labels of finished runs with these configurations."""
+    runs = [Run(Path(str(n)), config, [{"step": config.steps}]) for n, config in enumerate(configs)]
+    return [group.label for found in comparisons(runs) for group in found.groups]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_methods(tmp_path):
+    """opd with seeds 0, 1, 2 and prune with seeds 0, 1."""
+    for seed, accuracy in enumerate((0.40, 0.50, 0.90)):
+        written(tmp_path / f"opd/{seed}", replace(BASE, method="opd", seed=seed), accuracy=(0.1, accuracy), budget=512)
+    written(tmp_path / "prune/0", BASE, accuracy=(0.1, 0.44), times=(5.0, 10.0), tokens=(400, 500), budget=110)
+    written(tmp_path / "prune/1", replace(BASE, seed=1), accuracy=(0.1, 0.60), times=(5.0, 14.0), tokens=(500, 600))
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(module, "draw", lambda comparison, folder, suffix: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_table_is_what_the_hand_computes(two_methods):
+    text = report([two_methods])
+    assert (two_methods / "report.md").read_text() == text
+    found = cells(text)
+    assert list(found) == ["opd", "prune"]
+    # sd of .4 .5 .9 is sqrt(.07), over sqrt(3)
+    assert found["opd"] == {
+        "method": "opd", "seeds": "3", "accuracy, % (Avg@1)": "60.0 ± 15.3", "difference to opd": "-", "time": "20 s",
+        "tokens": "2k", "kept": "1k", "final M": "512", "overlap": "0.600 → 0.700", "MiB": "512",
+    }  # fmt: skip
+    # differences .04 and .10: mean .07, sd .06/sqrt(2), over sqrt(2) .03; times 10/20 and 14/20; tokens 900, 1100
+    assert found["prune"] == {
+        "method": "prune", "seeds": "2", "accuracy, % (Avg@1)": "52.0 ± 8.0", "difference to opd": "+7.0 ± 3.0",
+        "time": "12 s (0.60x)", "tokens": "1k (0.50x)", "kept": "500", "final M": "105", "overlap": "0.600 → 0.700",
+        "MiB": "512",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_seeds_without_a_partner_have_no_difference(two_methods):
+    written(two_methods / "prune/7", replace(BASE, seed=7), accuracy=(0.1, 0.52))
+    written(two_methods / "truncate/7", replace(BASE, seed=7, method="truncate"))
+    found = cells(report([two_methods]))
+    assert found["prune"]["accuracy, % (Avg@1)"] == "52.0 ± 4.6"
+    assert found["prune"]["difference to opd"] == "+7.0 ± 3.0 (2 of 3 seeds)"
+    assert found["truncate"]["difference to opd"] == "-"
+    assert found["truncate"]["time"] == "20 s"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_one_seed_has_the_error_of_its_prompts(tmp_path):
+    written(tmp_path / "a", replace(BASE, method="opd"), accuracy=(0.1, 0.4), error=0.03)
+    written(tmp_path / "b", BASE, accuracy=(0.1, 0.5), error=0.04)
+    text = report([tmp_path])
+    found = cells(text)
+    assert found["opd"]["accuracy, % (Avg@1)"] == "40.0 ± 3.0*"
+    assert found["prune"]["accuracy, % (Avg@1)"] == "50.0 ± 4.0*"
+    assert found["prune"]["difference to opd"] == "+10.0 ± 5.0*"
+    assert "with * that over the held-out prompts of the only seed" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_ratios_are_at_equal_steps(tmp_path):
+    """opd has one of its two steps, of 10 s; the prune run has done both, the first in 4 s."""
+    written(tmp_path / "a", replace(BASE, method="opd"))
+    written(tmp_path / "b", replace(BASE, steps=1), times=(4.0,), tokens=(300,))
+    found = cells(report([tmp_path]))["prune steps=1"]
+    assert found["time"] == "4 s (0.40x)"
+    assert found["tokens"] == "300 (0.30x)"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_unfinished_run_stands_by_itself(two_methods):
+    written(two_methods / "prune/2", replace(BASE, seed=2), accuracy=(0.01,), times=(4.0,), tokens=(100,))
+    text = report([two_methods])
+    found = cells(text)
+    assert list(found) == ["opd", "prune", "prune (seed 2, step 1 of 2)"]
+    assert found["prune"]["seeds"] == "2"
+    row = found["prune (seed 2, step 1 of 2)"]
+    assert row["accuracy, % (Avg@1)"] == "1.0 ± 5.0* at step 0"
+    assert row["difference to opd"] == "-"
+    assert row["time"] == "4 s (0.40x)"
+    assert module.UNFINISHED in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_unfinished_opd_is_no_baseline(tmp_path):
+    written(tmp_path / "a", replace(BASE, method="opd"), times=(10.0,))
+    written(tmp_path / "b", BASE)
+    found = cells(report([tmp_path]))
+    assert found["prune"]["difference to opd"] == "-"
+    assert found["prune"]["time"] == "20 s"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path):
+    for seed in (0, 1):
+        for method, shift in (("opd", 0.0), ("prune", -0.1 * (seed + 1))):
+            folder = written(tmp_path / f"{method}{seed}", replace(BASE, method=method, seed=seed))
+            metrics = read_metrics(folder / "metrics.jsonl")
+            metrics[0] |= {"accuracy": None, "accuracy_se": None}
+            metrics[2] |= metrics[0] | {"step": 2, "eval_reverse_kl": 0.4 + shift, "eval_overlap": 0.8 - shift}
+            write_metrics(folder, metrics)
+    text = report([tmp_path])
+    assert "| method | seeds | reverse KL, nats | difference to opd | held-out overlap | difference to opd |" in text
+    assert "| prune | 2 | 0.250 ± 0.050 | -0.150 ± 0.050 | 0.950 ± 0.050 | +0.150 ± 0.050 |" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(7, "7"), (999, "999"), (1000, "1k"), (1234, "1.23k"), (999_700, "1M"), (45.6e6, "45.6M")]
+)
+def test_amounts(value, shown):
+    assert module.amount(value) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0 s"), (119, "119 s"), (150, "2.5 min"), (9000, "2.5 h")])
+def test_durations(seconds, shown):
+    assert module.duration(seconds) == shown
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_say_what_is_not_usual():
+    base = TrainConfig()
+    configs = [replace(base, **changes) for changes in METHODS.values()]
+    assert labels(*configs) == [
+        "opd", "truncate", "random equal mass", "prune", "prune w_drop=0.05", "prune without weights",
+        "prefix"]  # fmt: skip
+    assert labels(*(replace(config, steps=7) for config in configs)) == labels(*configs)
+    assert labels(replace(base, method="random", match="mass")) == ["random"]
+
+
+def test_labels_of_two_that_differ_name_what_is_not_the_presets():
+    base = TrainConfig()
+    assert labels(base, replace(base, learning_rate=1e-5)) == ["prune", "prune learning_rate=1e-05"]
+    assert labels(replace(base, learning_rate=1e-5), base) == ["prune", "prune learning_rate=1e-05"]
+    assert labels(base, replace(base, teacher_device="cuda:1"), replace(base, method="opd")) == [
+        "opd", "prune", "prune teacher_device=cuda:1"]  # fmt: skip
+
+
+def test_thresholds_are_in_order():
+    base = TrainConfig()
+    found = labels(*(replace(base, threshold=value) for value in (0.9, 0.5, 0.7, 0.6)))
+    assert found == ["prune", "prune threshold=0.5", "prune threshold=0.6", "prune threshold=0.9"]
+
+
+def test_seed_and_tracker_make_no_group():
+    base = TrainConfig()
+    assert labels(base, replace(base, seed=1), replace(base, seed=2, tracker="wandb")) == ["prune"]
+
+
+def test_prefix_matched_seed_by_seed_is_one_group():
+    prefix = TrainConfig(method="prefix")
+    matched = [replace(prefix, seed=seed, final_length=200 + seed) for seed in (0, 1)]
+    assert labels(TrainConfig(), *matched) == ["prune", "prefix"]
+    lengths = [replace(prefix, seed=seed, final_length=length) for seed in (0, 1) for length in (200, 300)]
+    assert labels(TrainConfig(), TrainConfig(method="opd"), *lengths) == [
+        "opd", "prune", "prefix final_length=200", "prefix final_length=300"]  # fmt: skip
+
+
+def test_pairs_are_never_mixed():
+    base = TrainConfig()
+    configs = [base, replace(base, pair="high"), replace(base, student=Path("a b/c")), replace(base, seed=1)]
+    runs = [Run(Path(str(n)), config, [{"step": config.steps}]) for n, config in enumerate(configs)]
+    found = comparisons(runs)
+    assert [each.name for each in found] == ["tiny high", "tiny low", "tiny low student=a b/c"]
+    assert [len(each.groups[0].runs) for each in found] == [1, 2, 1]
+
+
+def test_the_same_run_twice_is_refused(two_methods):
+    written(two_methods / "again", replace(BASE, seed=1))
+    with pytest.raises(TrainerError) as raised:
+        report([two_methods])
+    assert str(raised.value) == f"{two_methods}/again and {two_methods}/prune/1 are the same run: prune, seed 1"
+
+
+def test_folders_within_each_other_count_once(two_methods):
+    assert len(find_runs([two_methods, two_methods / "prune", two_methods / "prune" / "0"])) == 5
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    folder = written(tmp_path / "a", BASE)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "method": "pr')
+    assert read_run(folder).last_step == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "words"),
+    [
+        (2, '{"step": 1, "meth', 'it must be a JSON object, got \'{"step": 1, "meth\''),
+        (2, "[" * 100_000, "it must be a JSON object, got '" + "[" * 57 + "...'"),
+        (3, "[1]", "it must be a JSON object, got '[1]'"),
+        (1, "{}", "step must be an integer, got nothing"),
+        (1, {"step": -1}, "step must be 0 or 1, got -1"),
+        (3, {"step": 1}, "step must be 2, got 1"),
+        (2, {"step": "1"}, "step must be an integer, got '1'"),
+        (2, {"time_s": None}, "time_s must be a number, got None"),
+        (2, {"budget": True}, "budget must be a number, got True"),
+        (2, {"overlap": "0.5"}, "overlap must be a number or null, got '0.5'"),
+        (3, {"accuracy": [1]}, "accuracy must be a number or null, got [1]"),
+        (2, {"band_tokens": [1.0] * 15}, "band_tokens must be a list of 16 numbers, got [1.0, 1.0"),
+        (2, {"band_weight": ["x"] * 16}, "band_weight must be a list of 16 numbers or nulls, got ['x', 'x'"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, number, line, words):
+    folder = written(tmp_path / "a", BASE)
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    lines[number - 1] = line if isinstance(line, str) else json.dumps(json.loads(lines[number - 1]) | line)
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TrainerError) as raised:
+        read_run(folder)
+    assert str(raised.value).startswith(f"the metrics {file}, line {number}: {words}")
+    assert len(str(raised.value)) < len(f"the metrics {file}, line {number}: ") + 150
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400])
+def test_numbers_that_are_none_are_refused(tmp_path, value):
+    folder = written(tmp_path / "a", BASE)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    write_metrics(folder, [*metrics[:2], metrics[2] | {"time_s": value}])
+    with pytest.raises(TrainerError, match=r"line 3: "):
+        read_run(folder)
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    def refusal(*folders, out=None):
+        with pytest.raises(TrainerError) as raised:
+            report(folders, out)
+        return str(raised.value)
+
+    assert refusal(tmp_path / "missing") == f"the folder {tmp_path}/missing is not there"
+    assert refusal(tmp_path) == f"the folder {tmp_path} holds no run: there is no metrics.jsonl in it"
+    run = written(tmp_path / "run", BASE)
+    assert refusal(run, run) == "out must say where to write a report of 2 folders, got None"
+    assert (
+        refusal(run, out=run / "config.yaml") == f"the report in {run}/config.yaml cannot be written: Not a directory"
+    )
+    (run / "metrics.jsonl").write_bytes(b"\xff\n")
+    assert refusal(run) == f"the metrics {run}/metrics.jsonl cannot be read: it is not UTF-8"
+    (run / "config.yaml").unlink()
+    assert "config.yaml cannot be read: No such file or directory" in refusal(run)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A report of seven methods with three seeds, one run unfinished."""
+    folder = comparison(tmp_path_factory.mktemp("drawn"), **METHODS)
+    write_run(folder / "late", TrainConfig(seed=3), until=23)
+    return folder, report([folder], folder / "out")
+
+
+def colours(file):
+    """How many pixels there are of each colour."""
+    pixels = (matplotlib.image.imread(file)[..., :3] * 255).round().astype(int) @ [1 << 16, 1 << 8, 1]
+    found, counts = np.unique(pixels, return_counts=True)
+    return {f"#{colour:06X}": count for colour, count in zip(found.tolist(), counts.tolist(), strict=True)}
+
+
+def test_all_figures_are_drawn(drawn):
+    folder, text = drawn
+    names = ["accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth", "weight_by_position"]
+    assert sorted(file.stem for file in (folder / "out" / "figures").iterdir()) == names
+    for name in ("accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth"):
+        found = colours(folder / "out" / "figures" / f"{name}.png")
+        for method in ("opd", "truncate", "random", "prune", "prefix"):
+            assert found.get(figures.COLOURS[method], 0) > 100, (name, method)
+    found = colours(folder / "out" / "figures" / "weight_by_position.png")
+    shades = [matplotlib.colors.to_hex(figures.PROGRESS(level)).upper() for level in np.linspace(0, 1, 256)]
+    assert sum(found.get(shade, 0) for shade in shades) > 2000
+    saved = (folder / "out" / "report.md").read_text()
+    assert saved.startswith(text.strip())
+    links = re.findall(r"!\[[\w ]+\]\(([^)]+)\)", saved)
+    assert sorted(links) == [f"figures/{name}.png" for name in names]
+
+
+def test_evaluations_are_means_with_their_standard_error(two_methods):
+    (found,) = comparisons(find_runs([two_methods]))
+    (axes,) = figures.draw_evaluations(found, "time_s").axes
+    opd, prune = axes.lines
+    assert prune.get_xdata().tolist() == [0, 12]
+    assert prune.get_ydata().tolist() == pytest.approx([0.1, 0.52])
+    assert opd.get_ydata().tolist() == pytest.approx([0.1, 0.6])
+    edges = axes.collections[1].get_paths()[0].vertices
+    assert edges[edges[:, 0] == 12][:, 1].min() == pytest.approx(0.44)
+    assert edges[edges[:, 0] == 12][:, 1].max() == pytest.approx(0.60)
+    (axes,) = figures.draw_evaluations(found, "step").axes
+    assert axes.lines[1].get_xdata().tolist() == [0, 2]
+
+
+def test_one_seed_has_no_band(tmp_path):
+    written(tmp_path / "a", BASE)
+    (found,) = comparisons(find_runs([tmp_path]))
+    (axes,) = figures.draw_evaluations(found, "step").axes
+    assert np.isfinite(axes.lines[0].get_ydata()).all()
+    assert not any(path.vertices.size for band in axes.collections for path in band.get_paths())
+
+
+def test_time_is_in_the_unit_that_suits():
+    assert figures.time_unit(100) == (1, "s")
+    assert figures.time_unit(200) == (60, "min")
+    assert figures.time_unit(20_000) == (3600, "h")
+
+
+def test_bands_are_means_over_tokens():
+    steps = [
+        {"step": 1, "band_tokens": [60, 1] + [0] * 14, "band_overlap": [0.5, 0.9] + [None] * 14},
+        {"step": 2, "band_tokens": [20, 0] + [0] * 14, "band_overlap": [0.9, None] + [None] * 14},
+        {"step": 3, "band_tokens": [99] * 16, "band_overlap": [0.0] * 16},
+    ]
+    found = figures.by_band(Run(Path(), TrainConfig(), steps), "band_overlap", 1, 2)
+    assert found[0] == pytest.approx(0.6)
+    assert np.isnan(found[1:]).all()  # one token is too few
+
+
+def test_thresholds(tmp_path):
+    comparison(tmp_path, seeds=(0, 1), opd={"method": "opd"}, slow={"w_drop": 0.05}, **THRESHOLDS)
+    report([tmp_path])
+    found = colours(tmp_path / "figures" / "threshold.png")
+    assert found[figures.COLOURS["prune"]] > 1000
+    (every,) = comparisons(find_runs([tmp_path]))
+    accuracy, time, budget = figures.draw_thresholds(every).axes
+    (prune,) = (line for line in budget.lines if line.get_marker() == "o")
+    assert prune.get_xdata().tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
+    groups = {group.config.threshold: group for group in every.groups if group.config.w_drop == 0.02}
+    means = [np.mean([run.metrics[-1]["budget"] for run in groups[value].runs]) for value in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert prune.get_ydata().tolist() == pytest.approx(means)
+    assert accuracy.get_legend_handles_labels()[1] == ["opd", "prune"]
+    assert time.get_title() == "training time (s)"
+
+
+def test_pairs_have_their_own_figures(tmp_path):
+    comparison(tmp_path, seeds=(0,), opd={"method": "opd"}, high={"pair": "high"})
+    report([tmp_path])
+    names = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert names >= {"accuracy_by_time_tiny-low", "accuracy_by_time_tiny-high", "weight_by_position_tiny-high"}
+    assert "weight_by_position_tiny-low" not in names
+
+
+def test_figures_without_grades(tmp_path):
+    comparison(tmp_path, seeds=(0,), graded=False, opd={"method": "opd"}, prune={})
+    report([tmp_path])
+    assert {file.stem for file in (tmp_path / "figures").iterdir()} >= {"agreement_by_time", "agreement_by_step"}
+
+
+@pytest.mark.parametrize(("until", "names"), [(0, ["accuracy_by_step", "accuracy_by_time"]), (-1, [])])
+def test_a_run_that_has_just_begun(tmp_path, until, names):
+    write_run(tmp_path / "a", TrainConfig())
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "metrics.jsonl").write_text("".join(lines[: until + 1]))
+    found = cells(report([tmp_path]))["prune (seed 0, step 0 of 40)"]
+    assert found["final M"] == "-"
+    assert sorted(file.stem for file in (tmp_path / "figures").iterdir()) == names
