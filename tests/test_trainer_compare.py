@@ -1,0 +1,267 @@
+"""Comparisons whose runs are done by a stand-in for the trainer, `trainer_child.py`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pruneopd_trainer import compare as module
+from pruneopd_trainer.compare import compare, last_step, parse_method, plan
+from pruneopd_trainer.config import TrainConfig, read_config, write_config
+from pruneopd_trainer.errors import TrainerError
+
+CHILD = Path(__file__).with_name("trainer_child.py")
+COMMAND = (sys.executable, "-S", str(CHILD))
+BASE = TrainConfig(steps=4, initial_length=40, length_step=10)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Polls often, draws nothing, and keeps a journal of the children."""
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr("pruneopd_trainer.report.draw", lambda comparison, folder, suffix: [])
+    monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path.endswith("site-packages")))
+
+
+def journal(tmp_path, event="begin"):
+    lines = (tmp_path / "journal").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+def began(tmp_path):
+    return [entry["run"] for entry in journal(tmp_path)]
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_changes_its_own_values_alone():
+    base = TrainConfig(steps=7, seed=5)
+    found = parse_method("prune:w_drop=5e-2:weights=false", base)
+    assert found == replace(base, method="prune", w_drop=0.05, weights=False)
+    assert parse_method("prune+grpo:group_size=4", base) == replace(base, method="prune+grpo", group_size=4)
+    assert parse_method("opd", base) == replace(base, method="opd")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("best", "TrainConfig: method must be one of opd, truncate, random, prune, prefix, prune+grpo, got 'best'"),
+        ("prune:wdrop=1", "its values: there is no option 'wdrop'"),
+        ("prune:w_drop=much", "its values: w_drop must be a number, got 'much'"),
+        ("prune:w_drop=-1.0", "TrainConfig: w_drop must be finite and >= 0, got -1.0"),
+        ("prune:w_drop", "it must be name:field=value..., each field once, got 'w_drop'"),
+        ("prune:k=4:k=5", "it must be name:field=value..., each field once, got 'k=5'"),
+        ("prune:seed=4", "seed must be the same for all methods, got 'seed=4'"),
+        ("prune:teacher=x", "teacher must be the same for all methods, got 'teacher=x'"),
+        ("prune:metric=[", "while parsing a flow node"),
+        ("prune+grpo", "TrainConfig: group_size must be at least 2 for prune+grpo, got 1"),
+    ],
+)
+def test_a_method_that_is_not_valid_is_named(spec, words):
+    with pytest.raises(TrainerError) as raised:
+        parse_method(spec, TrainConfig())
+    assert str(raised.value) == f"the method {spec!r} is not valid: {words}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([], [0]), "compare: methods must be one or more and all different, got []"),
+        ((["opd"], [1, 1]), "compare: seeds must be one or more and all different, got [1, 1]"),
+        ((["prune", "prune:k=16"], [0]), "compare: methods must be all different, got 'prune' and 'prune:k=16'"),
+        ((["opd"], [-1]), "TrainConfig: seed must be at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_plans_that_are_refused(arguments, words):
+    with pytest.raises(TrainerError) as raised:
+        plan(TrainConfig(), *arguments, Path("out"))
+    assert str(raised.value) == words
+
+
+def test_methods_take_turns_within_a_seed():
+    planned = plan(BASE, ["opd", "prune:w_drop=0.05"], [3, 1], Path("out"))
+    folders = ["opd/seed-3", "prune-w_drop=0.05/seed-3", "opd/seed-1", "prune-w_drop=0.05/seed-1"]
+    assert [run.folder for run in planned] == [Path("out", folder) for folder in folders]
+    assert [run.config.seed for run in planned] == [3, 3, 1, 1]
+    assert {run.model for run in planned} == {None}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison(tmp_path, capsys):
+    out = tmp_path / "out"
+    compare(BASE, ["opd", "prune:w_drop=0.05"], [0, 1], out, command=COMMAND)
+    assert began(tmp_path) == [
+        "opd seed-0", "prune-w_drop=0.05 seed-0", "opd seed-1", "prune-w_drop=0.05 seed-1"]  # fmt: skip
+    ends = [entry["time"] for entry in journal(tmp_path, "end")]
+    begins = [entry["time"] for entry in journal(tmp_path)]
+    assert all(end < begin for end, begin in zip(ends, begins[1:], strict=False))
+    run = out / "prune-w_drop=0.05" / "seed-1"
+    assert read_config(run / "config.yaml") == replace(BASE, seed=1, w_drop=0.05)
+    assert (run / "log.txt").read_text() == "some words on standard output\n"
+    printed = capsys.readouterr().out
+    assert "prune:w_drop=0.05 seed 1 begins\nprune:w_drop=0.05 seed 1 is finished\n" in printed
+    assert (out / "report.md").read_text().strip() in printed
+    assert "| prune w_drop=0.05 | 2 | 50.0 ± 0.0 |" in printed
+
+
+def test_jobs_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACE", "0.2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
+    compare(BASE, ["opd", "truncate", "random"], [0], tmp_path / "out", jobs=3, command=COMMAND)
+    assert {(entry["threads"], entry["wait"]) for entry in journal(tmp_path)} == {("2", "passive")}
+    assert max(entry["time"] for entry in journal(tmp_path)) < min(entry["time"] for entry in journal(tmp_path, "end"))
+
+
+def test_jobs_beyond_the_runs_take_no_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    compare(BASE, ["opd", "truncate"], [0], tmp_path / "out", jobs=8, command=COMMAND)
+    assert {entry["threads"] for entry in journal(tmp_path)} == {"4"}
+    with pytest.raises(TrainerError, match="compare: jobs must be at least 1, got 0"):
+        compare(BASE, ["opd"], [0], tmp_path / "out", jobs=0, command=COMMAND)
+
+
+# --- prefix -----------------------------------------------------------------------------------------------------------
+
+
+def test_prefix_waits_for_prune_and_has_its_mean_length(tmp_path):
+    """Prune's lengths are 40, 50, 60, 70 in the stand-in: their mean is that of a ramp from 40 to 70."""
+    out = tmp_path / "out"
+    compare(BASE, ["prefix", "opd", "prune", "prefix:final_length=99"], [0], out, command=COMMAND)
+    assert began(tmp_path) == ["opd seed-0", "prune seed-0", "prefix seed-0", "prefix-final_length=99 seed-0"]
+    assert read_config(out / "prefix" / "seed-0" / "config.yaml").final_length == 70
+    assert read_config(out / "prefix-final_length=99" / "seed-0" / "config.yaml").final_length == 99
+
+
+def test_another_start_of_prefix_is_made_up_for(tmp_path):
+    out = tmp_path / "out"
+    compare(BASE, ["prune", "prefix:initial_length=50", "prefix:initial_length=100"], [0], out, command=COMMAND)
+    assert read_config(out / "prefix-initial_length=50" / "seed-0" / "config.yaml").final_length == 60
+    # 10 would be needed, but no length is less than the minimum
+    assert read_config(out / "prefix-initial_length=100" / "seed-0" / "config.yaml").final_length == 40
+
+
+def test_prefix_without_prune_keeps_its_length(tmp_path):
+    compare(BASE, ["prefix", "prune:w_drop=0.05"], [0], tmp_path / "out", command=COMMAND)
+    assert read_config(tmp_path / "out" / "prefix" / "seed-0" / "config.yaml").final_length == BASE.final_length
+
+
+# --- failure, and going on --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("fail", "random seed 0 ended with status 1, see {log}: pruneopd: step 2: the loss must be finite"),
+        ("kill", "random seed 0 ended with signal 9, see {log}: some words on standard output"),
+        ("leave", "random seed 0 ended at step 1 of 4, see {log}"),
+    ],
+)
+def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monkeypatch, what, words):
+    out = tmp_path / "out"
+    methods = ["opd", "random", "truncate"]
+    monkeypatch.setenv("FAIL", "random 2")
+    monkeypatch.setenv("WHAT", what)
+    with pytest.raises(TrainerError) as raised:
+        compare(BASE, methods, [0], out, command=COMMAND)
+    assert str(raised.value) == words.format(log=out / "random" / "seed-0" / "log.txt")
+    assert began(tmp_path) == ["opd seed-0", "random seed-0"]
+
+    (tmp_path / "journal").unlink()
+    monkeypatch.delenv("FAIL")
+    compare(BASE, methods, [0], out, command=COMMAND)
+    assert [(entry["run"], entry["options"]) for entry in journal(tmp_path)] == [
+        ("random seed-0", ["--resume"]), ("truncate seed-0", [])]  # fmt: skip
+
+
+def test_a_failure_tells_the_others_to_save(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACE", "0.1")
+    monkeypatch.setenv("FAIL", "random 2")
+    monkeypatch.setenv("WHAT", "fail")
+    base = replace(BASE, steps=200)
+    with pytest.raises(TrainerError, match="random seed 0 ended with status 1"):
+        compare(base, ["opd", "random"], [0], tmp_path / "out", jobs=2, command=COMMAND)
+    assert (tmp_path / "out" / "opd" / "seed-0" / "saved").exists()
+    assert journal(tmp_path, "end") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_lets_the_runs_save(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("PACE", "0.1")
+    sleep, saw = time.sleep, []
+
+    def sleep_and_interrupt(seconds):
+        sleep(seconds)
+        if not saw and last_step(tmp_path / "out" / "prune" / "seed-0" / "metrics.jsonl") == 1:
+            saw.append(True)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        compare(replace(BASE, steps=200), ["opd", "prune"], [0], tmp_path / "out", jobs=2, command=COMMAND)
+    assert (tmp_path / "out" / "opd" / "seed-0" / "saved").exists()
+    assert (tmp_path / "out" / "prune" / "seed-0" / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_child_that_does_not_leave_is_killed(monkeypatch):
+    monkeypatch.setattr(module, "SAVING_S", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    module.stop([module.Child(None, process, None, 0)])
+    assert process.returncode == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_another_run_in_the_folder_is_not_touched(tmp_path):
+    folder = tmp_path / "out" / "prune" / "seed-0"
+    folder.mkdir(parents=True)
+    write_config(replace(BASE, steps=5), folder / "config.yaml")
+    with pytest.raises(TrainerError) as raised:
+        compare(BASE, ["opd", "prune"], [0], tmp_path / "out", command=COMMAND)
+    assert str(raised.value) == f"the run folder {folder} holds another run: steps is 5 there and 4 here"
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(TrainerError) as raised:
+        compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    folder = tmp_path / "out" / "opd" / "seed-0"
+    assert str(raised.value) == f"the run in {folder} cannot be started: Not a directory"
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_step_is_that_of_the_last_whole_line(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert last_step(file) == 0
+    file.write_text('{"step": 1')
+    assert last_step(file) == 0
+    file.write_text('{"step": 1}\n')
+    assert last_step(file) == 1
+    file.write_text('{"step": 1}\n{"step": 12}\n{"ste')
+    assert last_step(file) == 12
+    file.write_text('{"step": 1}\n' * 20 + '{"step": 2}\n')
+    assert last_step(file, tail=30) == 2
+
+
+def test_bars_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    printed = capsys.readouterr().out
+    assert "opd seed 0" in printed and "4/4" in printed
+    assert "begins" not in printed
