@@ -1,0 +1,183 @@
+"""Responses to read, each token on the colour of its weight: on a terminal, and as a page for a browser."""
+
+import unicodedata
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from .atomic import replacing
+
+COLOURS = ("#f2a65a", "#fbe3c4", "#f7f7f7", "#c6ddf0", "#6baed6")
+"""From no weight (orange) over half to the largest (blue): told apart by colour-blind readers, all light enough for
+dark text."""
+INK = "#222222"
+RETURN = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+
+
+class Sample(NamedTuple):
+    """One response, token by token."""
+
+    prompt: str
+    tokens: list[str]
+    """Pieces of text, to be joined as they are."""
+    weights: list[float]
+    """What each token's reward was multiplied by, 0 .. 1 + w_base."""
+    overlaps: list[float]
+    drifts: list[bool]
+    answer: str | None
+    """The right one, where it is known."""
+    grade: float | None
+    """Of the response, 0 .. 1; None where it is not graded."""
+    finished: bool
+    """Whether it ended by itself."""
+
+
+def colour(share: float) -> str:
+    """The colour of a weight that is this share of the largest, as #rrggbb."""
+    place = min(max(share, 0.0), 1.0) * (len(COLOURS) - 1)
+    index = min(int(place), len(COLOURS) - 2)
+    lower, upper = (bytes.fromhex(stop[1:]) for stop in COLOURS[index : index + 2])
+    mixed = [round(a + (place - index) * (b - a)) for a, b in zip(lower, upper, strict=True)]
+    return "#" + bytes(mixed).hex()
+
+
+def visible(text: str) -> str:
+    """The text with a replacement character for each that would steer a terminal or vanish on a page."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter)[0] == "C" and letter not in "\n\t" else letter
+        for letter in text
+    )
+
+
+def facts(sample: Sample) -> str:
+    """What there is to say about a response as a whole."""
+    count, drifts = len(sample.tokens), sum(sample.drifts)
+    parts = [
+        f"{count} {'token' if count == 1 else 'tokens'}",
+        "finished" if sample.finished else "cut off",
+        f"{drifts} {'drifts' if drifts == 1 else 'drift'}",
+    ]
+    if sample.weights:
+        parts.append(f"mean weight {sum(sample.weights) / count:.2f}")
+    if sample.answer is not None:
+        parts.append(f"answer {sample.answer}")
+    if sample.grade is not None:
+        parts.append(f"grade {sample.grade:g}")
+    return ", ".join(parts)
+
+
+def show(samples: Sequence[Sample], console: Console, w_base: float) -> None:
+    """Prints responses, token by token on the colour of its weight.
+
+    Args:
+        samples: The responses.
+        console: Where to.
+        w_base: The largest weight is 1 + w_base.
+    """
+    largest = 1 + w_base
+    console.print(_legend(largest))
+    for sample in samples:
+        console.print(Rule(style="dim"))
+        console.print(Text(visible(sample.prompt), style="bold"))
+        console.print(Text(visible(facts(sample)), style="dim"))
+        response = Text()
+        for token, weight, drift in zip(sample.tokens, sample.weights, sample.drifts, strict=True):
+            style = f"{INK} on {colour(weight / largest)}{' underline' if drift else ''}"
+            response.append(visible(token).replace("\n", f"{RETURN}\n"), style=style)
+        console.print(response)
+
+
+def _legend(largest: float) -> Text:
+    legend = Text("weight of a token's reward: ")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        legend.append(f" {largest * share:.2f} ", style=f"{INK} on {colour(share)}")
+    return legend.append("  ").append("underlined", style="underline").append(": the token drifts")
+
+
+def write_html(samples: Sequence[Sample], file: Path, title: str, w_base: float) -> None:
+    """Writes responses as a page that needs nothing but itself.
+
+    Args:
+        samples: The responses.
+        file: Where to; what is there stays until the new page is whole.
+        title: The page's heading.
+        w_base: The largest weight is 1 + w_base.
+
+    Raises:
+        TrainerError: The file cannot be written.
+    """
+    ticks = "".join(f"<span>{(1 + w_base) * share:.2f}</span>" for share in (0, 0.25, 0.5, 0.75, 1))
+    page = PAGE.format(
+        title=escape(visible(title)),
+        ink=INK,
+        colours=", ".join(COLOURS),
+        ticks=ticks,
+        w_base=w_base,
+        responses="\n".join(_article(sample, 1 + w_base) for sample in samples),
+    )
+    with replacing(file) as beside:
+        beside.write_text(page, encoding="utf-8")
+
+
+def _article(sample: Sample, largest: float) -> str:
+    values = zip(sample.tokens, sample.weights, sample.overlaps, sample.drifts, strict=True)
+    spans = "".join(_span(position, *value, largest) for position, value in enumerate(values))
+    return (
+        f"<article><h2>{escape(visible(sample.prompt))}</h2><p class='facts'>{escape(visible(facts(sample)))}</p>"
+        f"<p class='response'>{spans}</p></article>"
+    )
+
+
+def _span(position: int, token: str, weight: float, overlap: float, drift: bool, largest: float) -> str:
+    """One token; a line feed follows the sign for it, which cannot be copied."""
+    told = f"position {position}, weight {weight:.3f}, overlap {overlap:.3f}{', drift' if drift else ''}"
+    text = escape(visible(token)).replace("\n", "<i></i>\n")
+    kind = " class='drift'" if drift else ""
+    return f"<span{kind} style='background:{colour(weight / largest)}' title='{told}'>{text}</span>"
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --page: #ffffff; --text: {ink}; --faint: #666666; --line: #dddddd; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --page: #16181c; --text: #e6e6e6; --faint: #a0a0a0; --line: #3a3d44; }}
+}}
+body {{ background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 60rem; margin: 0 auto; padding: 1.5rem; }}
+h1 {{ font-size: 1.4rem; }}
+h2 {{ font-size: 1rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
+article {{ border-top: 1px solid var(--line); padding: 1rem 0; }}
+.facts, .legend {{ color: var(--faint); font-size: .875rem; margin: .25rem 0 .75rem; }}
+.scale {{ width: 20rem; max-width: 100%; }}
+.scale div {{ height: .8rem; background: linear-gradient(to right, {colours}); }}
+.scale p {{ display: flex; justify-content: space-between; margin: 0; font-variant-numeric: tabular-nums; }}
+.response {{ font: 15px/1.75 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }}
+.response span {{ color: {ink}; padding: .1em 0; }}
+.response span:hover {{ outline: 2px solid var(--text); }}
+.response i::before {{ content: "\\21B5"; font-style: normal; opacity: .5; }}
+.drift {{ text-decoration: underline 2px; text-underline-offset: .2em; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<div class="legend">
+<div class="scale"><div></div><p>{ticks}</p></div>
+Colour: the weight of a token's reward, {w_base:g} where reliability is used up.
+<span class="drift">Underlined</span>: the token drifts.
+Hold the pointer over a token for its position, weight and overlap.
+</div>
+{responses}
+</body>
+</html>
+"""

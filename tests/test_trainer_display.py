@@ -1,0 +1,378 @@
+"""What a person sees of a run: curves, progress, and responses coloured by weight."""
+
+import io
+import os
+import sys
+import threading
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.progress import Bar, Lines, Silent, progress
+from pruneopd_trainer.samples import COLOURS, Sample, colour, show, write_html
+from pruneopd_trainer.trackers import check_tracker, numbers, open_trackers
+
+CONFIG = TrainConfig()
+EVALUATION = {"step": 0, "method": "prune", "time_s": 0.0, "accuracy": 0.25, "accuracy_se": 0.04}
+STEP = {
+    "step": 1,
+    "method": "prune",
+    "time_s": 2.0,
+    "tokens_generated": 5000,
+    "budget": 95,
+    "overlap": 0.714,
+    "loss": -0.5,
+    "grad_norm": None,
+    "band_overlap": [0.5, None],
+}
+
+
+# --- trackers
+
+
+def curves(folder):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)] for name in names}
+
+
+def log_all(trackers, *records):
+    for tracker in trackers:
+        for record in records:
+            tracker.log(record["step"], record)
+        tracker.close()
+
+
+def test_only_numbers_become_points():
+    assert numbers({**STEP, "finished": True}) == {
+        "time_s": 2.0, "tokens_generated": 5000.0, "budget": 95.0, "overlap": 0.714, "loss": -0.5,
+    }  # fmt: skip
+
+
+def test_tensorboard_has_every_point(tmp_path):
+    log_all(open_trackers(CONFIG, tmp_path), EVALUATION, STEP, {"step": 2, "loss": 0.25, "eval_overlap": 0.5})
+    found = curves(tmp_path)
+    assert found["training/loss"] == [(1, -0.5), (2, 0.25)]
+    assert found["training/budget"] == [(1, 95)]
+    assert found["evaluation/accuracy"] == [(0, 0.25)]
+    assert found["evaluation/eval_overlap"] == [(2, 0.5)]
+    assert "training/method" not in found and "training/step" not in found and "training/band_overlap" not in found
+
+
+def test_tensorboard_loses_the_points_after_the_step_that_a_run_is_continued_from(tmp_path, monkeypatch):
+    log_all(open_trackers(CONFIG, tmp_path), *({"step": step, "loss": 1.0} for step in range(1, 5)))
+    monkeypatch.setattr("time.time", lambda: 4e9)  # event files are read in the order of their names, by the second
+    log_all(open_trackers(CONFIG, tmp_path, continued=2), {"step": 3, "loss": 2.0})
+    assert curves(tmp_path)["training/loss"] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_a_folder_that_tensorboard_cannot_write_to_is_named(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(TrainerError) as raised:
+        open_trackers(CONFIG, tmp_path)
+    assert str(raised.value) == f"TensorBoard cannot write to {tmp_path / 'tensorboard'}: File exists"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_ends_its_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr("threading.excepthook", lambda error: None)  # that thread may fail as well
+    before = set(threading.enumerate())
+    (tracker,) = open_trackers(CONFIG, tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    events.unlink()
+    events.symlink_to("/dev/full")
+    with pytest.raises(TrainerError) as raised:
+        tracker.log(1, STEP)
+    assert str(raised.value) == f"TensorBoard cannot write to {tmp_path / 'tensorboard'}: No space left on device"
+    tracker.close()
+    assert set(threading.enumerate()) <= before
+
+
+FAKE = """
+calls = []
+
+class Run:
+    id = "abc123"
+
+    def log(self, numbers, step):
+        if numbers.get("loss") == 13:
+            raise ConnectionError("the line is down\\nsince noon")
+        calls.append((step, numbers))
+
+    def finish(self):
+        calls.append("finish")
+
+def init(**options):
+    if options["config"]["seed"] == 13:
+        raise PermissionError("no account\\nlog in")
+    calls.append(options)
+    return Run()
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Stands for the packages of both trackers, and returns what a run asked of one."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    for name in ("trackio", "wandb"):
+        (modules / f"{name}.py").write_text(FAKE)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(modules)
+    yield lambda name: sys.modules[name].calls
+    for name in ("trackio", "wandb"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    return folder
+
+
+def test_trackio_gets_the_numbers_and_continues_by_name(fake, folder):
+    config = replace(CONFIG, tracker="trackio")
+    log_all(open_trackers(config, folder), {"step": 3, "loss": 0.5, "method": "prune", "band_weight": [1.0]})
+    log_all(open_trackers(config, folder, continued=3))
+    options = {"project": "pruneopd", "name": "my run", "config": config.to_dict()}
+    assert fake("trackio") == [
+        {**options, "resume": "never"}, (3, {"loss": 0.5}), "finish",
+        {**options, "resume": "allow"}, "finish",
+    ]  # fmt: skip
+
+
+def test_wandb_gets_the_numbers_and_continues_by_its_id(fake, folder):
+    config = replace(CONFIG, tracker="wandb")
+    log_all(open_trackers(config, folder), {"step": 3, "loss": 0.5})
+    log_all(open_trackers(config, folder, continued=3))
+    options = {"project": "pruneopd", "name": "my run", "config": config.to_dict(), "dir": str(folder)}
+    assert fake("wandb") == [
+        {**options, "id": None, "resume": "allow"}, (3, {"loss": 0.5}), "finish",
+        {**options, "id": "abc123", "resume": "allow"}, "finish",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_that_fails_is_told_in_one_line(fake, folder, name):
+    with pytest.raises(TrainerError) as raised:
+        open_trackers(replace(CONFIG, tracker=name, seed=13), folder)
+    assert str(raised.value) == f"the tracker {name} does not start: no account"
+    _, tracker = open_trackers(replace(CONFIG, tracker=name), folder)
+    with pytest.raises(TrainerError) as raised:
+        tracker.log(1, {"loss": 13})
+    assert str(raised.value) == f"the tracker {name} takes no more records: the line is down"
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(folder, monkeypatch, name):
+    monkeypatch.setattr("pruneopd_trainer.trackers.find_spec", lambda name: None)
+    check_tracker(CONFIG)
+    with pytest.raises(TrainerError) as raised:
+        open_trackers(replace(CONFIG, tracker=name), folder)
+    assert str(raised.value) == f"tracker = {name} needs the package {name}, which is not installed"
+    assert list(folder.iterdir()) == []
+
+
+# --- progress
+
+
+def test_without_a_terminal_there_is_a_line_a_step(capsys):
+    with progress(replace(CONFIG, steps=20), silent=False) as shown:
+        assert isinstance(shown, Lines)
+        shown.status("sampling")
+        shown.update(EVALUATION)
+        shown.update(STEP)
+        shown.update({"step": 2, "time_s": 2.0, "tokens_generated": 10, "budget": 105, "overlap": None})
+        shown.update({"step": 10, "time_s": 4.0, "tokens_generated": 10, "budget": 105, "accuracy": None})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "step  0 of 20  0 s  accuracy 25.0%",
+        "step  1 of 20  2 s  accuracy 25.0%  overlap 0.71  M 95  2500 tokens/s",
+        "step  2 of 20  2 s  accuracy 25.0%  M 105",
+        "step 10 of 20  4 s  accuracy 25.0%  M 105  5 tokens/s",
+    ]
+
+
+def test_a_run_that_is_not_graded_shows_no_accuracy(capsys):
+    with progress(replace(CONFIG, steps=2), silent=False) as shown:
+        shown.update({"step": 0, "time_s": 0.0, "accuracy": None})
+    assert capsys.readouterr().err == "step 0 of 2  0 s\n"
+
+
+def test_other_ranks_are_silent(capsys):
+    with progress(CONFIG, silent=True) as shown:
+        assert type(shown) is Silent
+        shown.status("sampling")
+        shown.update(STEP)
+    assert capsys.readouterr() == ("", "")
+
+
+def drawn(shown, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(shown.bar.get_renderable())
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [58, 80, 200])
+def test_on_a_terminal_there_is_a_bar_with_the_numbers_below(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with Bar(40, 20, console) as shown:
+        shown.update({**STEP, "step": 21, "time_s": 1.0})
+        shown.update({**STEP, "step": 22, "accuracy": 0.25})
+        shown.status("sampling")
+        bar, line = drawn(shown, width)
+        assert "step 22/40" in bar and "left" in bar
+        assert len(bar.rstrip()) <= width
+        numbers = "accuracy 25.0%  overlap 0.71  M 95  5000 tokens/s"
+        assert line.rstrip() == f"{numbers}  sampling"[: width - 1] + ("\N{HORIZONTAL ELLIPSIS}" if width < 59 else "")
+    assert drawn(shown, width)[1].rstrip() == numbers[: width - 1]
+    assert "22/40" in console.file.getvalue()
+
+
+def test_a_terminal_gets_the_bar(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(progress(CONFIG, silent=False), Bar)
+
+
+# --- samples
+
+
+def sample(tokens, **change):
+    count = len(tokens)
+    values = {
+        "prompt": "4 + 17 =", "tokens": tokens, "weights": [1.5] * count, "overlaps": [0.75] * count,
+        "drifts": [False] * count, "answer": "21", "grade": 1.0, "finished": True,
+    }  # fmt: skip
+    return Sample(**{**values, **change})
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: the text of the response, its tokens, and all that is opened."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.response, self.prompt, self.spans, self.tags = "", "", [], []
+        self.inside = []
+        self.feed(file.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in ("meta",):
+            self.inside.append((tag, dict(attributes)))
+        if tag == "span" and "title" in dict(attributes):
+            self.spans.append(dict(attributes))
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop()[0] == tag
+
+    def handle_data(self, data):
+        if ("p", {"class": "response"}) in self.inside:
+            self.response += data
+        if self.inside and self.inside[-1][0] == "h2":
+            self.prompt += data
+
+
+def test_a_token_tells_position_weight_overlap_and_drift(tmp_path):
+    file = tmp_path / "samples.html"
+    shown = sample([" 7", "."], weights=[1.5, 0.0], overlaps=[0.875, 0.25], drifts=[False, True])
+    write_html([shown], file, "step 20", w_base=0.5)
+    first, second = Page(file).spans
+    assert first == {"style": f"background:{COLOURS[-1]}", "title": "position 0, weight 1.500, overlap 0.875"}
+    assert second == {
+        "class": "drift",
+        "style": f"background:{COLOURS[0]}",
+        "title": "position 1, weight 0.000, overlap 0.250, drift",
+    }
+    text = file.read_text()
+    assert "2 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1" in text
+    assert "http" not in text and "src=" not in text and "url(" not in text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_line_feed_breaks_the_line_and_is_seen(tmp_path):
+    write_html([sample(["a", "\n", ".\n\n", "b"])], tmp_path / "samples.html", "", w_base=0.5)
+    page = Page(tmp_path / "samples.html")
+    assert page.response == "a\n.\n\nb"
+    assert page.tags.count("i") == 3
+    assert "white-space: pre-wrap" in (tmp_path / "samples.html").read_text()
+
+
+TEXTS = st.text(st.one_of(st.sampled_from("<>&'\"{}%\n"), st.characters(exclude_categories=["C"])))
+
+
+@given(tokens=st.lists(TEXTS), prompt=TEXTS)
+def test_whatever_a_response_holds_is_text(tmp_path_factory, tokens, prompt):
+    file = tmp_path_factory.getbasetemp() / "samples.html"
+    write_html([sample(tokens, prompt=prompt, answer=prompt)], file, prompt, w_base=0.5)
+    page = Page(file)
+    assert page.response == "".join(tokens)
+    assert page.prompt == prompt
+    assert len(page.spans) == len(tokens)
+    assert not page.inside
+    assert set(page.tags) <= set("html head meta title style body h1 h2 div p span i article".split())
+
+
+@given(token=st.text(st.characters(categories=["C"], exclude_characters="\n\t"), min_size=1))
+def test_control_characters_reach_neither_page_nor_terminal(tmp_path_factory, token):
+    file = tmp_path_factory.getbasetemp() / "samples.html"
+    console = Console(file=io.StringIO(), width=80)
+    shown = sample([token], prompt=token, answer=token)
+    write_html([shown], file, token, w_base=0.5)
+    show([shown], console, w_base=0.5)
+    for text in (Page(file).response, console.file.getvalue()):
+        assert not set(text) & set(token)
+        assert "\N{REPLACEMENT CHARACTER}" * len(token) in text.replace("\n", "")
+
+
+def test_the_page_that_was_there_stays_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+    file = tmp_path / "samples.html"
+    file.write_text("old")
+
+    def fail(*arguments):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(TrainerError) as raised:
+        write_html([sample(["a"])], file, "", w_base=0.5)
+    assert str(raised.value) == f"{file} cannot be written: No space left on device"
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_colours_go_from_one_end_to_the_other():
+    assert [colour(share) for share in (-1, 0, 0.25, 0.5, 0.75, 1, 2)] == [COLOURS[0], *COLOURS, COLOURS[-1]]
+    assert colour(0.125) == "#f6c48f"  # half of f2a65a and of fbe3c4
+
+
+def test_the_terminal_shows_tokens_on_their_colours():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
+    show([sample(["a", "\n"], weights=[1.5, 0.0], drifts=[False, True])], console, w_base=0.5)
+    blue, orange = ("48;2;" + ";".join(str(part) for part in bytes.fromhex(c[1:])) for c in (COLOURS[-1], COLOURS[0]))
+    text = console.file.getvalue()
+    assert f"38;2;34;34;34;{blue}ma\x1b[0m" in text
+    assert f"\x1b[4;38;2;34;34;34;{orange}m\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\x1b[0m\n" in text
+    for part in ("4 + 17 =", "2 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1", " 1.50 "):
+        assert part in text
+
+
+def test_a_response_without_tokens_or_answer_is_shown(tmp_path):
+    console = Console(file=io.StringIO(), width=80)
+    empty = sample([], answer=None, grade=None, finished=False)
+    show([empty], console, w_base=0.5)
+    write_html([empty], tmp_path / "samples.html", "", w_base=0.5)
+    for text in (console.file.getvalue(), Path(tmp_path / "samples.html").read_text()):
+        assert "0 tokens, cut off, 0 drift" in text
+        assert "mean weight" not in text and "grade" not in text
