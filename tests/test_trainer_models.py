@@ -295,3 +295,51 @@ def test_a_model_without_some_layers_can_be_saved(tmp_path, prompts):
     student = remove_layers(make_model(), [0, 2])
     student.save_pretrained(tmp_path)
     assert torch.equal(load_model(tmp_path, "auto")(*prompts).logits, student.eval()(*prompts).logits)
+
+
+def write_gguf(model, file):
+    """A Llama in the tensors and keys of a GGUF file; one head, so that no rows of its projections change places."""
+    gguf = pytest.importorskip("gguf")
+    writer, config = gguf.GGUFWriter(file, "llama"), model.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            rows = weight.shape[0]  # GGUF has the two halves of a head interleaved
+            weight = weight.view(2, rows // 2, -1).transpose(0, 1).reshape(rows, -1)
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_model_can_be_trained_and_saved(tmp_path, prompts):
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            initializer_range=0.5,
+            max_position_embeddings=64,
+        )
+    )
+    write_gguf(model, tmp_path / "model.gguf")
+    loaded = load_model(tmp_path, "float32")
+    torch.testing.assert_close(loaded(*prompts).logits, model.eval()(*prompts).logits)
+    loaded(*prompts).logits.sum().backward()
+    assert all(weight.grad is not None for weight in loaded.parameters())
+    loaded.save_pretrained(tmp_path / "saved")
+    again = load_model(tmp_path / "saved", "auto")
+    assert torch.equal(again(*prompts).logits, loaded(*prompts).logits)
