@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -83,8 +83,8 @@ def test_a_folder_that_tensorboard_cannot_write_to_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_ends_its_thread(tmp_path, monkeypatch):
-    monkeypatch.setattr("threading.excepthook", lambda error: None)  # that thread may fail as well
+def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_does_not_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr("threading.excepthook", lambda error: None)  # TensorBoard's writing thread may fail as well
     before = set(threading.enumerate())
     (tracker,) = open_trackers(CONFIG, tmp_path)
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -94,7 +94,8 @@ def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_ends_its_thread
         tracker.log(1, STEP)
     assert str(raised.value) == f"TensorBoard cannot write to {tmp_path / 'tensorboard'}: No space left on device"
     tracker.close()
-    assert set(threading.enumerate()) <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
 
 
 FAKE = """
@@ -228,6 +229,7 @@ def drawn(shown, width):
 def test_on_a_terminal_there_is_a_bar_with_the_numbers_below(width):
     console = Console(file=io.StringIO(), force_terminal=True, width=width)
     with Bar(40, 20, console) as shown:
+        assert "step 20/40" in drawn(shown, width)[0]
         shown.update({**STEP, "step": 21, "time_s": 1.0})
         shown.update({**STEP, "step": 22, "accuracy": 0.25})
         shown.status("sampling")
@@ -314,6 +316,7 @@ TEXTS = st.text(st.one_of(st.sampled_from("<>&'\"{}%\n"), st.characters(exclude_
 
 
 @given(tokens=st.lists(TEXTS), prompt=TEXTS)
+@example(tokens=["<b>", "&amp;", "</p>"], prompt="<b>&lt;")
 def test_whatever_a_response_holds_is_text(tmp_path_factory, tokens, prompt):
     file = tmp_path_factory.getbasetemp() / "samples.html"
     write_html([sample(tokens, prompt=prompt, answer=prompt)], file, prompt, w_base=0.5)
@@ -359,12 +362,12 @@ def test_colours_go_from_one_end_to_the_other():
 
 def test_the_terminal_shows_tokens_on_their_colours():
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
-    show([sample(["a", "\n"], weights=[1.5, 0.0], drifts=[False, True])], console, w_base=0.5)
+    show([sample(["a", "\n", "b"], weights=[1.5, 0.0, 0.75], drifts=[False, True, False])], console, w_base=0.5)
     blue, orange = ("48;2;" + ";".join(str(part) for part in bytes.fromhex(c[1:])) for c in (COLOURS[-1], COLOURS[0]))
     text = console.file.getvalue()
     assert f"38;2;34;34;34;{blue}ma\x1b[0m" in text
     assert f"\x1b[4;38;2;34;34;34;{orange}m\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\x1b[0m\n" in text
-    for part in ("4 + 17 =", "2 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1", " 1.50 "):
+    for part in ("4 + 17 =", "3 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1", " 1.50 "):
         assert part in text
 
 

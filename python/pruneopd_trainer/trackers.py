@@ -81,7 +81,7 @@ class TensorBoard:
     def close(self) -> None:
         """Ends the event file."""
         with suppress(OSError):  # `log` has written all there was, or has told that it could not
-            self.writer._get_file_writer().close()  # the writer's own `close` leaves its thread alive on a full disk
+            self.writer.close()
 
     def _failed(self, error: OSError) -> TrainerError:
         return TrainerError(f"TensorBoard cannot write to {self.folder}: {error.strerror or error}")
