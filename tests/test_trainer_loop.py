@@ -5,8 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from test_trainer_rollouts import naive
-from trainer_models import TOKENIZER, near, random_model
 
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example
@@ -14,6 +12,8 @@ from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.loop import SAMPLING, Trainer
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import uniforms
+from test_trainer_rollouts import naive
+from trainer_models import TOKENIZER, near, random_model
 
 END = TOKENIZER.eos_token_id
 CONFIG = TrainConfig(

@@ -3,10 +3,10 @@
 import sys
 
 import torch
-from test_trainer_loop import after, weights
-from trainer_models import TOKENIZER  # noqa: F401
 
 from pruneopd_trainer.evaluate import evaluate
+from test_trainer_loop import after, weights
+from trainer_models import TOKENIZER  # noqa: F401
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

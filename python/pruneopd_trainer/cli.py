@@ -100,7 +100,7 @@ def train_command(given: list[str]) -> int:
     if not record:
         print(f"{out}: nothing is left to do")
     if samples:
-        show(samples[:2], Console())
+        show(samples[:2], Console(), config.w_base)
         accuracy = record.get("accuracy")
         result = f"reverse KL {record['eval_reverse_kl']:.4f}" if accuracy is None else f"accuracy {accuracy:.3f}"
         print(f"step {record['step']}: {result}, {record['time_s']:.0f} s of training; the run is in {out}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruneopd_kernels import topk_policy_loss
 
@@ -65,7 +65,8 @@ class Trainer:
             rule = f"be a multiple of group_size x processes = {share}"
             raise TrainerError(f"TrainConfig: batch_size must {rule}, got {config.batch_size}")
         self.pair, self.device = pair, accelerator.device
-        pair.teacher.to(torch.device(config.teacher_device or self.device))
+        teacher: nn.Module = pair.teacher
+        teacher.to(config.teacher_device or self.device)
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
         self.optimizer = torch.optim.AdamW(

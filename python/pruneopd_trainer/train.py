@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ from .models import load_pair
 from .progress import progress
 from .runs import RunFolder
 from .samples import Sample, write_html
-from .trackers import open_trackers
+from .trackers import check_tracker, open_trackers
 
 SHOWN = 8
 """Responses of the last step that samples.html shows."""
@@ -47,7 +47,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
     """
     accelerator = Accelerator()
     writes = accelerator.is_main_process
-    trackers: list[Any] = []
+    check_tracker(config)
     folder, checkpoint = open_folder(config, out, resume, accelerator)
     torch.manual_seed(config.seed)
     pair = load_pair(config, None if checkpoint is None else checkpoint / "student")
@@ -56,12 +56,18 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
         trainer.load_state_dict(load_state(checkpoint))
         if writes:
             folder.forget_after(trainer.step)
-    if writes:
-        trackers = open_trackers(config, folder.path)
+    continued = None if checkpoint is None else trainer.step
+    trackers = open_trackers(config, folder.path, continued) if writes else []
 
     record: dict[str, Any] = {}
     samples: list[Sample] = []
-    with progress(config, silent=not writes) as display, interruption() as interrupted:
+    with (
+        ExitStack() as after,
+        progress(config, silent=not writes, done=trainer.step) as display,
+        interruption() as interrupted,
+    ):
+        for tracker in trackers:
+            after.callback(tracker.close)
 
         def log(record: dict[str, Any]) -> None:
             if not writes:
@@ -69,7 +75,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
             folder.log(record)
             display.update(record)
             for tracker in trackers:
-                tracker.log(record["step"], {key: v for key, v in record.items() if isinstance(v, (int, float))})
+                tracker.log(record["step"], record)
 
         def save() -> None:
             if writes:
@@ -100,8 +106,6 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
             if last or stopped or trainer.step % config.save_every == 0:
                 display.status("saving")
                 save()
-    for tracker in trackers:
-        tracker.close()
     return record, samples, trainer.step == config.steps
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from .chain_sum import ASIDES, END, ORDINALS, Problem, problem, step, terms_of
 
-DRIFT_CHANCE = 0.12
+DRIFT_CHANCE = 0.08
 """That a step of a good solution is where the rambling begins."""
 RETURN_CHANCE = 0.04
 """That a rambling step is followed by a good one."""
 WRONG_CHANCE = 0.3
 """That a number which is found by rambling is wrong."""
-RESTART_CHANCE = 0.6
+RESTART_CHANCE = 0.85
 """That a good end is followed by a new beginning in place of the end."""
 LENGTH = 448
 """Words after which bad text is cut off, without an end."""

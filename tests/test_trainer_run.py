@@ -1,0 +1,260 @@
+"""Whole runs through the command line: what they write, how they are continued, and what ends them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pruneopd_trainer.cli import main
+from trainer_models import TOKENIZER, near, random_model, save
+
+SMALL = {
+    "k": 4,
+    "w_drop": 0.1,
+    "initial_length": 8,
+    "minimum_length": 4,
+    "maximum_length": 24,
+    "length_step": 2,
+    "margin": 2,
+    "steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "learning_rate": 0.003,
+    "eval_every": 2,
+    "eval_prompts": 4,
+    "save_every": 2,
+}
+MEASURED = {"time_s", "peak_memory_mib"}
+STEP_KEYS = {
+    "step", "method", "time_s", "tokens_generated", "tokens_kept", "response_length_mean", "trained_length", "budget",
+    "hit_ratio", "overlap", "drift_rate", "first_drift_mean", "effective_length_mean", "weight_mean", "acceptance",
+    "entropy_gap", "reverse_kl", "loss", "grad_norm", "learning_rate", "peak_memory_mib", "band_tokens",
+    "band_overlap", "band_weight",
+}  # fmt: skip
+EVALUATION_KEYS = {"accuracy", "accuracy_se", "eval_overlap", "eval_reverse_kl", "eval_length_mean", "eval_finished"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A YAML file that names a student's and a teacher's folder, and small values for the rest."""
+    folder = tmp_path_factory.mktemp("models")
+    teacher = random_model(1)
+    save(teacher, folder / "teacher")
+    save(near(teacher, 2, 0.35), folder / "student")
+    paths = {name: str(folder / name) for name in ("student", "teacher")}
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL | paths))
+    return folder
+
+
+def train(models, out, *options):
+    return main(["train", "--config", str(models / "small.yaml"), "--out", str(out), *map(str, options)])
+
+
+def process(models, out, *options):
+    """`pruneopd train` in a process of its own."""
+    command = [sys.executable, "-m", "pruneopd_trainer", "train", "--config", str(models / "small.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen([*command, "--out", str(out), *map(str, options)], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(out):
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records(out)]
+
+
+def weights(out, step):
+    return load_file(out / "checkpoints" / f"step-{step:06d}" / "student" / "model.safetensors")
+
+
+def wait_for_step(out, step, running):
+    """Until the run has logged a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and running.poll() is None:
+        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {running.stderr.read()}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    running = process(models, out)
+    _, messages = running.communicate(timeout=200)
+    assert running.returncode == 0, messages
+    return out
+
+
+def test_a_run_writes_its_folder(unbroken):
+    found = records(unbroken)
+    assert [record["step"] for record in found] == list(range(7))
+    assert found[0].keys() == {"step", "method", "time_s"} | EVALUATION_KEYS
+    for record in found[1:]:
+        assert record.keys() == STEP_KEYS | (EVALUATION_KEYS if record["step"] % 2 == 0 else set())
+        assert len(record["band_tokens"]) == 16
+        assert sum(record["band_tokens"]) == record["tokens_generated"]
+    assert [record["time_s"] for record in found] == sorted(record["time_s"] for record in found)
+    assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    assert "<html" in (unbroken / "samples.html").read_text()
+    assert list((unbroken / "tensorboard").glob("events*"))
+    assert yaml.safe_load((unbroken / "config.yaml").read_text())["batch_size"] == 4
+
+
+def test_the_seed_reproduces_a_run_exactly(models, unbroken, tmp_path):
+    assert train(models, tmp_path / "again") == 0
+    assert numbers(tmp_path / "again") == numbers(unbroken)
+    one, two = weights(unbroken, 6), weights(tmp_path / "again", 6)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert train(models, tmp_path / "other", "--seed", 1, "--steps", 1) == 0
+    assert numbers(tmp_path / "other")[1]["overlap"] != numbers(unbroken)[1]["overlap"]
+
+
+def test_a_killed_run_continues_to_the_same_numbers(models, unbroken, tmp_path):
+    out = tmp_path / "killed"
+    running = process(models, out)
+    wait_for_step(out, 3, running)
+    running.kill()
+    running.communicate()
+    assert not (out / "checkpoints" / "step-000006").exists()
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    assert numbers(out) == numbers(unbroken)
+    one, two = weights(unbroken, 6), weights(out, 6)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_leaves(models, unbroken, tmp_path, name):
+    out = tmp_path / "interrupted"
+    running = process(models, out, "--save-every", 100)
+    wait_for_step(out, 1, running)
+    running.send_signal(name)
+    _, messages = running.communicate(timeout=60)
+    assert running.returncode == 130, messages
+    assert "continue with --resume" in messages
+    reached = records(out)[-1]["step"]
+    assert (out / "checkpoints" / f"step-{reached:06d}").exists()
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    assert numbers(out) == numbers(unbroken)
+
+
+def test_a_finished_run_has_nothing_left_to_do(unbroken, capsys):
+    before = (unbroken / "metrics.jsonl").read_text()
+    assert main(["train", "--out", str(unbroken), "--resume"]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert (unbroken / "metrics.jsonl").read_text() == before
+
+
+def test_eval_repeats_the_last_evaluation(unbroken, capsys):
+    assert main(["eval", str(unbroken)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    last = records(unbroken)[-1]
+    for name in EVALUATION_KEYS - {"accuracy_se"}:
+        assert float(printed[name]) == pytest.approx(last[name], rel=1e-3), name
+    assert printed["step"] == "6"
+    assert main(["eval", str(unbroken), "--prompts", "2"]) == 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(models, tmp_path, capsys):
+    teacher = random_model(1)
+    with torch.no_grad():
+        teacher.lm_head.weight[7] = float("nan")
+    save(teacher, tmp_path / "broken")
+    out = tmp_path / "out"
+    assert train(models, out, "--teacher", tmp_path / "broken") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("pruneopd: step 1: the loss must be finite, got nan, with a gradient norm of ")
+    assert said.endswith("; there is no checkpoint yet")
+
+
+def one_sentence(capsys, status):
+    assert status == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("pruneopd: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["walk"], "the command must be one of train, compare, report, eval, score, got 'walk'"),
+        (["train", "--stepz", "3"], "train: Unrecognized options: --stepz 3"),
+        (["train", "--w-drop", "-1"], "TrainConfig: w_drop must be finite and >= 0, got -1.0"),
+        (["train", "--k", "300"], "TrainConfig: k must be between 1 and 256, got 300"),
+        (["train", "--learning-rate", "nan"], "TrainConfig: learning_rate must be finite and > 0, got nan"),
+        (["train", "--method", "prune+grpo"], "TrainConfig: group_size must be at least 2 for prune+grpo, got 1"),
+        (["train", "--initial-length", "9999"],
+         "TrainConfig: initial_length must be at most maximum_length = 512, got 9999"),
+        (["train", "--pair", "middle"], "TrainConfig: pair must be one of low, high with the preset tiny, got 'middle'"),
+        (["compare", "--seeds", "1,x"], "--seeds must be integers between commas, got '1,x'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert one_sentence(capsys, main(arguments)) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("stepz: 3", "the configuration {file}: there is no option 'stepz'"),
+        ("steps: many", "the configuration {file}: steps must be an integer, got 'many'"),
+        ("preset: huge", "the configuration {file}: preset must be one of tiny, smollm2, got 'huge'"),
+        ("[1, 2]", "the configuration {file} must hold options with values, got list"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    assert one_sentence(capsys, main(["train", "--config", str(file)])) == sentence.format(file=file)
+
+
+def test_folders_that_cannot_be_used_are_one_sentence(models, unbroken, tmp_path, capsys):
+    said = one_sentence(capsys, train(models, unbroken))
+    assert said == f"{unbroken} already holds a run: continue it with --resume, or name another folder"
+    said = one_sentence(capsys, train(models, unbroken, "--resume", "--steps", 7))
+    assert said == f"the run in {unbroken} can be continued with steps = 6 only, got 7"
+    missing = tmp_path / "missing"
+    assert str(missing) in one_sentence(capsys, main(["train", "--out", str(missing), "--resume"]))
+    assert str(missing) in one_sentence(capsys, main(["eval", str(missing)]))
+    assert str(missing) in one_sentence(capsys, train(models, tmp_path / "a", "--student", missing))
+
+
+def test_a_broken_checkpoint_is_one_sentence_and_stays(models, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(models, out, "--steps", 3) == 0
+    state = out / "checkpoints" / "step-000003" / "training.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    log = (out / "metrics.jsonl").read_text()
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("steps: 3", "steps: 5"))
+    said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
+    assert said.startswith(f"the checkpoint {state.parent} cannot be read: ")
+    assert (out / "metrics.jsonl").read_text() == log
+
+
+def test_tokenizers_that_differ_are_told_by_their_ids(models, tmp_path, capsys):
+    save(random_model(3), tmp_path / "student")
+    file = tmp_path / "student" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"start"', '"begin"'))
+    said = one_sentence(capsys, train(models, tmp_path / "out", "--student", tmp_path / "student"))
+    number = TOKENIZER.convert_tokens_to_ids("start")
+    assert str(number) in said
+    assert "start" in said
+    assert "begin" in said
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for command in ("train", "compare", "report", "eval", "score"):
+        assert f"pruneopd {command}" in printed
