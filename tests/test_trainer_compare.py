@@ -105,6 +105,9 @@ def test_a_comparison(tmp_path, capsys):
     ends = [entry["time"] for entry in journal(tmp_path, "end")]
     begins = [entry["time"] for entry in journal(tmp_path)]
     assert all(end < begin for end, begin in zip(ends, begins[1:], strict=False))
+    assert os.getsid(0) not in [
+        entry["session"] for entry in journal(tmp_path)
+    ]  # the terminal's Ctrl-C is for us alone
     run = out / "prune-w_drop=0.05" / "seed-1"
     assert read_config(run / "config.yaml") == replace(BASE, seed=1, w_drop=0.05)
     assert (run / "log.txt").read_text() == "some words on standard output\n"
@@ -166,7 +169,7 @@ def test_prefix_without_prune_keeps_its_length(tmp_path):
         ("leave", "random seed 0 ended at step 1 of 4, see {log}"),
     ],
 )
-def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monkeypatch, what, words):
+def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monkeypatch, capsys, what, words):
     out = tmp_path / "out"
     methods = ["opd", "random", "truncate"]
     monkeypatch.setenv("FAIL", "random 2")
@@ -181,6 +184,19 @@ def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monke
     compare(BASE, methods, [0], out, command=COMMAND)
     assert [(entry["run"], entry["options"]) for entry in journal(tmp_path)] == [
         ("random seed-0", ["--resume"]), ("truncate seed-0", [])]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "opd seed 0 was finished before\nrandom seed 0 goes on\nrandom seed 0 is finished\n" in printed
+
+
+def test_a_run_without_a_checkpoint_begins_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "opd 1")
+    monkeypatch.setenv("WHAT", "fail")
+    with pytest.raises(TrainerError, match="opd seed 0 ended with status 1"):
+        compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    monkeypatch.delenv("FAIL")
+    compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    assert [entry["options"] for entry in journal(tmp_path)] == [[], []]
+    assert len((tmp_path / "out" / "opd" / "seed-0" / "metrics.jsonl").read_text().splitlines()) == 5
 
 
 def test_a_failure_tells_the_others_to_save(tmp_path, monkeypatch):
@@ -192,6 +208,17 @@ def test_a_failure_tells_the_others_to_save(tmp_path, monkeypatch):
         compare(base, ["opd", "random"], [0], tmp_path / "out", jobs=2, command=COMMAND)
     assert (tmp_path / "out" / "opd" / "seed-0" / "saved").exists()
     assert journal(tmp_path, "end") == []
+
+
+def test_what_a_run_said_before_it_was_resumed_is_not_quoted(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("words of before\n")
+    process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+    process.wait()
+    (run,) = plan(BASE, ["opd"], [0], tmp_path)
+    with pytest.raises(TrainerError) as raised:
+        module.check(module.Child(run, process, log, log_start=log.stat().st_size))
+    assert str(raised.value) == f"opd seed 0 ended with status 3, see {log}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

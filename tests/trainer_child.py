@@ -24,10 +24,10 @@ EVALUATION = {"accuracy": 0.5, "accuracy_se": 0.05, "eval_overlap": 0.8, "eval_r
 
 def train(file, folder, options):
     config = yaml.safe_load(file.read_text())
-    shutil.copy(file, folder / "config.yaml")
     metrics_file = folder / "metrics.jsonl"
-    if metrics_file.exists() and options != ["--resume"]:
-        sys.exit("pruneopd: the run folder is not empty")
+    if (folder / "config.yaml").exists() != (options == ["--resume"]):
+        sys.exit("pruneopd: it must be --resume where there is a run, and only there")
+    shutil.copy(file, folder / "config.yaml")
     done = len(metrics_file.read_text().splitlines()) if metrics_file.exists() else 0
     print("some words on standard output", flush=True)
     for step in range(done, config["steps"] + 1):
@@ -40,6 +40,8 @@ def train(file, folder, options):
         metrics |= EVALUATION if step in (0, config["steps"]) else {}
         with metrics_file.open("a") as output:
             output.write(json.dumps(metrics) + "\n")
+        if step:
+            (folder / "checkpoints" / f"step-{step:06}").mkdir(parents=True)
 
 
 def end(what):
@@ -59,7 +61,7 @@ def main(arguments):
     file, folder, options = Path(arguments[2]), Path(arguments[4]), arguments[5:]
     name = f"{folder.parent.name} {folder.name}"
     journal(run=name, event="begin", options=options, threads=os.environ["OMP_NUM_THREADS"],
-            wait=os.environ["OMP_WAIT_POLICY"])  # fmt: skip
+            wait=os.environ["OMP_WAIT_POLICY"], session=os.getsid(0))  # fmt: skip
     try:
         train(file, folder, options)
     except KeyboardInterrupt:

@@ -201,8 +201,9 @@ def train_all(planned: Sequence[Planned], jobs: int, command: Sequence[str], dis
                     done.add(run.folder)
                     display.ended(run, "was finished before")
                 else:
-                    running.append(launch(run, command, environment, resume=before is not None))
-                    display.began(run, before.last_step if before else 0)
+                    resume = any(run.folder.glob("checkpoints/step-*"))
+                    running.append(launch(run, command, environment, resume))
+                    display.began(run, "goes on" if resume else "begins")
                 continue
             time.sleep(POLL_S)
             for child in list(running):
@@ -219,10 +220,13 @@ def train_all(planned: Sequence[Planned], jobs: int, command: Sequence[str], dis
 
 
 def launch(run: Planned, command: Sequence[str], environment: dict[str, str], resume: bool) -> Child:
-    """Starts a run as a process."""
+    """Starts a run as a process, or resumes it; what a run without a checkpoint has left is removed."""
     file, log = run.folder.with_name(f"{run.folder.name}.yaml"), run.folder / "log.txt"
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for old in ("config.yaml", "metrics.jsonl"):
+                (run.folder / old).unlink(missing_ok=True)
         write_config(run.config, file)
         with log.open("ab") as output:
             log_start = output.tell()
@@ -328,12 +332,11 @@ class Display:
         """Leaves the bars as they are."""
         self.progress.stop()
 
-    def began(self, run: Planned, step: int) -> None:
-        """A run has begun after `step` steps that were done before."""
+    def began(self, run: Planned, how: str) -> None:
+        """A run is under way."""
         self.progress.start_task(self.tasks[run.folder])
-        self.reached(run, step)
         if not self.console.is_terminal:
-            self.say(f"{run.label} begins" + (f" after step {step}" if step else ""))
+            self.say(f"{run.label} {how}")
 
     def reached(self, run: Planned, step: int) -> None:
         """A run has done `step` steps."""
