@@ -22,7 +22,7 @@ from .groups import BANDS, Comparison, Group, Run
 Array = NDArray[np.float64]
 
 COLOURS = {
-    "opd": "#7A7A7A",
+    "opd": "#8A8A8A",
     "truncate": "#56B4E9",
     "random": "#CC79A7",
     "prune": "#D55E00",
@@ -33,7 +33,7 @@ COLOURS = {
 DASHES: Sequence[Any] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^vPX*"
 """Runs of the same method have the same colour: dashes and markers tell them apart."""
-WIDTHS = {("opd", 0): (2.0, 3), ("prune", 0): (2.2, 5), ("prune+grpo", 0): (2.0, 5)}
+WIDTHS = {("opd", 0): (2.8, 3), ("prune", 0): (2.2, 5), ("prune+grpo", 0): (2.0, 5)}
 """Width of the line and its layer: `opd` lies below, where a thin line on top of it does not hide it."""
 PROGRESS = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 256)), "progress")
 """From the first step to the last, dark enough for a white page."""
@@ -298,7 +298,7 @@ def draw_weights(comparison: Comparison) -> Figure | None:
         axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate(label, (1, level), xytext=(0, 3), **NOTE)
     axes.set(xlabel="position in the response (tokens)", ylabel="mean weight of a token's reward")
-    axes.set(xlim=(0, group.config.maximum_length), ylim=(floor - 0.05, ceiling + 0.12))
+    axes.set(xlim=(0, None), ylim=(floor - 0.05, ceiling + 0.12))
     axes.set_title(f"{group.label}, each line the mean of {math.ceil(last / min(LINES, last))} steps")
     bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=30)
     bar.set_label("step")
@@ -330,7 +330,7 @@ def draw_thresholds(comparison: Comparison) -> Figure | None:
     """Final measure, training time and M against the threshold, where groups differ in nothing else."""
     families: dict[tuple[Any, ...], list[Group]] = {}
     for group in comparison.groups:
-        if group.finished and group.config.method != "opd" and evaluated(group):
+        if group.finished and evaluated(group):
             rest = {n: v for n, v in group.config.to_dict().items() if n not in ("threshold", "seed", "tracker")}
             families.setdefault(tuple(rest.items()), []).append(group)
     swept = [sorted(family, key=lambda group: group.config.threshold) for family in families.values()]
