@@ -188,14 +188,15 @@ def one_sentence(capsys, status):
     ("arguments", "sentence"),
     [
         (["walk"], "the command must be one of train, compare, report, eval, score, got 'walk'"),
-        (["train", "--stepz", "3"], "train: Unrecognized options: --stepz 3"),
+        (["train", "--stepz", "3"], "train: Unrecognized options: --stepz, 3"),
         (["train", "--w-drop", "-1"], "TrainConfig: w_drop must be finite and >= 0, got -1.0"),
         (["train", "--k", "300"], "TrainConfig: k must be between 1 and 256, got 300"),
         (["train", "--learning-rate", "nan"], "TrainConfig: learning_rate must be finite and > 0, got nan"),
         (["train", "--method", "prune+grpo"], "TrainConfig: group_size must be at least 2 for prune+grpo, got 1"),
         (["train", "--initial-length", "9999"],
          "TrainConfig: initial_length must be at most maximum_length = 512, got 9999"),
-        (["train", "--pair", "middle"], "TrainConfig: pair must be one of low, high with the preset tiny, got 'middle'"),
+        (["train", "--pair", "middle"],
+         "TrainConfig: pair must be one of low, high with the preset tiny, got 'middle'"),
         (["compare", "--seeds", "1,x"], "--seeds must be integers between commas, got '1,x'"),
     ],
 )  # fmt: skip

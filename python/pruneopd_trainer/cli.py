@@ -1,7 +1,5 @@
 """The command `pruneopd`: train, compare, report, eval, score."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -157,12 +155,9 @@ def report_command(given: list[str]) -> int:
 
     options = parse("report", ReportOptions, given)
 
-    from rich.console import Console
-    from rich.markdown import Markdown
+    from .report import report, show
 
-    from .report import report
-
-    Console().print(Markdown(report(options.folders, options.out)))
+    show(report(options.folders, options.out))
     return 0
 
 
@@ -260,10 +255,12 @@ def parse(command: str, kind: type[Options], given: list[str], default: Options 
 
 def sentence(box: str) -> str:
     """The first paragraph of the box that tyro draws around an error, on one line."""
-    lines = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ \n")
-        if not text.strip("─╰╯"):
+    lines: list[str] = []
+    for line in box.splitlines():
+        text = line.strip("│| ")
+        if text.startswith("╭") or (not lines and not text.strip("-")):  # a title, or the rule above
+            continue
+        if not text.strip("-─╰╯"):
             break
         lines.append(text)
     return " ".join(lines)

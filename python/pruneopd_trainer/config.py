@@ -74,12 +74,17 @@ class TrainConfig:
     initial_length: int = 85
     """M at the first step; also where `prefix` begins."""
     minimum_length: int = 40
+    """M never falls below this."""
     maximum_length: int = 512
     """The most tokens that a response has, in every method and in evaluations."""
     length_step: int = 10
+    """By how much M changes."""
     margin: int = 10
+    """How far short of M a response may stay reliable and still count as having used it."""
     hit_ratio: float = 0.1
+    """The share of such responses from which M grows."""
     patience: int = 3
+    """After how many steps without growth M shrinks."""
     truncate_length: int = 128
     """The length of `truncate`."""
     final_length: int = 256
@@ -87,6 +92,7 @@ class TrainConfig:
 
     # --- the optimiser
     steps: int = 40
+    """Updates of the student."""
     batch_size: int = 32
     """Responses in a step, over all processes."""
     micro_batch_size: int = 16
@@ -94,9 +100,13 @@ class TrainConfig:
     group_size: int = 1
     """Responses to the same prompt; `prune+grpo` needs at least 2."""
     learning_rate: float = 1.5e-4
+    """AdamW's, after the warm-up."""
     warmup_steps: int = 5
+    """Steps over which the learning rate grows linearly."""
     weight_decay: float = 0.0
+    """AdamW's."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
     temperature: float = 1.0
     """Of sampling, and of both models' distributions."""
     group_advantage: float = 0.1
@@ -112,6 +122,7 @@ class TrainConfig:
     eval_every: int = 10
     """Steps between evaluations; there is one before the first step and one after the last as well."""
     eval_prompts: int = 128
+    """Held-out prompts, the same in every evaluation."""
     eval_samples: int = 1
     """Responses to each held-out prompt: accuracy is Avg@n."""
     eval_batch_size: int = 64
@@ -119,6 +130,7 @@ class TrainConfig:
     save_every: int = 10
     """Steps between checkpoints; there is one after the last step as well."""
     keep_checkpoints: int = 2
+    """The newest so many are kept."""
     tracker: Literal["none", "trackio", "wandb"] = "none"
     """A tracker beside metrics.jsonl and TensorBoard; its package must be installed."""
 
@@ -136,8 +148,8 @@ class TrainConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _wrong(name, f"be one of {', '.join(allowed)}", getattr(self, name))
-        for name in ("initial_length", "truncate_length", "final_length", "minimum_length"):
-            if getattr(self, name) > self.maximum_length:
+        for name, needed in _LENGTHS.items():
+            if getattr(self, name) > self.maximum_length and (needed is None or needed == self.method):
                 raise _wrong(name, f"be at most maximum_length = {self.maximum_length}", getattr(self, name))
         if self.initial_length < self.minimum_length:
             raise _wrong("initial_length", f"be at least minimum_length = {self.minimum_length}", self.initial_length)
@@ -182,6 +194,8 @@ _AT_LEAST = {
     "keep_checkpoints": 1,
     "seed": 0,
 }
+_LENGTHS = {"initial_length": None, "minimum_length": None, "truncate_length": "truncate", "final_length": "prefix"}
+"""Lengths that the maximum bounds, and the only method that has the length, if there is one."""
 _POSITIVE = ("learning_rate", "max_grad_norm", "temperature")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("tiny", "smollm2"),
