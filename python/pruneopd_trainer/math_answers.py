@@ -42,10 +42,8 @@ class MathAnswers:
     def equal(self, answer: str, other: str) -> bool:
         """Whether two answers in LaTeX are equal; not where that needs more than SECONDS or MEMORY."""
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the process belongs to the parent
-                self._end.detach()
-                self._start()
-            elif self._process.poll() is not None:
+            if self._process.poll() is not None:  # which is so after a fork too: it is the child of another process
+                self._end()
                 self._start()
             try:
                 self._process.stdin.write(json.dumps([answer, other]) + "\n")
@@ -58,7 +56,6 @@ class MathAnswers:
             return bool(reply == "true")
 
     def _start(self) -> None:
-        self._owner = os.getpid()
         process: Any = subprocess.Popen(
             [sys.executable, "-c", "from pruneopd_trainer.math_answers import serve; serve()"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
