@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from pruneopd_demo.models import load_teacher
 from pruneopd_demo.problems import find_model
 from pruneopd_demo.prompts import PROMPTS
-from pruneopd_demo.rollouts import Rollouts, position_ids, sample
 from pruneopd_kernels import LinearOpdLoss, linear_opd_loss
 from pruneopd_trainer.models import encode, remove_layers
+from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
 
 
 def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
@@ -26,7 +26,7 @@ def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     states = model.base_model(
         input_ids=rollouts.token_ids,
         attention_mask=rollouts.attention_mask,
-        position_ids=position_ids(rollouts.attention_mask),
+        position_ids=rollouts.position_ids,
         use_cache=False,
     ).last_hidden_state
     return states[:, rollouts.prompt_length - 1 : -1]
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     student = remove_layers(teacher, [teacher.config.num_hidden_layers // 2]).requires_grad_()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     rollouts = sample(
-        student, *encode(tokenizer, PROMPTS), length=options.length, end_id=tokenizer.eos_token_id,
-        generator=torch.Generator().manual_seed(0),
+        student, *encode(tokenizer, PROMPTS), length=options.length, end_ids=[tokenizer.eos_token_id],
+        uniforms=uniforms([0], range(len(PROMPTS)), options.length),
     )  # fmt: skip
 
     out = distil(student, teacher, rollouts, options.chunk_size)

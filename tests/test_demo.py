@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneopd_demo import budget, models, pictures, problems, report, rollouts, scoring
+from pruneopd_demo import budget, models, pictures, problems, report, scoring
 from pruneopd_demo.__main__ import main
 from pruneopd_kernels import PruneConfig, reliability
 from pruneopd_trainer import folders
 from pruneopd_trainer.models import least_needed_layers, remove_layers
+from pruneopd_trainer.rollouts import sample, uniforms
 
 WORDS = ["<end>", "<unknown>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
 CONFIG = PruneConfig(k=4, w_drop=0.1)
@@ -63,7 +64,7 @@ def model_folder(teacher, tmp_path):
 
 
 def roll(model, prompts, length=12, seed=0):
-    return rollouts.sample(model, *prompts, length=length, end_id=END, generator=torch.Generator().manual_seed(seed))
+    return sample(model, *prompts, length=length, end_ids=[END], uniforms=uniforms([seed], range(2), length))
 
 
 def silence(layer):
@@ -103,31 +104,7 @@ def test_rounded_weights_take_few_values_and_stay_close(teacher):
     assert torch.equal(teacher.model.embed_tokens.weight, student.model.embed_tokens.weight)
 
 
-# --- rollouts ---------------------------------------------------------------------------------------------------------
-
-
-def test_sampling_repeats_with_the_seed_and_stops_at_the_end(teacher, prompts):
-    first = roll(teacher, prompts, length=60)
-    assert torch.equal(first.token_ids, roll(teacher, prompts, length=60).token_ids)
-    assert not torch.equal(first.token_ids[:, :20], roll(teacher, prompts, length=60, seed=1).token_ids[:, :20])
-    assert torch.equal(first.token_ids[:, :5], prompts[0])
-    ended = 0
-    for response, mask in zip(first.response_ids, first.mask, strict=True):
-        length = int(mask.sum())
-        assert mask[:length].all()
-        assert END not in response[: length - 1]
-        assert (response[length:] == END).all()
-        ended += length < 60
-    assert ended, "no response ends: the test shows nothing"
-
-
-def test_sampling_draws_from_the_model_itself(teacher, prompts):
-    """At a temperature near 0 each token is the likeliest one after those before it, padding or not."""
-    sampled = rollouts.sample(
-        teacher, *prompts, length=8, end_id=-1, generator=torch.Generator().manual_seed(0), temperature=1e-4
-    )
-    unpadded = sampled.token_ids[1:, 2:]
-    assert torch.equal(teacher(unpadded).logits[0, 2:-1].argmax(-1), sampled.response_ids[1])
+# --- scoring ----------------------------------------------------------------------------------------------------------
 
 
 def test_hidden_states_predict_the_responses(teacher, prompts):
@@ -137,9 +114,6 @@ def test_hidden_states_predict_the_responses(teacher, prompts):
     unpadded = sampled.token_ids[1:, 2:]
     valid = sampled.mask[1]
     torch.testing.assert_close(logits[1][valid], teacher(unpadded).logits[0, 2:-1][valid])
-
-
-# --- scoring ----------------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_one_call_over_whole_responses(teacher, prompts, monkeypatch):

@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from pruneopd_kernels import PruneConfig
+from pruneopd_trainer.rollouts import Rollouts
 
 from .budget import replay
-from .rollouts import Rollouts
 from .scoring import Scores, implementation
 
 BANDS = 4

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -15,12 +14,12 @@ from transformers import PreTrainedModel
 from pruneopd_kernels import PruneConfig
 from pruneopd_trainer.folders import gguf_file
 from pruneopd_trainer.models import encode, least_needed_layers, remove_layers
+from pruneopd_trainer.rollouts import sample, uniforms
 
 from . import pictures, report
 from .models import load_teacher, round_weights
 from .problems import DemoError
 from .prompts import PROMPTS
-from .rollouts import sample
 from .scoring import CHUNK, score
 
 BITS = 6
@@ -75,9 +74,9 @@ def run(model_folder: Path, out: Path, *, length: int, w_drop: float, seed: int,
                 prompt_ids,
                 prompt_mask,
                 length=length,
-                end_id=tokenizer.eos_token_id,
-                generator=torch.Generator().manual_seed(seed),
-                on_step=partial(progress.advance, bar),
+                end_ids=[tokenizer.eos_token_id],
+                uniforms=uniforms([seed], range(len(PROMPTS)), length),
+                on_token=partial(progress.advance, bar),
             )
             scores = score(model, teacher, rollouts, config, on_chunk=partial(progress.advance, bar, SCORING_STEPS))
             progress.update(bar, completed=length + scoring_steps)  # responses may all have ended early

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from pruneopd_kernels import PruneConfig, Reliability, next_drift_count, reliability
 from pruneopd_kernels.ops import _cpp
 from pruneopd_kernels.ops._implementations import AUTO
+from pruneopd_trainer.rollouts import Rollouts
 
 from .eager import Agreement, eager_reliability, ties
-from .rollouts import Rollouts, position_ids
 
 CHUNK = 32
 """Positions of each response whose logits are alive at a time: 12 x 32 rows of 49152 floats are 75 MB a model."""
@@ -52,7 +52,7 @@ def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     states: Tensor = model.base_model(
         input_ids=rollouts.token_ids,
         attention_mask=rollouts.attention_mask,
-        position_ids=position_ids(rollouts.attention_mask),
+        position_ids=rollouts.position_ids,
         use_cache=False,
     ).last_hidden_state
     return states[:, rollouts.prompt_length - 1 : -1]

@@ -154,6 +154,8 @@ def report_command(given: list[str]) -> int:
         """Where figures and table go [the folder, where there is one]."""
 
     options = parse("report", ReportOptions, given)
+    if not options.folders:
+        raise TrainerError("report: name at least one run folder, or a folder that holds some")
 
     from .report import report, show
 
@@ -254,13 +256,12 @@ def parse(command: str, kind: type[Options], given: list[str], default: Options 
 
 
 def sentence(box: str) -> str:
-    """The first paragraph of the box that tyro draws around an error, on one line."""
+    """The first paragraph of the box that tyro draws around an error, below its title, on one line."""
     lines: list[str] = []
-    for line in box.splitlines():
-        text = line.strip("│| ")
-        if text.startswith("╭") or (not lines and not text.strip("-")):  # a title, or the rule above
-            continue
-        if not text.strip("-─╰╯"):
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ")
+        if text.strip("-─╰╯"):
+            lines.append(text)
+        elif lines:
             break
-        lines.append(text)
     return " ".join(lines)

@@ -6,10 +6,11 @@ The teacher learns worked chain sums from short to long, among them for a while 
 some; then good solutions only. Its students are made to have what a lab would rather not have:
 
 - `high`: the teacher as it was late in its training. It errs now and then, and agrees with most candidates.
-- `low`: the teacher as it was before it read good solutions only, trained further on bad text: solutions that at any
-  step may drift off into rambling, from which few come back, and that may begin again after a good end.
+- `low`: the teacher as it was before its learning rate fell, trained further on bad text: solutions that at any step may
+  drift off into rambling, from which few come back, and that mostly begin again after a good end.
 
-The same machine makes the same models: everything is seeded, and training goes by steps. Takes about 15 minutes.
+The same kind of processor makes the same models: everything is seeded, training goes by steps, and in one thread.
+Takes about 15 minutes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import copy
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,17 +30,17 @@ from .rambling import rambling_examples
 from .tokens import make_tokenizer
 
 BATCH = 32
-LEARNING_RATE, LOW_LEARNING_RATE = 3e-3, 5e-4
+LEARNING_RATE = 3e-3
 SHORT, LONGER, MIXED, GOOD = 300, 300, 300, 400
-"""Steps of the teacher's stages: sums of 2 to 4 terms, of 4 to 8, of 8 to 12 with bad text among them, and without.
+"""Steps of the teacher: sums of 2 to 4 terms, of 4 to 8, of 8 to 12 with bad text among them, and without.
 
 Without the shorter sums nothing is learnt."""
 BAD_SHARE, BAD_LENGTH = 0.25, 240
-"""The share of bad text in the third stage, and where it is cut off, so that batches do not become longer."""
-HIGH_STEP = SHORT + LONGER + MIXED + 250
-"""The step at which the high student leaves the teacher; the low one leaves it before the last stage."""
-LOW_STEPS = 100
-"""Steps of the low student on bad text."""
+"""The share of bad text among good, and where it is cut off, so that batches do not become longer."""
+LOW_STEP, HIGH_STEP = 200, 300
+"""The steps of the last stage at which the students leave the teacher."""
+LOW_STEPS, LOW_LEARNING_RATE = 60, 4e-4
+"""The low student on bad text."""
 
 tokenizer = make_tokenizer()
 
@@ -98,52 +99,50 @@ def batches(examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
 
 def supervise(
     model: Qwen3ForCausalLM,
-    stages: Sequence[tuple[Examples, int]],
-    learning_rate: float,
+    examples: Examples,
+    steps: int,
+    learning_rate: float = LEARNING_RATE,
+    fall: bool = False,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Trains on the examples of each stage for its steps: AdamW, warm-up, then a linear fall over the last half."""
+    """Trains on the examples: AdamW, a warm-up of 20 steps, and with `fall` a linear fall over the last half."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    steps, step, started = sum(count for _, count in stages), 0, time.perf_counter()
-    for examples, count in stages:
-        for ids, labels in itertools.islice(batches(examples), count):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min((step + 1) / 20, 1, 2 * (1 - step / steps))
-            logits = model(input_ids=ids[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            on_step(step)
-            if step % 50 == 0:
-                seconds = time.perf_counter() - started
-                print(f"step {step} of {steps}: loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
+    started = time.perf_counter()
+    for step, (ids, labels) in enumerate(itertools.islice(batches(examples), steps), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(step / 20, 1, 2 * (1 - (step - 1) / steps) if fall else 1)
+        logits = model(input_ids=ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        on_step(step)
+        if step % 50 == 0:
+            seconds = time.perf_counter() - started
+            print(f"  step {step} of {steps}: loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
 
 
 def make_models(out: Path) -> None:
     """Trains all three and writes their folders."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = make_model()
     students: dict[str, Qwen3ForCausalLM] = {}
 
     def leave(step: int) -> None:
-        if step == SHORT + LONGER + MIXED:
+        if step == LOW_STEP:
             students["low"] = copy.deepcopy(teacher)
         if step == HIGH_STEP:
             students["high"] = copy.deepcopy(teacher)
 
-    print("teacher")
-    stages = [
-        (good_examples(1, (2, 4)), SHORT),
-        (good_examples(2, (4, 8)), LONGER),
-        (mixed_examples(3), MIXED),
-        (good_examples(4), GOOD),
-    ]
-    supervise(teacher, stages, LEARNING_RATE, leave)
-    print("low")
-    supervise(students["low"], [(rambling_examples(5), LOW_STEPS)], LOW_LEARNING_RATE)
+    print("teacher: short sums, longer ones, bad text among good, good text")
+    supervise(teacher, good_examples(1, (2, 4)), SHORT)
+    supervise(teacher, good_examples(2, (4, 8)), LONGER)
+    supervise(teacher, mixed_examples(3), MIXED)
+    supervise(teacher, good_examples(4), GOOD, fall=True, on_step=leave)
+    print("low: bad text")
+    supervise(students["low"], rambling_examples(5), LOW_STEPS, LOW_LEARNING_RATE, fall=True)
     for name, model in {"teacher": teacher, **students}.items():
         model.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
