@@ -122,13 +122,15 @@ def compare_command(given: list[str]) -> int:
         seeds: str = "0,1,2"
         out: Path | None = None
         """Where the runs' folders go [runs/compare-<preset>-<pair>]."""
-        jobs: int = 1
-        """Runs side by side; they share the processor's cores."""
+        jobs: int | None = None
+        """Runs side by side, which share the processor's cores [2 where there is no GPU, else 1]."""
         file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
         """A YAML file with values of any options."""
 
     options = parse("compare", CompareOptions, given, CompareOptions(base_config(given)))
     config = options.config
+
+    import torch
 
     from .compare import compare
 
@@ -137,7 +139,7 @@ def compare_command(given: list[str]) -> int:
         [method for method in options.methods.split(",") if method],
         numbers("seeds", options.seeds),
         options.out or Path("runs") / f"compare-{config.preset}-{config.pair}",
-        jobs=options.jobs,
+        jobs=options.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)),
     )
     return 0
 

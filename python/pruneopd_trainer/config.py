@@ -55,8 +55,8 @@ class TrainConfig:
     """Candidates per position."""
     threshold: float = 0.7
     """A position drifts where its overlap is below this (eq. 7)."""
-    w_drop: float = 0.02
-    """Reliability lost with each drift (eq. 9). The paper's 0.01 is for responses of thousands of tokens."""
+    w_drop: float = 0.01
+    """Reliability lost with each drift (eq. 9): E is about 1 / (w_drop x drift rate)."""
     w_base: float = 0.5
     """Added to the reliability to give the weight L (eq. 10)."""
     top_p: float = 0.95
@@ -91,7 +91,7 @@ class TrainConfig:
     """The length of `prefix` at the last step."""
 
     # --- the optimiser
-    steps: int = 40
+    steps: int = 30
     """Updates of the student."""
     batch_size: int = 32
     """Responses in a step, over all processes."""

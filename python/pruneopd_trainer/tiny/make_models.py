@@ -6,7 +6,7 @@ The teacher learns worked chain sums from short to long, among them for a while 
 some; then good solutions only. Its students are made to have what a lab would rather not have:
 
 - `high`: the teacher as it was late in its training. It errs now and then, and agrees with most candidates.
-- `low`: the teacher as it was before its learning rate fell, trained further on bad text: solutions that at any step may
+- `low`: the teacher before its learning rate fell, trained further on bad text: solutions that at any step may
   drift off into rambling, from which few come back, and that mostly begin again after a good end.
 
 The same kind of processor makes the same models: everything is seeded, training goes by steps, and in one thread.
