@@ -384,7 +384,7 @@ def test_thresholds(tmp_path):
     accuracy, time, budget = figures.draw_thresholds(every).axes
     (prune,) = (line for line in budget.lines if line.get_marker() == "o")
     assert prune.get_xdata().tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
-    groups = {group.config.threshold: group for group in every.groups if group.config.w_drop == 0.02}
+    groups = {group.config.threshold: group for group in every.groups if group.config.w_drop == TrainConfig().w_drop}
     means = [np.mean([run.metrics[-1]["budget"] for run in groups[value].runs]) for value in (0.5, 0.6, 0.7, 0.8, 0.9)]
     assert prune.get_ydata().tolist() == pytest.approx(means)
     assert accuracy.get_legend_handles_labels()[1] == ["opd", "prune"]
@@ -407,7 +407,7 @@ def test_figures_without_grades(tmp_path):
 
 @pytest.mark.parametrize(("until", "names"), [(0, ["accuracy_by_step", "accuracy_by_time"]), (-1, [])])
 def test_a_run_that_has_just_begun(tmp_path, until, names):
-    write_run(tmp_path / "a", TrainConfig())
+    write_run(tmp_path / "a", TrainConfig(steps=40))
     lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(lines[: until + 1]))
     found = cells(report([tmp_path]))["prune (seed 0, step 0 of 40)"]
