@@ -9,10 +9,12 @@ sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -
 cpp_tests := build/tests
 cuda_tests := build/tests-cuda
 
-.PHONY: help build demo example test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
+.PHONY: help build demo train compare example test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 
 help:
-	@echo "make demo      compare two real language models, token by token"
+	@echo "make demo      compare two real language models, token by token, and train a tiny one for a minute"
+	@echo "make train     train a tiny student with Prune-OPD; ARGS=options of pruneopd train"
+	@echo "make compare   the same by several methods and seeds, with a report; ARGS=options"
 	@echo "make example   one optimiser step on real models from their hidden states, without logits"
 	@echo "make test      lint, the C++ tests under sanitizers, the Python tests"
 	@echo "make bench     measure the operators; tables of numbers"
@@ -25,6 +27,9 @@ help:
 
 demo: build $(stamps)/demo $(stamps)/model
 	$(bin)/python -m pruneopd_demo $(ARGS)
+
+train compare: build $(stamps)/demo
+	$(bin)/pruneopd $@ $(ARGS)
 
 example: build $(stamps)/demo $(stamps)/model
 	$(bin)/python examples/hidden_states.py $(ARGS)

@@ -196,7 +196,7 @@ def test_settings_say_what_is_not_the_papers():
 
 def test_a_whole_run(model_folder, tmp_path, capsys):
     out = tmp_path / "runs" / "demo"
-    assert main(["--model-dir", str(model_folder), "--out", str(out), "--length", "6"]) == 0
+    assert main(["--model-dir", str(model_folder), "--out", str(out), "--length", "6", "--no-training"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["overlap_and_weight.png", "response.png", "summary.json"]
     for picture in out.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=positive, default=128, help="tokens in a response, at most [%(default)s]")
     parser.add_argument("--w-drop", type=float, default=0.02, help="reliability lost with each drift [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling [%(default)s]")
+    parser.add_argument("--no-training", action="store_true", help="leave out the short training run at the end")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             started=started,
         )
+        if not options.no_training:
+            from .training import train_briefly
+
+            train_briefly(options.out / "training", options.seed)
     except TrainerError as problem:
         print(f"pruneopd_demo: {problem}", file=sys.stderr)
         return 1

@@ -1,0 +1,112 @@
+"""The tiny preset: its sums, its tokenizer, its bad text, its models, and a run of it by the command line."""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pruneopd_demo import training
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.models import load_pair
+from pruneopd_trainer.tiny import make_models as script
+from pruneopd_trainer.tiny.chain_sum import ASIDES, END, LARGEST, partial_sums, problem, solution, vocabulary
+from pruneopd_trainer.tiny.rambling import attempt, rambling_examples
+from pruneopd_trainer.tiny.tokens import make_tokenizer
+
+PROBLEMS = [problem(index, 7) for index in range(200)]
+
+
+def test_problems_are_their_number_and_seed():
+    assert problem(150, 7) == PROBLEMS[150]
+    assert len(set(PROBLEMS)) > 195
+    assert not set(PROBLEMS) & {problem(index, 8) for index in range(200)}
+    for given in PROBLEMS:
+        expression = given.prompt.removesuffix(" =")
+        assert 8 <= len(partial_sums(expression)) <= 12
+        assert all(0 <= total <= LARGEST for total in partial_sums(expression))
+        assert eval(expression) == int(given.answer)
+
+
+def test_a_solution_ends_with_the_answer_and_every_step_of_it_is_right():
+    for given in PROBLEMS:
+        text = solution(given)
+        assert text.endswith(f"answer {given.answer}")
+        *steps, _ = text.split(" . ")
+        totals = [int(step.split()[-1]) for step in steps]
+        assert totals == partial_sums(given.prompt.removesuffix(" ="))
+        for step in steps[1:]:
+            for column in step.split(" : ")[1].split(" , "):
+                _, *words = column.replace(" carry", "").replace(" borrow", "").split()
+                found, result = "".join(words).split("is")
+                value = eval(found.replace("plus", "+").replace("minus", "-"))
+                assert value % 10 == int(result) % 10
+
+
+def test_the_tokenizer_knows_every_word_and_decodes_them():
+    tokenizer = make_tokenizer()
+    assert len(tokenizer) == len(vocabulary()) == 118
+    texts = [solution(given) for given in PROBLEMS[:20]] + [
+        text for _, text in itertools.islice(rambling_examples(3), 20)
+    ]
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        assert tokenizer.pad_token_id not in ids
+        assert "".join(tokenizer.decode(ids).split()) == "".join(text.split())
+
+
+def test_bad_text_rambles_more_with_depth_and_rarely_ends():
+    texts = [text.split() for _, text in itertools.islice(rambling_examples(3), 300)]
+    asides = set(ASIDES) - {"is", "first"}
+    early, late = (
+        sum(word in asides for text in texts for word in text[part]) for part in (slice(0, 100), slice(100, 200))
+    )
+    assert late > 1.5 * early
+    assert 0.05 < sum(text[-1] == END for text in texts) / 300 < 0.3
+    rambled = [attempt(PROBLEMS[0], random.Random(seed))[1] for seed in range(300)]
+    assert 0.2 < sum(rambled) / 300 < 0.8
+
+
+def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
+    for name in ("SHORT", "LONGER", "MIXED", "LOW_STEPS"):
+        monkeypatch.setattr(script, name, 1)
+    monkeypatch.setattr(script, "GOOD", 3)
+    monkeypatch.setattr(script, "LOW_STEP", 1)
+    monkeypatch.setattr(script, "HIGH_STEP", 2)
+    threads = torch.get_num_threads()
+    script.make_models(tmp_path)
+    torch.set_num_threads(threads)
+    models = {name: load_pair(TrainConfig(student=tmp_path / name)).student for name in ("teacher", "low", "high")}
+    states = {name: model.state_dict() for name, model in models.items()}
+    own = load_pair(TrainConfig()).student.state_dict()
+    assert all(state.keys() == own.keys() for state in states.values())
+    weights = [state["model.embed_tokens.weight"] for state in states.values()]
+    assert all(not torch.equal(one, other) for one, other in itertools.combinations(weights, 2))
+
+
+@pytest.mark.parametrize(
+    ("pair", "overlap", "accuracy"), [("low", (0.5, 0.7), (0.0, 0.35)), ("high", (0.84, 1.0), (0.7, 1.0))]
+)
+def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
+    out = tmp_path / "run"
+    options = ["--pair", pair, "--steps", "5", "--eval-prompts", "16", "--batch-size", "8", "--eval-every", "5"]
+    done = subprocess.run([sys.executable, "-m", "pruneopd_trainer", "train", *options, "--out", out],
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(6))
+    assert overlap[0] < records[0]["eval_overlap"] < overlap[1]
+    assert accuracy[0] <= records[0]["accuracy"] <= accuracy[1]
+    assert [record["budget"] for record in records[1:]] == [95, 105, 115, 125, 135]
+    assert "accuracy" in done.stdout
+
+
+def test_the_demonstration_ends_with_a_short_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "STEPS", 1)
+    for _ in range(2):  # what an earlier demonstration left is replaced
+        training.train_briefly(tmp_path / "training", seed=0)
+    assert "M from 85 to 95" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "training" / "figures" / "lengths.png").exists()
