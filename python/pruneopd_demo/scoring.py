@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from pruneopd_kernels import PruneConfig, Reliability, next_drift_count, reliability
 from pruneopd_kernels.ops import _cpp
 from pruneopd_kernels.ops._implementations import AUTO
+from pruneopd_trainer.chunks import hidden_states
 from pruneopd_trainer.rollouts import Rollouts
 
 from .eager import Agreement, eager_reliability, ties
@@ -44,18 +45,6 @@ class Scores(NamedTuple):
 def implementation() -> str:
     """The implementation that scores here, such as `cpp (avx2)`."""
     return f"cpp ({_cpp.instruction_set()})" if AUTO["cpu"][0] == "cpp" else AUTO["cpu"][0]
-
-
-@torch.no_grad()
-def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
-    """`[B, T, H]`: the states from which the model predicts each token of the responses."""
-    states: Tensor = model.base_model(
-        input_ids=rollouts.token_ids,
-        attention_mask=rollouts.attention_mask,
-        position_ids=rollouts.position_ids,
-        use_cache=False,
-    ).last_hidden_state
-    return states[:, rollouts.prompt_length - 1 : -1]
 
 
 @torch.no_grad()

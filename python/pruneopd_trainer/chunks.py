@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruneopd_kernels import PruneConfig, next_drift_count, reliability_from_topk, token_stats
+from pruneopd_kernels import PruneConfig, next_drift_count, token_stats
 
 from .errors import TrainerError
 from .models import Pair
 from .rollouts import Rollouts
+from .scoring import follow
 
 CHUNK = 32
 """Positions of each response whose logits exist at a time."""
@@ -53,34 +54,17 @@ def score_in_chunks(pair: Pair, rollouts: Rollouts, config: PruneConfig) -> Scor
             k=min(config.k, pair.vocab_size),
             vocab_size=pair.vocab_size,
         )
-        along = {
-            metric: reliability_from_topk(
-                stats.student_topk_ids,
-                stats.teacher_topk_ids,
-                mask,
-                teacher_topk_logprobs=stats.teacher_topk_logprobs,
-                token_ids=token_ids,
-                drift_count=carry if metric == config.metric else None,
-                threshold=config.threshold,
-                w_drop=config.w_drop,
-                w_base=config.w_base,
-                eps=config.eps,
-                metric=metric,
-                top_p=config.top_p,
-            )
-            for metric in ("overlap", "top_p")
-        }
-        chosen = along[config.metric]
-        carry = next_drift_count(chosen.drift_count)
+        along, accepted = follow(stats, mask, token_ids, config, carry)
+        carry = next_drift_count(along.drift_count)
         chunks.append(
             Scores(
                 mask=mask,
                 overlap=stats.overlap,
-                drift=chosen.drift,
-                weight=chosen.weight,
-                acceptance=~along["top_p"].drift & mask,
+                drift=along.drift,
+                weight=along.weight,
+                acceptance=accepted,
                 reverse_kl=stats.reverse_kl,
-                effective_length=chosen.effective_length,
+                effective_length=along.effective_length,
             )
         )
     *per_position, effective_lengths = zip(*chunks, strict=True)

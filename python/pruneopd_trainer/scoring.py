@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 import pruneopd_kernels as po
 
-from .config import TrainConfig
+from .config import Metric, TrainConfig
 from .rollouts import Rollouts
+
+METRICS: tuple[Metric, ...] = ("overlap", "top_p")
 
 
 class Scores(NamedTuple):
@@ -91,13 +93,48 @@ def score(
         teacher_temperature=config.temperature,
         vocab_size=vocab_size,
     )
-    along = {
+    along, accepted = follow(stats, mask, rollouts.response_ids, config.prune)
+    candidates, rewards, _ = po.opd_rewards(
+        *stats[:6], mask, strategy=config.strategy, reward_weight=config.reward_weight
+    )
+    return Scores(
+        mask=mask,
+        overlap=stats.overlap,
+        drift=along.drift,
+        accepted=accepted,
+        reliability=along.reliability,
+        weight=along.weight,
+        effective_length=along.effective_length,
+        candidates=candidates,
+        rewards=rewards,
+        reverse_kl=stats.reverse_kl,
+        entropy_gap=stats.student_entropy - stats.teacher_entropy,
+    )
+
+
+def follow(
+    stats: po.TokenStats, mask: Tensor, token_ids: Tensor, config: po.PruneConfig, drift_count: Tensor | None = None
+) -> tuple[po.ReliabilityFromTopk, Tensor]:
+    """Overlap, drift and all that follows from it along the responses, and which tokens the teacher accepts.
+
+    Args:
+        stats: What `token_stats` says of `[B, T]` positions.
+        mask: `[B, T]` bool.
+        token_ids: `[B, T]`: the sampled tokens.
+        config: Its metric decides about drift.
+        drift_count: `[B]`: the drift before these positions, where a response is taken in chunks.
+
+    Returns:
+        The results of eq. 7 to 12, and bool `[B, T]`: whether a token is in the teacher's nucleus (eq. 15).
+    """
+    found = {
         metric: po.reliability_from_topk(
             stats.student_topk_ids,
             stats.teacher_topk_ids,
             mask,
             teacher_topk_logprobs=stats.teacher_topk_logprobs,
-            token_ids=rollouts.response_ids,
+            token_ids=token_ids,
+            drift_count=drift_count,
             threshold=config.threshold,
             w_drop=config.w_drop,
             w_base=config.w_base,
@@ -105,22 +142,6 @@ def score(
             metric=metric,
             top_p=config.top_p,
         )
-        for metric in ("overlap", "top_p")
+        for metric in METRICS
     }
-    chosen = along[config.metric]
-    candidates, rewards, _ = po.opd_rewards(
-        *stats[:6], mask, strategy=config.strategy, reward_weight=config.reward_weight
-    )
-    return Scores(
-        mask=mask,
-        overlap=stats.overlap,
-        drift=chosen.drift,
-        accepted=~along["top_p"].drift & mask,
-        reliability=chosen.reliability,
-        weight=chosen.weight,
-        effective_length=chosen.effective_length,
-        candidates=candidates,
-        rewards=rewards,
-        reverse_kl=stats.reverse_kl,
-        entropy_gap=stats.student_entropy - stats.teacher_entropy,
-    )
+    return found[config.metric], mask & ~found["top_p"].drift
