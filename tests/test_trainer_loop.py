@@ -12,6 +12,7 @@ from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.loop import SAMPLING, Trainer
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import uniforms
+from pruneopd_trainer.scoring import response_logits
 from test_trainer_rollouts import naive
 from trainer_models import TOKENIZER, near, random_model
 
@@ -174,7 +175,7 @@ def test_micro_batches_do_not_change_the_gradient():
         ({"method": "prune"}, 8, "all"),
         ({"method": "prune", "w_base": 0.0}, 8, "reliable"),
         ({"method": "prune", "metric": "top_p", "w_base": 0.0}, 8, "reliable"),
-        ({"method": "random"}, 16, "as prune"),
+        ({"method": "random"}, 16, "some"),
         ({"method": "random", "match": "mass"}, 16, "some"),
         ({"method": "prune+grpo", "group_size": 3, "budget": False}, 16, "some"),
     ],
@@ -185,12 +186,32 @@ def test_what_each_method_samples_and_keeps(changes, longest, kept):
     assert record["tokens_generated"] == int(lengths.clamp_max(longest).sum())
     expected = {
         "all": record["tokens_generated"],
-        "as prune": int(lengths.clamp_max(CONFIG.initial_length).sum()),
         "reliable": round(record["effective_length_mean"] * CONFIG.batch_size),
     }
     if kept in expected:
         assert record["tokens_kept"] == expected[kept]
     assert 0 < record["tokens_kept"] <= record["tokens_generated"]
+
+
+@pytest.mark.parametrize("match", ["tokens", "mass"])
+def test_random_keeps_each_position_with_the_share_that_prune_would_keep(match):
+    run = trainer(method="random", match=match, batch_size=240, micro_batch_size=100)
+    batch = run.sample(1, 16)
+    mask = batch.rollouts.mask
+    with torch.no_grad():
+        everything = run.score(response_logits(run.student, batch.rollouts), batch.rollouts)
+    size = mask.double() if match == "tokens" else everything.rewards.double().abs().sum(-1)
+    weight = torch.ones_like(size) if match == "tokens" else everything.weight.double()
+    prune = (size * weight)[:, : CONFIG.initial_length].sum()
+    share = float(prune / size.sum())
+    assert 0.3 < share < 0.95
+    kept = run.random_positions(1, batch, torch.arange(240).split(100))
+    assert not (kept & ~mask).any()
+    deviation = (share * (1 - share) * (size**2).sum()).sqrt()
+    assert abs((kept * size).sum() - prune) < 4 * deviation
+    late = mask[:, CONFIG.initial_length :]
+    assert abs(kept[:, CONFIG.initial_length :].sum() / late.sum() - share) < 4 * (0.25 / late.sum()) ** 0.5
+    assert not torch.equal(kept, run.random_positions(2, batch, torch.arange(240).split(100)))
 
 
 def test_group_responses_share_a_prompt_and_differ():

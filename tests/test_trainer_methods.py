@@ -7,8 +7,7 @@ import torch
 
 from pruneopd_kernels import reliability_from_drift
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, random_positions, token_weight
-from pruneopd_trainer.rollouts import uniforms
+from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, kept_by_prune, reward_mass, token_weight
 from pruneopd_trainer.scoring import Scores
 
 CONFIG = TrainConfig(
@@ -76,14 +75,14 @@ def test_the_budget_follows_the_hit_ratio_and_random_only_imagines_it(method):
 @pytest.mark.parametrize("method", ["opd", "truncate", "prefix"])
 def test_without_pruning_every_token_counts_alike(method):
     s = scores()
-    assert torch.equal(token_weight(s, replace(CONFIG, method=method), 8, None), s.mask.float())
+    assert torch.equal(token_weight(s, replace(CONFIG, method=method), None), s.mask.float())
 
 
 def test_prune_weighs_and_need_not():
     s = scores()
-    assert torch.equal(token_weight(s, CONFIG, 8, None), s.weight)
-    assert torch.equal(token_weight(s, replace(CONFIG, weights=False), 8, None), s.mask.float())
-    given = advantages(s, CONFIG, 8, None, s.candidates[..., 0], None)
+    assert torch.equal(token_weight(s, CONFIG, None), s.weight)
+    assert torch.equal(token_weight(s, replace(CONFIG, weights=False), None), s.mask.float())
+    given = advantages(s, CONFIG, None, s.candidates[..., 0], None)
     assert torch.equal(given.values, s.weight[..., None] * s.rewards)
     assert torch.equal(given.ids, s.candidates)
 
@@ -92,37 +91,23 @@ def test_weightless_positions_have_no_say_even_if_broken():
     config = replace(CONFIG, w_base=0.0, w_drop=1.0)
     s = scores(config=config)
     broken = s.rewards.masked_fill((s.reliability == 0)[..., None], float("nan"))
-    given = advantages(s._replace(rewards=broken), config, 8, None, s.candidates[..., 0], None)
+    given = advantages(s._replace(rewards=broken), config, None, s.candidates[..., 0], None)
     assert given.values.isfinite().all()
     assert (given.values[s.reliability == 1] != 0).all()
 
 
-def test_random_keeps_as_many_tokens_of_each_response():
-    s, numbers = scores(), uniforms([0], range(3), 20)
-    kept = random_positions(s, "tokens", 8, numbers)
+def test_random_keeps_what_is_chosen():
+    s = scores()
+    chosen = torch.rand(s.mask.shape) < 0.5
+    assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), (chosen & s.mask).float())
+
+
+def test_what_prune_would_keep():
+    s = scores()
+    kept = kept_by_prune(s.mask, 8)
     assert kept.sum(1).tolist() == [8, 8, 3]
-    assert not (kept & ~s.mask).any()
-    assert not torch.equal(kept[0, :8], torch.ones(8, dtype=torch.bool))
-    assert not torch.equal(kept, random_positions(s, "tokens", 8, uniforms([1], range(3), 20)))
-
-
-def test_random_positions_are_uniform():
-    s = scores(lengths=[20] * 2000)
-    share = random_positions(s, "tokens", 5, uniforms([0], range(2000), 20)).float().mean(0)
-    assert (share - 0.25).abs().max() < 5 * (0.25 * 0.75 / 2000) ** 0.5
-
-
-def test_random_keeps_as_much_reward_mass():
-    s, numbers = scores(lengths=[20] * 50), uniforms([0], range(50), 20)
-    kept = random_positions(s, "mass", 8, numbers)
-    mass = s.rewards.abs().sum(-1).double()
-    wanted = (mass * s.weight)[:, :8].sum(1)
-    got = (mass * kept).sum(1)
-    largest = (mass * kept).amax(1)
-    all_kept = kept.all(1)
-    assert ((got >= wanted) | all_kept).all()
-    assert (got - largest <= wanted).all()  # the last position taken is what passes it
-    assert not all_kept.all()
+    assert kept[0, :8].all()
+    torch.testing.assert_close(reward_mass(s)[0, 0], s.rewards[0, 0].double().abs().sum())
 
 
 def test_group_advantages_compare_responses_to_one_prompt():
@@ -136,7 +121,7 @@ def test_prune_grpo_takes_the_grade_where_reliability_has_run_out():
     config = replace(CONFIG, method="prune+grpo", group_size=3, batch_size=3, group_advantage=0.1)
     s = scores()
     tokens = s.candidates[..., 1]
-    given = advantages(s, config, 8, None, tokens, torch.tensor([1.0, -2.0, 0.5]))
+    given = advantages(s, config, None, tokens, torch.tensor([1.0, -2.0, 0.5]))
     exhausted = s.mask & (s.reliability == 0)
     reliable = s.mask & ~exhausted
     assert exhausted.any()

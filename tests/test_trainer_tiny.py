@@ -100,7 +100,7 @@ def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
     assert [record["step"] for record in records] == list(range(6))
     assert overlap[0] < records[0]["eval_overlap"] < overlap[1]
     assert accuracy[0] <= records[0]["accuracy"] <= accuracy[1]
-    assert [record["budget"] for record in records[1:]] == [95, 105, 115, 125, 135]
+    assert [record["budget"] for record in records[1:]] == [93, 101, 109, 117, 125]
     assert "accuracy" in done.stdout
 
 
@@ -108,5 +108,5 @@ def test_the_demonstration_ends_with_a_short_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "STEPS", 1)
     for _ in range(2):  # what an earlier demonstration left is replaced
         training.train_briefly(tmp_path / "training", seed=0)
-    assert "M from 85 to 95" in " ".join(capsys.readouterr().out.split())
+    assert "M from 85 to 93" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "training" / "figures" / "lengths.png").exists()

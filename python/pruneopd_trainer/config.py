@@ -41,10 +41,10 @@ class TrainConfig:
 
     # --- the method
     method: Method = "prune"
-    """opd: full length; truncate: a fixed length; random: as many tokens as prune would keep, anywhere; prune; prefix:
-    a length that grows linearly; prune+grpo: prune, and the group advantage where reliability has run out."""
+    """opd: full length; truncate: a fixed length; random: as much as prune would keep, anywhere; prune; prefix: a
+    length that grows linearly; prune+grpo: prune, and the group advantage where reliability has run out."""
     match: Match = "tokens"
-    """What `random` has in common with what prune would keep of the same responses: tokens, or reward mass."""
+    """What `random` keeps as much of as prune would of the same responses: tokens, or reward mass."""
     weights: bool = True
     """Whether prune scales rewards by their weight L (eq. 11)."""
     budget: bool = True
@@ -77,7 +77,7 @@ class TrainConfig:
     """M never falls below this."""
     maximum_length: int = 512
     """The most tokens that a response has, in every method and in evaluations."""
-    length_step: int = 10
+    length_step: int = 8
     """By how much M changes."""
     margin: int = 10
     """How far short of M a response may stay reliable and still count as having used it."""

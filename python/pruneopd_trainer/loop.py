@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .data import Example, Task
 from .errors import TrainerError
 from .measures import Sums, peak_memory_mib
-from .methods import Advantages, LengthRule, advantages, group_advantages
+from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune, reward_mass
 from .models import Pair, encode
 from .rollouts import Rollouts, sample, uniforms
 from .scoring import Scores, response_logits, score, teacher_logits
@@ -169,21 +169,17 @@ class Trainer:
         config, rollouts = self.config, batch.rollouts
         by_length = rollouts.mask.sum(1).argsort(descending=True, stable=True)
         parts = by_length.split(config.micro_batch_size)
-        numbers = None
-        if config.method == "random":
-            numbers = uniforms([config.seed, step, CHOOSING], batch.rows, config.maximum_length)
+        chosen = self.random_positions(step, batch, parts) if config.method == "random" else None
         effective_lengths = []
         for number, part in enumerate(parts):
             some = rollouts.take(part)
             with self.autocast(), self.no_sync(number < len(parts) - 1):
                 student = response_logits(self.model, some)
-                teacher = teacher_logits(self.pair.teacher, some, self.device)
-                scores = score(student, teacher, some, config, self.pair.vocab_size)
+                scores = self.score(student, some)
                 given = advantages(
                     scores,
                     config,
-                    self.lengths.trained,
-                    None if numbers is None else numbers[part.cpu()],
+                    None if chosen is None else chosen[part, : some.mask.shape[1]],
                     some.response_ids,
                     None if batch.group is None else batch.group[part],
                 )
@@ -203,6 +199,33 @@ class Trainer:
             if number == 0:
                 self.last = Trained(some, scores, given, [batch.examples[row] for row in part.tolist()])
         return torch.cat(effective_lengths)
+
+    def score(self, student_logits: Tensor, rollouts: Rollouts) -> Scores:
+        """What both models say of the responses."""
+        teacher = teacher_logits(self.pair.teacher, rollouts, self.device)
+        return score(student_logits, teacher, rollouts, self.config, self.pair.vocab_size)
+
+    @torch.no_grad()
+    def random_positions(self, step: int, batch: Batch, parts: Sequence[Tensor]) -> Tensor:
+        """The positions that `random` keeps: each with the share that prune would keep of this step's responses.
+
+        The share is that of their tokens, or of their reward mass, which takes a pass of both models to know.
+        """
+        mask, length = batch.rollouts.mask, self.lengths.trained
+        if self.config.match == "tokens":
+            kept, all_of_it = kept_by_prune(mask, length).sum(), mask.sum()
+        else:
+            kept = all_of_it = torch.zeros((), dtype=torch.float64, device=self.device)
+            for part in parts:
+                some = batch.rollouts.take(part)
+                with self.autocast():
+                    scores = self.score(response_logits(self.student, some), some)
+                mass = reward_mass(scores)
+                kept = kept + (mass * scores.weight * kept_by_prune(some.mask, length)).sum()
+                all_of_it = all_of_it + mass.sum()
+        share = self.total(kept) / self.total(all_of_it)
+        numbers = uniforms([self.config.seed, step, CHOOSING], batch.rows, mask.shape[1])
+        return mask & (numbers.to(self.device) < share)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The student's precision: its parameters stay in float32."""

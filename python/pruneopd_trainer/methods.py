@@ -21,7 +21,7 @@ class LengthRule:
     """The most tokens a response may have, step by step.
 
     `prune` adapts it by the budget M (Algorithm 1, lines 12-19). `random` samples full responses, but follows what M
-    would be, since it keeps as much of each response as prune would.
+    would be, since it keeps as much of them as prune would.
 
     Attributes:
         step: The step that `length` is for, counted from 1.
@@ -94,19 +94,18 @@ class Advantages(NamedTuple):
 
 
 def advantages(
-    scores: Scores, config: TrainConfig, length: int, uniforms: Tensor | None, token_ids: Tensor, group: Tensor | None
+    scores: Scores, config: TrainConfig, chosen: Tensor | None, token_ids: Tensor, group: Tensor | None
 ) -> Advantages:
     """Turns rewards into advantages: `weight * reward` of each candidate.
 
     Args:
         scores: The scores of B responses.
         config: Says which method it is.
-        length: M, which only `random` needs to know here.
-        uniforms: float64 `[B, at least T]`: with which `random` chooses positions, else None.
+        chosen: bool `[B, T]`: the positions that `random` keeps, else None.
         token_ids: `[B, T]`: the sampled tokens.
         group: float32 `[B]`: the group advantage of each response (`prune+grpo`), else None.
     """
-    weight = token_weight(scores, config, length, uniforms)
+    weight = token_weight(scores, config, chosen)
     values = weight[..., None] * scores.rewards
     values = values.where(weight[..., None] != 0, 0)  # a position without weight has no say, even if it is NaN
     if group is None:
@@ -118,37 +117,26 @@ def advantages(
     )
 
 
-def token_weight(scores: Scores, config: TrainConfig, length: int, uniforms: Tensor | None) -> Tensor:
+def token_weight(scores: Scores, config: TrainConfig, chosen: Tensor | None) -> Tensor:
     """By how much each token's reward counts: float32 `[B, T]`."""
-    ones = scores.mask.float()
     if config.method == "random":
-        assert uniforms is not None
-        return ones * random_positions(scores, config.match, length, uniforms)
+        assert chosen is not None
+        return (scores.mask & chosen).float()
     if config.method == "prune+grpo":
         return scores.weight * (scores.reliability > config.eps)
     if config.method == "prune" and config.weights:
         return scores.weight
-    return ones
+    return scores.mask.float()
 
 
-def random_positions(scores: Scores, match: str, length: int, uniforms: Tensor) -> Tensor:
-    """Positions of each response chosen at random, as many as prune would keep of it: bool `[B, T]`.
+def kept_by_prune(mask: Tensor, length: int) -> Tensor:
+    """The positions that prune would have sampled with M = `length`: bool `[B, T]`."""
+    return mask & (mask.cumsum(1) <= length)
 
-    Args:
-        scores: The scores of the whole responses.
-        match: `"tokens"`: as many as lie within the first `length`. `"mass"`: until the rewards' absolute sum reaches
-            that of prune's weighted rewards within the first `length`.
-        length: M.
-        uniforms: float64 `[B, at least T]`: positions are taken in the order of these numbers.
-    """
-    valid, columns = scores.mask, scores.mask.shape[1]
-    within = valid & (valid.cumsum(1) <= length)
-    size = valid.double() if match == "tokens" else scores.rewards.abs().sum(-1).double().nan_to_num(posinf=0)
-    kept = within * size * (1 if match == "tokens" else scores.weight)
-    order = uniforms[:, :columns].to(valid.device).masked_fill(~valid, 1).argsort(1)
-    before = size.gather(1, order).cumsum(1) - size.gather(1, order)
-    taken = before < kept.sum(1, keepdim=True)
-    return torch.zeros_like(valid).scatter(1, order, taken) & valid
+
+def reward_mass(scores: Scores) -> Tensor:
+    """The absolute sum of each position's rewards: float64 `[B, T]`."""
+    return scores.rewards.double().abs().sum(-1)
 
 
 def group_advantages(grades: Tensor, group_size: int) -> Tensor:
