@@ -1,11 +1,14 @@
 """Whole runs through the command line: what they write, how they are continued, and what ends them."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pruneopd_trainer.cli import main
+from pruneopd_trainer.config import TrainConfig
 from trainer_models import TOKENIZER, near, random_model, save
 
 SMALL = {
@@ -259,3 +263,15 @@ def test_help_names_every_command(capsys):
     printed = capsys.readouterr().out
     for command in ("train", "compare", "report", "eval", "score"):
         assert f"pruneopd {command}" in printed
+
+
+def test_the_documentation_names_options_that_exist():
+    page = (Path(__file__).parents[1] / "docs" / "reference_trainer.md").read_text()
+    named = set(re.findall(r"--([a-z][a-z-]*)", page))
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)}
+    of_commands = {"help", "out", "resume", "config", "methods", "seeds", "jobs", "prompts", "samples"}
+    elsewhere = {"num-processes", "num"}  # accelerate's --num_processes
+    assert named - fields - of_commands - elsewhere - {f"no-{name}" for name in ("weights", "budget")} == set()
+    assert len(named & fields) > 10
+    keys = set(re.findall(r"`([a-z_]+)`", page.split("| in `metrics.jsonl` |")[1]))
+    assert (STEP_KEYS | EVALUATION_KEYS) - {"step", "method"} <= keys
