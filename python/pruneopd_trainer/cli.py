@@ -7,11 +7,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from .errors import TrainerError
+from .folders import require_packages
 
 BEFORE_IMPORTS = {
     # Threads that wait for each other sleep instead of spinning: ten times faster where other programs run too.
@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given[0] not in COMMANDS:
             raise TrainerError(f"the command must be one of {', '.join(COMMANDS)}, got {given[0]!r}")
-        for package in PACKAGES:
-            if find_spec(package) is None:
-                raise TrainerError(f"the package {package} is missing: pip install 'pruneopd-kernels[trainer]'")
+        require_packages(*PACKAGES, install="'pruneopd-kernels[trainer]'")
         return COMMANDS[given[0]](given[1:])
     except TrainerError as problem:
         print(f"pruneopd: {problem}", file=sys.stderr)

@@ -20,6 +20,9 @@ Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_dif
 RewardWeight = Literal["student", "teacher", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
+BANDS = 16
+"""Equal bands of position, from 0 to the maximum length, for which overlap and weight are logged."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .loop import Trainer
-from .models import encode
-from .rollouts import sample, uniforms
-from .scoring import response_logits, score, teacher_logits
+from .rollouts import uniforms
+from .scoring import response_logits
 
 STREAM = 2**31 - 1
 """The key of the random numbers of evaluations: each evaluation of each run has the same, so differences are seen."""
@@ -36,32 +35,18 @@ def evaluate(trainer: Trainer) -> dict[str, Any]:
     grades = torch.zeros(prompts, dtype=torch.float64, device=trainer.device)
     sums = torch.zeros(4, dtype=torch.float64, device=trainer.device)  # overlap, KL, tokens, finished
     rows = list(range(prompts * config.eval_samples))[accelerator.process_index :: accelerator.num_processes]
-    trainer.student.eval()
     for some in chunks(rows, config.eval_batch_size):
         examples = [trainer.task.held_out(row // config.eval_samples) for row in some]
-        prompt_ids, prompt_mask = encode(trainer.pair.tokenizer, [example.prompt for example in examples])
+        rollouts = trainer.respond(examples, uniforms([STREAM], some, config.maximum_length))
         with trainer.autocast():
-            rollouts = sample(
-                trainer.student,
-                prompt_ids.to(trainer.device),
-                prompt_mask.to(trainer.device),
-                length=config.maximum_length,
-                end_ids=trainer.pair.end_ids,
-                uniforms=uniforms([STREAM], some, config.maximum_length),
-                temperature=config.temperature,
-                vocab_size=trainer.pair.vocab_size,
-            )
             for part in rollouts.mask.sum(1).argsort(descending=True).split(config.micro_batch_size):
                 taken = rollouts.take(part)
-                student = response_logits(trainer.student, taken)
-                teacher = teacher_logits(trainer.pair.teacher, taken, trainer.device)
-                scores = score(student, teacher, taken, config, trainer.pair.vocab_size)
+                scores = trainer.score(response_logits(trainer.student, taken), taken)
                 found = scores.overlap.sum(), scores.reverse_kl.sum(), taken.mask.sum(), trainer.finished(taken).sum()
                 sums += torch.stack([value.double() for value in found])
         if trainer.task.graded:
             for row, grade in zip(some, trainer.grade(examples, rollouts), strict=True):
                 grades[row // config.eval_samples] += grade / config.eval_samples
-    trainer.student.train()
     overlap, divergence, tokens, finished = trainer.total(sums).tolist()
     accuracy, error = mean_and_error(trainer.total(grades)) if trainer.task.graded else (None, None)
     return {

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from .groups import BANDS, Comparison, Group, Run
+from .config import BANDS
+from .groups import Comparison, Group, Run
 
 Array = NDArray[np.float64]
 

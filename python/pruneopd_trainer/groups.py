@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from .config import PRESETS, Method, TrainConfig, read_config
+from .config import BANDS, PRESETS, Method, TrainConfig, read_config
 from .errors import TrainerError
 
-BANDS = 16
-"""Equal bands of position in a step's metrics, from 0 to the maximum length."""
 SUBJECT = ("preset", "pair", "student", "teacher", "data")
 """What is trained on what: runs that differ in one of these are never compared."""
 NUMBERS = ("tokens_generated", "tokens_kept", "budget")

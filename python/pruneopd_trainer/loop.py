@@ -128,6 +128,15 @@ class Trainer:
         rows = list(range(rank * share, (rank + 1) * share))
         first = (step - 1) * (size // config.group_size)
         examples = [self.task.example(first + row // config.group_size) for row in rows]
+        rollouts = self.respond(examples, uniforms([config.seed, step, SAMPLING], rows, length))
+        group = None
+        if config.method == "prune+grpo":
+            grades = torch.tensor(self.grade(examples, rollouts), device=self.device)
+            group = group_advantages(grades, config.group_size)
+        return Batch(rows, examples, rollouts, group)
+
+    def respond(self, examples: list[Example], uniforms: Tensor) -> Rollouts:
+        """The student's responses to examples, of up to as many tokens as there are random numbers for each."""
         prompt_ids, prompt_mask = encode(self.pair.tokenizer, [example.prompt for example in examples])
         self.student.eval()
         with self.autocast():
@@ -135,18 +144,14 @@ class Trainer:
                 self.student,
                 prompt_ids.to(self.device),
                 prompt_mask.to(self.device),
-                length=length,
+                length=uniforms.shape[1],
                 end_ids=self.pair.end_ids,
-                uniforms=uniforms([config.seed, step, SAMPLING], rows, length),
-                temperature=config.temperature,
+                uniforms=uniforms,
+                temperature=self.config.temperature,
                 vocab_size=self.pair.vocab_size,
             )
         self.student.train()
-        group = None
-        if config.method == "prune+grpo":
-            grades = torch.tensor(self.grade(examples, rollouts), device=self.device)
-            group = group_advantages(grades, config.group_size)
-        return Batch(rows, examples, rollouts, group)
+        return rollouts
 
     def grade(self, examples: list[Example], rollouts: Rollouts) -> list[float]:
         """The grade of each response."""

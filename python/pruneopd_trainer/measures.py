@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import BANDS
 from .methods import Advantages
 from .scoring import Scores
-
-BANDS = 16
-"""Equal bands of position, from 0 to the maximum length, for which overlap and weight are logged."""
 
 
 class Sums:

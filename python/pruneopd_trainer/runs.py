@@ -169,6 +169,11 @@ class RunFolder:
             raise TrainerError(f"{self.path} has no checkpoint yet")
         return found[-1]
 
+    def left(self) -> str:
+        """What there is to continue from, in words."""
+        found = self._checkpoints()
+        return f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
+
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of every checkpoint, the oldest first."""
         if not self.checkpoints.is_dir():
@@ -188,9 +193,7 @@ class RunFolder:
             reason = error.strerror or reason
         elif shutil.disk_usage(self.path).free < ALMOST_FULL:
             reason = os.strerror(errno.ENOSPC)
-        found = self._checkpoints()
-        last = f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
-        return TrainerError(f"{path} cannot be written: {reason}; {last}")
+        return TrainerError(f"{path} cannot be written: {reason}; {self.left()}")
 
 
 def _hidden(folder: Path) -> Path:

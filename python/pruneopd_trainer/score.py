@@ -16,10 +16,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pruneopd_kernels import PruneConfig
-from pruneopd_kernels.checks import Metric
 
 from .chunks import Scores, check_head, score_in_chunks
 from .cli import parse
+from .config import Metric
 from .data import Line, read_lines
 from .errors import TrainerError
 from .models import Pair, encode, load_model, load_tokenizer, make_pair

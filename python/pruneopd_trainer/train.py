@@ -82,7 +82,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
                 folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
             accelerator.wait_for_everyone()
 
-        if trainer.step == 0 and checkpoint is None:
+        if checkpoint is None:
             display.status("evaluating the student as it is")
             record = {"step": 0, "method": config.method, "time_s": 0.0, **evaluate(trainer)}
             log(record)
@@ -91,7 +91,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
             try:
                 record = trainer.train_step(display.status)
             except TrainerError as problem:
-                raise TrainerError(f"{problem}; {kept(folder)}") from problem
+                raise TrainerError(f"{problem}; {folder.left()}") from problem
             last = trainer.step == config.steps
             if last or trainer.step % config.eval_every == 0:
                 display.status("evaluating")
@@ -156,14 +156,6 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {reason}") from error
     return state
-
-
-def kept(folder: RunFolder) -> str:
-    """What an interrupted run leaves to continue from, in words."""
-    try:
-        return f"the last good checkpoint is {folder.latest()[1]}"
-    except TrainerError:
-        return "there is no checkpoint yet"
 
 
 @contextmanager
