@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pruneopd_trainer.cli import main
-from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.cli import base_config, main
+from pruneopd_trainer.config import PRESETS, TrainConfig, read_config
 from trainer_models import TOKENIZER, near, random_model, save
 
 SMALL = {
@@ -275,3 +275,13 @@ def test_the_documentation_names_options_that_exist():
     assert len(named & fields) > 10
     keys = set(re.findall(r"`([a-z_]+)`", page.split("| in `metrics.jsonl` |")[1]))
     assert (STEP_KEYS | EVALUATION_KEYS) - {"step", "method"} <= keys
+
+
+def test_a_command_without_options_starts_from_the_preset_and_runs(models, tmp_path, monkeypatch):
+    assert base_config([]) == PRESETS["tiny"]
+    assert base_config(["--preset", "smollm2"]) == base_config(["--preset=smollm2"]) == PRESETS["smollm2"]
+    assert base_config(["--preset"]) == PRESETS["tiny"]  # for tyro to tell what is missing
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", read_config(models / "small.yaml"))
+    assert main(["train"]) == 0
+    assert (tmp_path / "runs" / "tiny-low-prune-0" / "metrics.jsonl").exists()

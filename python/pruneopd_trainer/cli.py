@@ -216,7 +216,7 @@ def base_config(given: Sequence[str]) -> Any:
 def value_of(given: Sequence[str], option: str) -> str | None:
     """The value that is given to an option, as `--option value` or `--option=value`."""
     found = None
-    for word, following in zip(given, [*given[1:], None], strict=True):
+    for word, following in zip(given, [*given, None][1:], strict=True):
         if word == option:
             found = following
         elif word.startswith(f"{option}="):
