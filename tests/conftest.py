@@ -1,6 +1,11 @@
+import signal
+
 import hypothesis
 import pytest
 import torch
+
+# A script's background job is started with SIGINT ignored, and so would be every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a failure can be repeated; no limit on the time of one.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40, database=None)
