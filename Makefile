@@ -9,7 +9,11 @@ sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -
 cpp_tests := build/tests
 cuda_tests := build/tests-cuda
 
+# One folder, one environment each: what the other packages pin clashes.
+integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
+
 .PHONY: help build demo train compare example test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
+.PHONY: test-integrations $(integrations:%=test-%)
 
 help:
 	@echo "make demo      compare two real language models, token by token, and train a tiny one for a minute"
@@ -23,6 +27,7 @@ help:
 	@echo "make build     compile only; 'make test' and the others do it by themselves"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
+	@echo "make test-integrations  the tests beside the real TRL, verl, ...; each in an environment of its own, downloaded"
 	@echo "make clean     remove what was built; .venv stays"
 
 demo: build $(stamps)/demo $(stamps)/model
@@ -79,6 +84,16 @@ test-abi: build build/torch-$(ABI_TORCH)/installed
 build/torch-$(ABI_TORCH)/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install numpy torch==$(ABI_TORCH)
+	@touch $@
+
+test-integrations: $(integrations:%=test-%)
+
+$(integrations:%=test-%): test-%: build build/integrations/%/installed
+	PYTHONPATH=. build/integrations/$*/bin/python -m pytest -W default tests/integrations/$* $(ARGS)
+
+build/integrations/%/installed: tests/integrations/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
 	@touch $@
 
 clean:
