@@ -241,6 +241,16 @@ def test_ctrl_c_lets_the_runs_save(tmp_path, monkeypatch, number):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_nohup_lets_it_outlive_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with module.interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_child_that_does_not_leave_is_killed(monkeypatch):
     monkeypatch.setattr(module, "SAVING_S", 0.2)
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"

@@ -278,13 +278,17 @@ def stop(children: Sequence[Child]) -> None:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """A closed terminal or a scheduler's SIGTERM is taken as Ctrl-C, so that no child is left behind."""
+    """A closed terminal or a scheduler's SIGTERM is taken as Ctrl-C, so that no child is left behind.
+
+    What is ignored, as SIGHUP under nohup, stays so.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.signal(number, interrupt) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
