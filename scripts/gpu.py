@@ -75,6 +75,7 @@ def steps(out: Path, results_name: str) -> list[Step]:
         # An error of a CUDA kernel ends the process that it occurs in, for all other implementations too.
         Step("measurements of triton", 120, (*bench, "--impl", "triton", "--save"), 10, unless="measurements"),
         Step("targets", 30, (*python, "-m", "bench", "check", "--file", str(out / results_name)), show=True),
+        Step("losses beside TRL's", 60, (*python, "-m", "bench.trl", "--file", str(out / "trl.jsonl")), show=True),
         Step("barriers", 40, (*sanitizer, "--tool", "synccheck", *small, "cuda")),
         Step("memory that nobody wrote", 40, (*sanitizer, "--tool", "initcheck", *small, "cuda")),
     ]

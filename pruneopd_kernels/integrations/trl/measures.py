@@ -1,0 +1,43 @@
+"""What a batch shows of drift, as sums that can be added over processes, and the means that are logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BANDS = 8
+"""Into how many equal parts the longest response is cut, for the weight by depth."""
+
+
+def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
+    """float64 `[7 + 2 * BANDS]`, of responses `[B, T]`; without a longest response nothing lies in a band."""
+    band = torch.arange(mask.shape[1], device=mask.device) * BANDS // (longest or 1)
+    bands = torch.nn.functional.one_hot(band.clamp(max=BANDS - 1), BANDS).double() * (longest is not None)
+    sums = [
+        torch.tensor(len(mask), device=mask.device),
+        scored.effective_length.sum(),
+        (mask & (scored.drift_count == 0)).sum(),
+        mask.sum(),
+        scored.overlap.double().sum(),
+        scored.drift.sum(),
+        scored.weight.double().sum(),
+    ]
+    by_band = [scored.weight.double().sum(0) @ bands, mask.double().sum(0) @ bands]
+    return torch.cat([torch.stack([x.double() for x in sums]), *by_band])
+
+
+def means_of(sums: Tensor) -> dict[str, float]:
+    """By name; what there is nothing to take the mean of is left out."""
+    responses, effective_length, before_drift, tokens, overlap, drift, weight, *bands = sums.tolist()
+    found = {
+        "effective_length": (effective_length, responses),
+        "first_drift_position": (before_drift, responses),
+        "overlap": (overlap, tokens),
+        "drift_rate": (drift, tokens),
+        "weight": (weight, tokens),
+    }
+    for band in range(BANDS):
+        found[f"weight_depth_{band + 1}"] = bands[band], bands[BANDS + band]
+    return {name: total / count for name, (total, count) in found.items() if count}

@@ -1,0 +1,97 @@
+"""What is logged, where TRL logs."""
+
+import math
+import random
+
+import pytest
+import torch
+from tiny_pair import PRUNED, history, model, teacher_of, trainer
+
+from pruneopd_kernels import PruneConfig, ResponseBudget, reliability
+from pruneopd_kernels.integrations.trl.measures import BANDS, means_of, sums_of
+
+ALWAYS = ["overlap", "drift_rate", "first_drift_position", "effective_length", "weight", "weight_depth_1"]
+
+
+def by_hand(scored, mask, longest):
+    """Token by token."""
+    tokens, firsts, bands = [], [], {}
+    for row in range(mask.shape[0]):
+        valid = [t for t in range(mask.shape[1]) if mask[row, t]]
+        firsts.append(next((n for n, t in enumerate(valid) if scored.drift[row, t]), len(valid)))
+        for t in valid:
+            tokens.append((scored.overlap[row, t].item(), scored.drift[row, t].item(), scored.weight[row, t].item()))
+            bands.setdefault(min(t * BANDS // longest, BANDS - 1) + 1, []).append(scored.weight[row, t].item())
+    overlap, drift, weight = (math.fsum(values) / len(tokens) for values in zip(*tokens, strict=True))
+    return {
+        "effective_length": sum(scored.effective_length.tolist()) / len(mask),
+        "first_drift_position": sum(firsts) / len(mask),
+        "overlap": overlap,
+        "drift_rate": drift,
+        "weight": weight,
+        **{f"weight_depth_{band}": math.fsum(values) / len(values) for band, values in bands.items()},
+    }
+
+
+def drawn():
+    torch.manual_seed(3)
+    B, T = 5, 21  # noqa: N806
+    logits = torch.randn(B, T, 50)
+    lengths = torch.tensor([random.Random(i).randint(1, T) for i in range(B - 1)] + [0])
+    mask = (torch.arange(T) < lengths[:, None]) & (torch.rand(B, T) < 0.9)
+    scored = reliability(logits, logits + 0.4 * torch.randn_like(logits), mask, k=8, w_drop=0.1)
+    return scored, mask
+
+
+def test_measures_are_those_taken_token_by_token():
+    scored, mask = drawn()
+    assert means_of(sums_of(scored, mask, 40)) == pytest.approx(by_hand(scored, mask, 40))
+
+
+def test_sums_add_up_over_parts_of_a_batch():
+    scored, mask = drawn()
+    parts = [type(scored)(*(x[rows] for x in scored)) for rows in (slice(2), slice(2, None))]
+    total = sums_of(parts[0], mask[:2], 30) + sums_of(parts[1], mask[2:], 30)
+    torch.testing.assert_close(total, sums_of(scored, mask, 30))
+
+
+def test_without_a_longest_response_or_a_token_there_is_nothing_to_take_the_mean_of():
+    scored, mask = drawn()
+    assert not any("depth" in name for name in means_of(sums_of(scored, mask, None)))
+    nothing = reliability(torch.zeros(2, 3, 9), torch.zeros(2, 3, 9), torch.zeros(2, 3), k=2)
+    found = means_of(sums_of(nothing, torch.zeros(2, 3, dtype=torch.bool), 3))
+    assert found == {"effective_length": 0, "first_drift_position": 0}
+
+
+def test_a_trainer_logs_what_its_models_say(tmp_path):
+    """Of the first step, whose responses are scored again here with full logits."""
+    student = model(0)
+    teacher, prune = teacher_of(student), PRUNED
+    made = trainer(tmp_path, student=student, teacher=teacher, given={"prune": prune}, learning_rate=0.0, max_steps=1)
+    kept = []
+    original = made._generate_and_score_completions
+    made._generate_and_score_completions = lambda inputs: kept.append(original(inputs)) or kept[0]
+    (found,) = history(made, *(f"prune/{name}" for name in ALWAYS))
+    batch = kept[0]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = [m.eval()(ids, attention_mask=attention).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
+                  for m in (student, teacher)]  # fmt: skip
+    mask = batch["completion_mask"].bool()
+    expected = by_hand(reliability(*logits, mask, k=8, threshold=0.7, w_drop=0.1), mask, 20)
+    assert found == pytest.approx(tuple(expected[name] for name in ALWAYS), rel=1e-6)
+
+
+def test_they_reach_tensorboard(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    budget = ResponseBudget(initial=8, minimum=4, maximum=16)
+    made = trainer(tmp_path, given={"prune": PruneConfig(k=8), "budget": budget}, report_to="tensorboard")
+    made.train()
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+    tags = events.Tags()["scalars"]
+    assert [name for name in [*ALWAYS, "budget"] if f"train/prune/{name}" not in tags] == []
+    assert "train/entropy" in tags
+    assert len(events.Scalars("train/prune/overlap")) == 2

@@ -1,0 +1,96 @@
+"""A student and a teacher of 96 tokens, a tokenizer and prompts for them, and trainers that need no network."""
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from trl import DistillationConfig, DistillationTrainer
+
+from pruneopd_kernels import PruneConfig
+from pruneopd_kernels.integrations.trl import PruneDistillationTrainer
+
+VOCABULARY = 96
+UNPRUNED = {"w_drop": 0.0, "w_base": 0.0}
+PRUNED = PruneConfig(k=8, threshold=0.7, w_drop=0.1, w_base=0.5)
+
+
+def model(seed, hidden=32, **settings):
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0, **{"tie_word_embeddings": True, **settings},
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+def teacher_of(student, noise=0.05):
+    """So near the student that some positions drift and some do not."""
+    teacher = Qwen3ForCausalLM(student.config)
+    teacher.load_state_dict(student.state_dict())
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return teacher
+
+
+def tokenizer():
+    words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="w2", padding_side="left"
+    )
+
+
+def prompts(count=64):
+    random = torch.Generator().manual_seed(1)
+    lengths = torch.randint(2, 9, (count,), generator=random).tolist()
+    rows = [torch.randint(2, VOCABULARY, (length,), generator=random).tolist() for length in lengths]
+    return Dataset.from_dict({"prompt": [" ".join(f"w{i}" for i in row) for row in rows]})
+
+
+def config(folder, **settings):
+    return DistillationConfig(
+        output_dir=str(folder),
+        **{
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "per_device_train_batch_size": 4,
+            "max_completion_length": 20,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.5,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+
+
+def trainer(folder, cls=PruneDistillationTrainer, student=None, teacher=None, given=None, **settings):
+    """`given` goes to the trainer, `settings` into its configuration."""
+    student = student or model(0)
+    return cls(
+        model=student,
+        teacher_model=teacher or teacher_of(student),
+        args=config(folder, **settings),
+        train_dataset=prompts(),
+        processing_class=tokenizer(),
+        **(given or {}),
+    )
+
+
+def history(made, *names):
+    """The values that were logged at each step."""
+    made.train()
+    return [tuple(record[name] for name in names) for record in made.state.log_history if "grad_norm" in record]
+
+
+def stock(folder, **settings):
+    return trainer(folder, DistillationTrainer, **settings)
