@@ -36,7 +36,7 @@ def chain_sums(count: int) -> Dataset:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output-dir", default="build/trl_opd")
     options = parser.parse_args(arguments)
 

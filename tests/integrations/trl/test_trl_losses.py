@@ -1,5 +1,7 @@
 """With w_drop = w_base = 0 the losses are TRL's own; with others they are weighted by `reliability` of full logits."""
 
+import functools
+
 import pytest
 import torch
 from tiny_pair import PRUNED, UNPRUNED, VOCABULARY, history, model, stock, teacher_of, trainer
@@ -22,12 +24,20 @@ SETTINGS = {
 }
 
 
+NAMES = ("loss", "grad_norm", "entropy", "num_tokens")
+
+
+@functools.cache
+def expected_of(folder, settings):
+    """What TRL logs, once for all the losses that are compared with it."""
+    return history(stock(folder, **dict(settings)), *NAMES)
+
+
 def compare(tmp_path, loss, **settings):
     """Loss, gradient norm, entropy and the tokens seen, of two steps each."""
-    names = ("loss", "grad_norm", "entropy", "num_tokens")
-    expected = history(stock(tmp_path / "stock", **settings), *names)
+    expected = expected_of(tmp_path.parent / "stock", tuple(settings.items()))
     given = {"loss": loss, "prune": LOSSES[loss]}
-    got = history(trainer(tmp_path / "pruned", given=given, **settings), *names)
+    got = history(trainer(tmp_path, given=given, **settings), *NAMES)
     assert len(got) == len(expected) == 2
     for ours, theirs in zip(got, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
