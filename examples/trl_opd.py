@@ -1,4 +1,4 @@
-"""Prune-OPD with TRL's trainer, on the tiny models that come with the reference trainer: a minute, no network.
+"""Prune-OPD with TRL's trainer, on the tiny models that come with the reference trainer: some minutes, no network.
 
 The student rambles where the teacher does not, so responses drift early. Needs `pip install "pruneopd-kernels[trl]"`;
 put your own models and prompts in the place of these.

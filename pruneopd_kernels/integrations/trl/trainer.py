@@ -22,6 +22,7 @@ LENGTHS = ("max_new_tokens", "max_tokens", "max_length")
 class PruningTrainer(Base):
     """Comes before a trainer of TRL's in a class's bases, and leaves it to set `_scored` when it forms a loss."""
 
+    _name = "Prune-OPD"
     _tag_names: ClassVar[list[str]] = ["trl", "distillation", "prune-opd"]
     _paper: ClassVar[dict[str, str]] = {
         "title": "Prune-OPD: Efficient and Reliable On-Policy Distillation for Long-Horizon Reasoning",
