@@ -97,11 +97,10 @@ Xiaodan Liang and Jing Tang},
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's, which forms the loss; then what is logged, as TRL logs the entropy: a mean a micro-batch."""
-        self._scored = None
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._scored is None:
             raise RuntimeError(f"{type(self).__name__}: TRL formed its loss without calling what weighs it")
-        scored, mask = self._scored
+        (scored, mask), self._scored = self._scored, None
         mode = "train" if self.model.training else "eval"
         measures = means_of(self.accelerator.reduce(sums_of(scored, mask, self._longest), "sum"))
         callback = self._budget_callback()
