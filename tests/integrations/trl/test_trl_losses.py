@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_pair import PRUNED, UNPRUNED, VOCABULARY, history, model, stock, teacher_of, trainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
@@ -58,6 +59,16 @@ def test_without_pruning_the_divergence_is_that_of_trl_at_any_beta(tmp_path, bet
 @pytest.mark.parametrize("loss", ["reverse_kl", "divergence"])
 def test_under_autocast(tmp_path, loss):
     compare(tmp_path, loss, bf16=True)
+
+
+def test_with_lora(tmp_path):
+    """The head is frozen then, and PEFT's own forward is passed by."""
+    settings = {"lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    expected = history(stock(tmp_path, given={"peft_config": LoraConfig(**settings)}), *NAMES)
+    given = {"prune": LOSSES["reverse_kl"], "peft_config": LoraConfig(**settings)}
+    got = history(trainer(tmp_path, given=given), *NAMES)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
 
 
 # --- the loss itself ----------------------------------------------------------------------------------------------
