@@ -1,0 +1,110 @@
+"""`patch_verl` and verl's own `compute_forward_kl_topk`: the same loss, masses, overlap, advantage and gradients."""
+
+import pytest
+import torch
+from verl.trainer.distillation.fsdp import losses as fsdp_losses
+from verl.workers.config import DistillationConfig
+from verl_cases import micro_batch, nested, pruned, step, stock
+
+from pruneopd_kernels.integrations.verl import patch_verl
+
+VERLS = fsdp_losses.compute_forward_kl_topk
+LENGTHS = (7, 3, 11)
+BFLOAT16 = 0.02  # of verl's, whose log-probabilities below -4 are off by up to 2**-6
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    monkeypatch.setattr(fsdp_losses, "compute_forward_kl_topk", VERLS)
+    patch_verl()
+    assert fsdp_losses.compute_forward_kl_topk is not VERLS
+
+
+def make(seed, dtype, vocabulary=3000, k=16, noise=1.0):
+    """Logits of a packed micro-batch, without ties on the last place, and a teacher's top-k of each conversation."""
+    random = torch.Generator().manual_seed(seed)
+    student = torch.randn(1, sum(LENGTHS), vocabulary, generator=random) * 3
+    teacher = student + noise * torch.randn(student.shape, generator=random)
+    top = teacher.log_softmax(-1).topk(k)
+    ids, logprobs = (nested(x[0].split(LENGTHS)) for x in (top.indices, top.values))
+    return student.to(dtype), ids, logprobs, torch.randn(student.shape[:2], generator=random)
+
+
+def outputs(function, inputs, **settings):
+    """What the function returns, and the gradient of `sum(upstream * loss)`."""
+    student, ids, logprobs, upstream = inputs
+    logits = student.detach().clone().requires_grad_()
+    config = DistillationConfig(distillation_loss=stock(topk=ids.shape[-1], **settings))
+    found = function(logits, logprobs, ids, config, "thd")
+    (gradient,) = torch.autograd.grad(found["distillation_losses"], logits, upstream)
+    return {name: tensor.detach() for name, tensor in found.items()} | {"gradient": gradient}
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
+@pytest.mark.parametrize("clamp", [None, -10.0, -4.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_float32(seed, clamp, chunked):
+    inputs = make(seed, torch.float32, noise=1 + seed)
+    settings = {"log_prob_min_clamp": clamp, "use_chunked_topk": chunked, "chunked_topk_chunk_size": 5}
+    expected = outputs(VERLS, inputs, **settings)
+    found = outputs(fsdp_losses.compute_forward_kl_topk, inputs, **settings)
+    assert len(set(expected["overlap_count"].flatten().tolist())) > 3
+    assert found.keys() == expected.keys() and found["overlap_count"].dtype == torch.int64
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
+def test_bfloat16(chunked):
+    """verl rounds log-probabilities to bfloat16, the kernel does not: it is nearer to what float64 gives."""
+    inputs = make(0, torch.bfloat16)
+    settings = {"log_prob_min_clamp": -10.0, "use_chunked_topk": chunked}
+    gold = outputs(VERLS, (inputs[0].double(), *inputs[1:]), **settings)
+    expected = outputs(VERLS, inputs, **settings)
+    found = outputs(fsdp_losses.compute_forward_kl_topk, inputs, **settings)
+
+    ranked = (inputs[0] if chunked else inputs[0].log_softmax(-1)).sort(descending=True).values
+    tied = ranked[..., 15] == ranked[..., 16]
+    assert tied.float().mean() < 0.5
+    assert torch.equal(found["overlap_count"][~tied], expected["overlap_count"][~tied])
+    for name in ("distillation_losses", "student_mass", "teacher_mass", "overlap_token_advantage", "gradient"):
+        one, other, exact = (x[name].float() for x in (found, expected, gold))
+        where = slice(None) if name != "overlap_token_advantage" else ~tied
+        torch.testing.assert_close(
+            one[where], other[where], rtol=BFLOAT16, atol=BFLOAT16, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert (one - exact).abs().max() <= max((other - exact).abs().max(), 1e-6), name
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("config", [stock(), pruned(w_drop=0.2)], ids=["forward_kl_topk", "prune_opd"])
+def test_through_the_engine(config, monkeypatch):
+    """The whole step, with either loss."""
+    loss, metrics, gradients = step(config, micro_batch())
+    monkeypatch.setattr(fsdp_losses, "compute_forward_kl_topk", VERLS)
+    expected = step(config, micro_batch())
+    torch.testing.assert_close((loss, gradients), (expected[0], expected[2]), rtol=1e-5, atol=1e-6)
+    for name, value in metrics.items():
+        assert value == pytest.approx(expected[1][name], rel=1e-5), name
+
+
+@pytest.mark.usefixtures("patched")
+def test_no_log_softmax_is_written(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("a log-softmax of all logits")
+
+    monkeypatch.setattr(torch.nn.functional, "log_softmax", fail)
+    inputs = make(0, torch.float32)
+    outputs(fsdp_losses.compute_forward_kl_topk, inputs)
+    with pytest.raises(AssertionError, match="of all logits"):
+        outputs(VERLS, inputs)
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("setting", ["use_task_rewards", "use_policy_gradient"])
+def test_a_policy_loss_beside_it_is_refused(setting):
+    with pytest.raises(ValueError) as error:
+        outputs(fsdp_losses.compute_forward_kl_topk, make(0, torch.float32), **{setting: True})
+    assert str(error.value) == f"patch_verl: {setting} must be False, got True"

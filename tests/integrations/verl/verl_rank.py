@@ -1,0 +1,69 @@
+"""What a rank does in the tests with two processes: importable by its process, which imports no tests."""
+
+import contextlib
+import warnings
+
+import torch
+from torch import distributed as dist
+
+
+@contextlib.contextmanager
+def patched(losses):
+    from pruneopd_kernels.integrations.verl import patch_verl
+
+    before = {module: module.compute_forward_kl_topk for module in losses}
+    patch_verl()
+    assert all(module.compute_forward_kl_topk is not before[module] for module in losses)
+    try:
+        yield
+    finally:
+        for module, function in before.items():
+            module.compute_forward_kl_topk = function
+
+
+def losses():
+    """The modules of verl in which a function is replaced."""
+    warnings.simplefilter("ignore")  # verl's own, of engines that are not installed
+    from verl.trainer.distillation.fsdp import losses as fsdp_losses
+    from verl.trainer.distillation.megatron import losses as megatron_losses
+
+    return fsdp_losses, megatron_losses
+
+
+def step_of_a_sequence_part(group, settings, sp_size, replaced):
+    """The step of `verl_cases` under Ulysses sequence parallelism: loss, metrics and gradients of this rank."""
+    with patched(losses()) if replaced else contextlib.nullcontext(losses()):
+        import verl_cases
+        from verl.utils.ulysses import set_ulysses_sequence_parallel_group
+
+        set_ulysses_sequence_parallel_group(dist.group.WORLD)
+        return verl_cases.step(verl_cases.pruned(**settings), verl_cases.micro_batch(), sp_size)
+
+
+def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
+    """Megatron's `compute_forward_kl_topk` under tensor parallelism, verl's and the one in its place, of each token."""
+    _, megatron_losses = modules = losses()
+    import verl_cases
+    from megatron.core import parallel_state
+    from verl.models.mcore.util import preprocess_bshd_engine, preprocess_thd_engine
+    from verl.workers.config import DistillationConfig
+
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=dist.get_world_size())
+    *conversations, upstream = (verl_cases.nested(x) for x in inputs)
+    pack = preprocess_thd_engine if data_format == "thd" else preprocess_bshd_engine
+    whole, upstream = (pack(x, pre_process=True)[0] for x in (conversations[0], upstream))
+    token = pack(verl_cases.nested(torch.ones(len(x)) for x in inputs[0]), pre_process=True)[0].bool()
+    logits = whole.chunk(dist.get_world_size(), -1)[dist.get_rank()].contiguous().requires_grad_()
+    config = DistillationConfig(distillation_loss=verl_cases.stock(log_prob_min_clamp=clamp))
+
+    def outputs():
+        _, ids, logprobs = conversations
+        found = megatron_losses.compute_forward_kl_topk(logits.clone(), logprobs, ids, config, data_format)
+        (gradient,) = torch.autograd.grad(found["distillation_losses"], logits, upstream)
+        assert not gradient[~token].any()
+        return {name: tensor.detach()[token] for name, tensor in {**found, "gradient": gradient}.items()}
+
+    own = outputs()
+    with patched(modules):
+        return own, outputs()
