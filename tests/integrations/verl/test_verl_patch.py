@@ -40,6 +40,10 @@ def outputs(function, inputs, **settings):
     return {name: tensor.detach() for name, tensor in found.items()} | {"gradient": gradient}
 
 
+def of(name):
+    return lambda message: f"{name}: {message}"
+
+
 @pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
 @pytest.mark.parametrize("clamp", [None, -10.0, -4.0])
@@ -52,7 +56,7 @@ def test_float32(seed, clamp, chunked):
     assert len(set(expected["overlap_count"].flatten().tolist())) > 3
     assert found.keys() == expected.keys() and found["overlap_count"].dtype == torch.int64
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=of(name))
 
 
 @pytest.mark.usefixtures("patched")
@@ -72,9 +76,7 @@ def test_bfloat16(chunked):
     for name in ("distillation_losses", "student_mass", "teacher_mass", "overlap_token_advantage", "gradient"):
         one, other, exact = (x[name].float() for x in (found, expected, gold))
         where = slice(None) if name != "overlap_token_advantage" else ~tied
-        torch.testing.assert_close(
-            one[where], other[where], rtol=BFLOAT16, atol=BFLOAT16, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(one[where], other[where], rtol=BFLOAT16, atol=BFLOAT16, msg=of(name))
         assert (one - exact).abs().max() <= max((other - exact).abs().max(), 1e-6), name
 
 

@@ -9,6 +9,8 @@ from test_verl_patch import LENGTHS, make
 
 import ranks
 
+LENGTH = "distillation/effective_length"
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
@@ -27,7 +29,7 @@ def test_sequence_parallelism(two, patched):
     answers = two.run(verl_rank.step_of_a_sequence_part, SHARP, 2, patched)
     for loss, metrics, _ in answers:
         torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=1e-6)
-        assert metrics["distillation/effective_length"] == expected[1]["distillation/effective_length"]
+        assert metrics[LENGTH] == expected[1][LENGTH]
         assert metrics["distillation/weight"] == expected[1]["distillation/weight"]
     for gradient, *parts in zip(expected[2], *(answer[2] for answer in answers), strict=True):
         assert all(part.any() for part in parts)
@@ -48,3 +50,13 @@ def test_tensor_parallelism(two, clamp, data_format):
             if clamp is None or not name.endswith("mass"):
                 torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
     assert torch.equal(answers[0][1]["distillation_losses"], answers[1][1]["distillation_losses"])
+
+
+def test_the_trainer_gets_the_effective_length_of_each_response(two):
+    """From two data-parallel ranks, through micro-batches and mini-batches, the empty response left out."""
+    expected = []
+    for holes in (True, False):
+        expected += 2 * verl_cases.step(verl_cases.pruned(**SHARP), verl_cases.micro_batch(holes=holes))[1][LENGTH]
+    assert len(expected) == 14 and len(set(expected)) > 2
+    for metrics in two.run(verl_rank.metrics_of_an_update, SHARP):
+        assert sorted(metrics[LENGTH]) == sorted(expected)

@@ -1,19 +1,22 @@
 """What verl's engines and losses are given: small micro-batches in its layouts, its configurations, a tiny model."""
 
+import contextlib
 import types
 from functools import partial
 
 import torch
 from tensordict import TensorDict
+from torch import distributed as dist
 from verl.trainer.distillation.losses import distillation_ppo_loss
 from verl.utils import tensordict_utils
 from verl.workers.config import DistillationConfig, DistillationLossConfig, FSDPActorConfig
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.fsdp import transformer_impl
 
 from pruneopd_kernels.integrations.verl import PruneLossConfig
 
 K, VOCABULARY, HIDDEN = 8, 64, 16
 PROMPTS, RESPONSES = (3, 2, 4, 1), (9, 4, 12, 2)  # 37 tokens: not divisible by two
+transformer_impl.get_device_id = lambda: "cpu"  # verl's own devices are those of its platforms, which are all GPUs
 DISTILS_ONLY = {"use_task_rewards": False, "use_policy_gradient": False}
 
 
@@ -49,19 +52,35 @@ class Model(torch.nn.Module):
         return types.SimpleNamespace(logits=3 * self.embedding[input_ids].tanh() @ self.head.T)
 
 
-class Engine(FSDPEngineWithLMHead):
-    """verl's engine around that model, on the CPU and without FSDP: its layouts, its gather, its calls of the loss."""
+class Engine(transformer_impl.FSDPEngineWithLMHead):
+    """verl's engine around that model, without FSDP: its layouts, micro-batches, gather and calls of the loss."""
 
-    def __init__(self, sp_size=1):
+    def __init__(self, sp_size=1, dp_group=None):
         self.module = Model()
-        self.pad_to_length = False
+        self.pad_to_length = self._qat_enabled = False
         self.use_ulysses_sp, self.ulysses_sequence_parallel_size = sp_size > 1, sp_size
+        self._autocast_dtype = torch.float32
+        self.dp_group, self.engine_config = dp_group, None
+        self.optimizer = torch.optim.SGD(self.module.parameters())
+        self.optimizer_config = types.SimpleNamespace(clip_grad=1.0)
 
-    def forward_step(self, batch, loss_function, forward_only=False):
-        """As the original, which moves the batch to a GPU first."""
-        inputs, arguments = self.prepare_model_inputs(batch)
-        output = self.prepare_model_outputs(self.module(**inputs), arguments, batch, loss_function)
-        return loss_function(model_output=output, data=batch, dp_group=None)
+    def get_data_parallel_group(self):
+        return self.dp_group
+
+    def get_data_parallel_size(self):
+        return dist.get_world_size(self.dp_group)
+
+    def get_data_parallel_rank(self):
+        return dist.get_rank(self.dp_group)
+
+    def is_mp_src_rank_with_outputs(self):
+        return True
+
+    def train_mode(self, **_):
+        return contextlib.nullcontext()
+
+    def lr_scheduler_step(self):
+        return 1e-6
 
 
 def micro_batch(noise=1.0, *, holes=True, remove_padding=True, k=K):
@@ -84,6 +103,7 @@ def micro_batch(noise=1.0, *, holes=True, remove_padding=True, k=K):
             "prompts": nested(row[:p] for row, p in zip(tokens, PROMPTS, strict=True)),
             "responses": nested(row[p:] for row, p in zip(tokens, PROMPTS, strict=True)),
             "response_mask": nested(masks),
+            "loss_mask": nested(masks),
             "teacher_ids": nested(top.indices.int() for top in teacher),
             "teacher_logprobs": nested(top.values for top in teacher),
         },
@@ -101,12 +121,16 @@ def micro_batch(noise=1.0, *, holes=True, remove_padding=True, k=K):
     return tensordict_utils.assign_non_tensor(batch, **settings)
 
 
+def loss_function_of(loss_config, **actor_settings):
+    """What verl's workers hand to the engine."""
+    distillation = DistillationConfig(distillation_loss=loss_config)
+    return partial(distillation_ppo_loss, config=actor(**actor_settings), distillation_config=distillation)
+
+
 def step(loss_config, batch, sp_size=1, **actor_settings):
     """One forward and backward pass through verl's engine: the loss, its metrics, the model's gradients."""
     engine = Engine(sp_size)
-    distillation = DistillationConfig(distillation_loss=loss_config)
-    loss_function = partial(distillation_ppo_loss, config=actor(**actor_settings), distillation_config=distillation)
-    loss, metrics = engine.forward_step(batch, loss_function)
+    loss, output = engine.forward_step(batch, loss_function_of(loss_config, **actor_settings), forward_only=False)
     loss.backward()
-    metrics = {name: getattr(value, "values", value) for name, value in metrics.items()}
+    metrics = {name: getattr(value, "values", value) for name, value in output["metrics"].items()}
     return loss.detach(), metrics, [parameter.grad for parameter in engine.module.parameters()]

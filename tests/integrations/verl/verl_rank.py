@@ -1,6 +1,7 @@
 """What a rank does in the tests with two processes: importable by its process, which imports no tests."""
 
 import contextlib
+import types
 import warnings
 
 import torch
@@ -67,3 +68,26 @@ def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
     own = outputs()
     with patched(modules):
         return own, outputs()
+
+
+def metrics_of_an_update(group, settings):
+    """What verl's worker returns to the trainer after an update, of two mini-batches of two micro-batches each."""
+    losses()
+    import verl_cases
+    from verl.utils import tensordict_utils
+    from verl.utils.profiler import DistProfiler, DistProfilerExtension
+    from verl.workers.engine_workers import TrainingWorker
+
+    worker = object.__new__(TrainingWorker)
+    worker.engine = verl_cases.Engine(dp_group=dist.group.WORLD)
+    worker.loss_fn = verl_cases.loss_function_of(verl_cases.pruned(**settings))
+    worker.model_config, worker.flops_counter, worker.device_name = {"use_remove_padding": True}, None, "cpu"
+    worker.engine_config = types.SimpleNamespace(
+        forward_only=False, use_dynamic_bsz=False, max_token_len_per_gpu=None, micro_batch_size_per_gpu=2,
+        use_fused_kernels=False,
+    )  # fmt: skip
+    DistProfilerExtension.__init__(worker, DistProfiler(rank=dist.get_rank()))
+    batches = [verl_cases.micro_batch(holes=dist.get_rank() == 0) for _ in range(2)]
+    batch = tensordict_utils.concat_tensordict(batches)
+    tensordict_utils.assign_non_tensor(batch, mini_batch_size=8, epochs=1)  # 4 a rank
+    return worker.train_mini_batch(batch)["metrics"]
