@@ -1,4 +1,4 @@
-"""Results for people: the plain table that a run prints, and those in the README and on the page on benchmarks.
+"""Results for people: the plain table that a run prints, and those in the README and in the documentation.
 
 The latter are written from the saved JSON lines.
 """
@@ -13,12 +13,13 @@ from bench import results
 from bench.cases import READINGS, USUAL, YARDSTICKS
 
 ROOT = Path(__file__).parent.parent
-README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
+README, PAGE, VERL_PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/integrations/verl.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 READING = {"read": "plain reading", "read_student": "plain reading of the student"}
 PASSES = {"both": "forward and backward"}
 WAYS = {"eager": "log-softmax of all", "chunked": "chunks", "checkpointed": "chunks, computed twice"}
 LINEAR_BEGIN, LINEAR_END = "<!-- bench:linear:begin -->", "<!-- bench:linear:end -->"
+VERL_WAYS = {"verl full": "verl", "verl chunked": "verl, `use_chunked_topk`", "pruneopd": "`patch_verl`"}
 NO_GPU = (
     "**The GPU kernels have not yet run on a GPU.** In the tests their source runs on a CPU; what their machine code "
     "promises on an H200 is among the [predictions](docs/benchmarks.md#predictions)."
@@ -70,6 +71,7 @@ def write(path: Path | None) -> int:
         _between_markers(README, tables(path)),
         _between_markers(PAGE, predictions()),
         _between_markers(PAGE, linear(path), LINEAR_BEGIN, LINEAR_END),
+        _between_markers(VERL_PAGE, verl(path)),
     )
 
 
@@ -88,7 +90,7 @@ def tables(path: Path | None = None) -> str:
 
     The losses have one of their own, with the time of both passes, and what is usual in place of one of them another.
     """
-    saved = [rows for rows in _load(path, of_linear=False) if rows]
+    saved = [rows for rows in _load(path, "time", "memory") if rows]
     on_gpu = [table for rows in saved if "gpu" in rows[0] for table in _of_machine(rows, on_gpu_markdown)]
     on_cpu = [table for rows in saved if "gpu" not in rows[0] for table in _of_machine(rows, markdown)]
     return "\n\n".join([*(on_gpu or [NO_GPU]), *on_cpu])
@@ -106,10 +108,10 @@ def _of_machine(rows: Sequence[results.Row], markdown: Callable[[Sequence[result
         yield usual_markdown(losses)
 
 
-def _load(path: Path | None, of_linear: bool) -> list[list[results.Row]]:
-    """The rows of each machine: those of the losses from hidden states, or all others."""
+def _load(path: Path | None, *measures: str) -> list[list[results.Row]]:
+    """The rows of each machine that are of these measures."""
     files = [results.load(file) for file in ([path] if path else results.saved())]
-    return [[row for row in rows if (row["measure"] == "linear") == of_linear] for rows in files]
+    return [[row for row in rows if row["measure"] in measures] for rows in files]
 
 
 def markdown(rows: Sequence[results.Row]) -> str:
@@ -121,9 +123,7 @@ def markdown(rows: Sequence[results.Row]) -> str:
         f"median time of a call; in brackets the speed as a fraction of {_yardstick(first)} with the same instruction "
         "set."
     )
-    busiest = max(row["load_average"] for row in rows)
-    if busiest > results.BUSY:
-        caption += f" Other programs were running (load average {busiest}): take the numbers as a first impression."
+    caption += _busy(rows)
     heads = ["operator", "input", "eager PyTorch", "torch.compile", *isas]
     heads += ["against eager", "extra memory, eager", "extra memory"]
     lines = []
@@ -213,7 +213,7 @@ def _best(same: ByImplementation) -> results.Row | None:
 
 def linear(path: Path | None = None) -> str:
     """The page's tables of the losses from hidden states, one a machine."""
-    return "\n\n".join(linear_markdown(rows) for rows in _load(path, of_linear=True) if rows) or "Not measured yet."
+    return "\n\n".join(linear_markdown(rows) for rows in _load(path, "linear") if rows) or "Not measured yet."
 
 
 def linear_markdown(rows: Sequence[results.Row]) -> str:
@@ -242,6 +242,33 @@ def linear_markdown(rows: Sequence[results.Row]) -> str:
                 f"{row['time_over_not_skipping']:.2f} of what it takes without."
             )
     return table
+
+
+def verl(path: Path | None = None) -> str:
+    """The tables of verl's loss, one a machine."""
+    return "\n\n".join(verl_markdown(rows) for rows in _load(path, "verl") if rows) or "Not measured yet."
+
+
+def verl_markdown(rows: Sequence[results.Row]) -> str:
+    first = rows[0]
+    caption = (
+        f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, verl {first['verl']}, "
+        f"{str(first['date'])[:10]}: {first['positions']} positions, V = {first['vocabulary']}, k = {first['k']}. "
+        "Median time of both passes; memory beyond the logits and their gradient." + _busy(rows)
+    )
+    lines = [
+        [row["dtype"], VERL_WAYS[row["impl"]], _duration(row["median_ms"]), _times(row, "times_faster_than_verl"),
+         _extra(row)]
+        for row in rows
+    ]  # fmt: skip
+    return _markdown(caption, ["logits", "function", "time", "against verl", "memory"], lines)
+
+
+def _busy(rows: Sequence[results.Row]) -> str:
+    busiest = max(row["load_average"] for row in rows)
+    if busiest <= results.BUSY:
+        return ""
+    return f" Other programs were running (load average {busiest}): take the numbers as a first impression."
 
 
 def predictions() -> str:

@@ -325,6 +325,7 @@ def test_the_readme_s_table_is_written_between_its_markers(tmp_path: Path, monke
     page.write_text(f"{table.BEGIN}\n{table.END}\n{table.LINEAR_BEGIN}\n{table.LINEAR_END}\n")
     monkeypatch.setattr(table, "README", readme)
     monkeypatch.setattr(table, "PAGE", page)
+    monkeypatch.setattr(table, "VERL_PAGE", page)
     results.save(
         [
             _row(fraction_of_read=0.9, times_faster_than_eager=21.5),
@@ -373,7 +374,8 @@ def test_the_losses_have_tables_of_their_own(tmp_path: Path) -> None:
 
 def test_the_tables_are_those_of_the_saved_lines() -> None:
     """`python -m bench table` has been called since anything was saved."""
-    for file, expected in ((table.README, table.tables()), (table.PAGE, table.predictions())):
+    pages = {table.README: table.tables(), table.PAGE: table.predictions(), table.VERL_PAGE: table.verl()}
+    for file, expected in pages.items():
         (written,) = re.findall(f"{table.BEGIN}\n(.*?)\n{table.END}", file.read_text(), flags=re.DOTALL)
         assert written == expected, f"python -m bench table would change {file.name}"
     begin, end = table.LINEAR_BEGIN, table.LINEAR_END

@@ -56,7 +56,8 @@ class PruneTrainerSync(PPOTrainerSync):
     The settings of the budget are those of `ResponseBudget`, in `trainer.v1.prune_opd`; `maximum` is
     `rollout.response_length` unless it is given. The budget makes a step after each update of the actor, before a
     checkpoint is saved, and its state is saved and loaded with verl's checkpoints. It is logged as
-    `training/response_budget`: the one that the step's responses were sampled with.
+    `training/response_budget`: the one that the step's responses were sampled with. Where `ppo_epochs` is above 1, a
+    response counts once in each epoch.
 
     Raises:
         ValueError: A setting is not allowed, or the loss is another than `prune_opd`.

@@ -18,6 +18,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
 
+from pruneopd_kernels import ResponseBudget
 from pruneopd_kernels.integrations.verl import PruneLossConfig
 from pruneopd_kernels.integrations.verl.budget import BudgetAgentLoop, PruneTrainerSync
 
@@ -95,6 +96,12 @@ def test_the_configuration_is_read_as_verl_reads_it(tmp_path):
     assert (loss_config.w_drop, loss_config.w_base, loss_config.topk) == (0.02, 0.5, 16)
     budget = trainer.budget
     assert (budget.length, budget.minimum, budget.maximum, budget.step, budget.patience) == (2048, 1024, 4096, 512, 2)
+
+
+def test_without_settings_the_budget_is_the_papers(tmp_path):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", [*OVERRIDES[:-1], "data.max_response_length=12288"])
+    assert PruneTrainerSync(config).budget == ResponseBudget()
 
 
 def test_verl_finds_both_by_name(tmp_path):

@@ -81,6 +81,22 @@ def test_bfloat16(chunked):
 
 
 @pytest.mark.usefixtures("patched")
+def test_bfloat16_under_autocast():
+    """Which on a GPU makes the log-softmax one of float32 logits: nothing but the gradient is rounded then."""
+    inputs = make(0, torch.bfloat16)
+    expected = outputs(VERLS, (inputs[0].float(), *inputs[1:]))
+    found = outputs(fsdp_losses.compute_forward_kl_topk, inputs)
+    ranked = inputs[0].sort(descending=True).values
+    tied = ranked[..., 15] == ranked[..., 16]
+    for name in ("distillation_losses", "student_mass", "teacher_mass"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=of(name))
+    for name in ("overlap_count", "overlap_token_advantage"):
+        torch.testing.assert_close(found[name][~tied], expected[name][~tied], rtol=1e-5, atol=1e-5, msg=of(name))
+    gradient = expected["gradient"].bfloat16()
+    torch.testing.assert_close(found["gradient"], gradient, rtol=2**-7, atol=1e-7)
+
+
+@pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("config", [stock(), pruned(w_drop=0.2)], ids=["forward_kl_topk", "prune_opd"])
 def test_through_the_engine(config, monkeypatch):
     """The whole step, with either loss."""
