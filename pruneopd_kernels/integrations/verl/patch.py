@@ -18,7 +18,8 @@ def patch_verl() -> None:
     """Replace verl's `compute_forward_kl_topk` in this process, for FSDP, and for Megatron where that is installed.
 
     For the losses `forward_kl_topk` and `prune_opd`. What it returns is the same but for rounding: verl computes in the
-    logits' dtype, this in float32. Where candidates tie for the last place of the top-k, the overlap may differ.
+    logits' dtype, or in what autocast makes of it, this in float32. Where candidates tie for the last place of the
+    top-k, the overlap may differ.
     For Megatron the masses are those before `log_prob_min_clamp`, as for FSDP; Megatron's own are those after.
 
     What is put there raises ValueError where `use_task_rewards` or `use_policy_gradient` is set: verl then computes a
