@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -87,5 +88,9 @@ def test_host_server_says_what_is_wrong(port, content, words):
     assert post(port, IDS)[0] == 200  # and goes on
 
 
-def test_host_server_is_short():
-    assert len((ROOT / "examples" / "host_server.py").read_text().splitlines()) < 60
+def test_host_server_is_as_documented(port):
+    page = (ROOT / "docs" / "host.md").read_text()
+    posted, answer = re.search(r"curl localhost:8100 -d '(.*)'\n(.*)\n", page).groups()
+    assert post(port, json.loads(posted)) == (200, json.loads(answer))
+    length = len((ROOT / "examples" / "host_server.py").read_text().splitlines())
+    assert f"a server of {length} lines" in page and length < 60
