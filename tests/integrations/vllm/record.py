@@ -1,0 +1,61 @@
+"""Writes tests/data/vllm_prompt_logprobs.json: what a real server says of three short sequences, and the model itself.
+
+    $ PYTHONPATH=.:python build/integrations/vllm/bin/python tests/integrations/vllm/record.py float32 --url ...
+
+The name of a dtype says what the server computes in; other cases of the file are kept.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import pruneopd_kernels as po
+from pruneopd_demo.models import load_teacher
+from pruneopd_kernels.integrations import vllm
+from pruneopd_kernels.integrations.server import Request, Server
+from pruneopd_trainer.folders import smollm2_folder
+
+FILE = Path(__file__).parents[2] / "data" / "vllm_prompt_logprobs.json"
+K = 4
+TEXTS = (  # a prompt and a response, the last of which is none that the model would have written
+    ("The capital of France is", " Paris, and it is"),
+    ("1, 2, 3, 4,", " 5, 6, 7"),
+    ("She opened the door and", " purple naïvely €42"),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--url", required=True)
+    options = parser.parse_args()
+    model, tokenizer = load_teacher(smollm2_folder())
+    recorded = json.loads(FILE.read_text()) if FILE.exists() else {"k": K, "vocab_size": len(tokenizer), "cases": []}
+    recorded["cases"] = [case for case in recorded["cases"] if case["dtype"] != options.dtype]
+    for texts in TEXTS:
+        prompt, response = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        payload = vllm._payload("teacher", prompt, response, K)
+        [answer] = Server(options.url).ask(
+            "record", "/v1/completions", [Request("a text", payload, lambda answer: answer)]
+        )
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[:, len(prompt) - 1 : -1]
+        stats = po.token_stats(logits, logits, token_ids=torch.tensor([response]), k=K)
+        recorded["cases"].append({
+            "dtype": options.dtype, "prompt": prompt, "response": response, "payload": payload,
+            "prompt_logprobs": answer["choices"][0]["prompt_logprobs"],
+            "model": {
+                "topk_ids": stats.teacher_topk_ids[0].tolist(),
+                "topk_logprobs": stats.teacher_topk_logprobs[0].tolist(),
+                "token_logprobs": stats.teacher_token_logprob[0].tolist(),
+            },
+        })  # fmt: skip
+    FILE.parent.mkdir(exist_ok=True)
+    cases = ",\n".join(json.dumps(case) for case in recorded["cases"])
+    FILE.write_text(f'{{"k": {K}, "vocab_size": {recorded["vocab_size"]}, "cases": [\n{cases}\n]}}\n')
+
+
+if __name__ == "__main__":
+    main()
