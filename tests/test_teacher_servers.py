@@ -1,9 +1,11 @@
 """What a teacher's server answers as tensors, and what becomes of a batch when it does not answer as it should."""
 
+import doctest
 import json
 import math
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +181,12 @@ def test_bad_settings(settings, words):
     with pytest.raises(ValueError) as raised:
         Server(**{"url": "http://localhost:8000", **settings})
     assert str(raised.value) == f"Server: {words}"
+
+
+@pytest.mark.parametrize("module", [vllm, sglang], ids=["vllm", "sglang"])
+def test_docstrings(module):
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.failed == 0 and found.attempted > 0
 
 
 # --- a server that does not answer as it should -----------------------------------------------------------------------
@@ -466,3 +474,38 @@ def test_sglang_says_0_for_the_last_id():
     }
     out = sglang.from_meta_info([meta_info], [[1]], [[39]], vocab_size=40, k=1)
     assert out.teacher_token_logprobs.tolist() == [[-1.0]]
+
+
+# --- recorded answers of vLLM -----------------------------------------------------------------------------------------
+
+RECORDING = json.loads((Path(__file__).parent / "data" / "vllm_prompt_logprobs.json").read_text())
+
+
+def of_dtype(dtype):
+    return [case for case in RECORDING["cases"] if case["dtype"] == dtype]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3)])
+def test_recorded_answers_of_vllm(dtype, tolerance):
+    """What the server said of a text is what the model itself says of it."""
+    cases, k = of_dtype(dtype), RECORDING["k"]
+    out = vllm.from_prompt_logprobs(
+        [case["prompt_logprobs"] for case in cases],
+        [case["prompt"] for case in cases],
+        [case["response"] for case in cases],
+        vocab_size=RECORDING["vocab_size"],
+        k=k,
+    )
+    for row, case in enumerate(cases):
+        own, length = case["model"], len(case["response"])
+        assert out.teacher_topk_ids[row, :length].tolist() == own["topk_ids"]
+        for said, known in ((out[1], own["topk_logprobs"]), (out[2], own["token_logprobs"])):
+            torch.testing.assert_close(said[row, :length], torch.tensor(known), rtol=0, atol=tolerance)
+        positions = case["prompt_logprobs"]
+        assert positions[0] is None
+        for token, position in zip(case["prompt"] + case["response"], positions, strict=True):
+            if position is not None:
+                assert next(iter(position)) == str(token)  # first, whatever its rank
+                assert len(position) == k + (position[str(token)]["rank"] > k)
+    sizes = {len(position) for case in cases for position in case["prompt_logprobs"] if position}
+    assert sizes == {k, k + 1}

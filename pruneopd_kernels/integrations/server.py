@@ -62,7 +62,7 @@ class Server:
     """Where a teacher's server is, and how patiently it is asked.
 
     Args:
-        url: Such as `http://127.0.0.1:8000`, without the path of an API.
+        url: Such as `http://127.0.0.1:8000`, without the path of an API. It is reached directly, through no proxy.
         api_key: Sent as a bearer token. None: none is sent.
         timeout_s: The most that a whole batch may take, retries and waits included.
         attempt_timeout_s: How long one attempt waits for its answer, before it counts as lost.
