@@ -144,7 +144,9 @@ class _Batch:
                 if status in BUSY:
                     lost = _status(status, body)
                     continue
-                decoded = json.loads(body) if 200 <= status < 300 else None
+                if not 200 <= status < 300:
+                    self._fail(request, "be a success", _status(status, body))
+                decoded = json.loads(body)
             except TimeoutError:
                 lost = "nothing in time"
                 continue
@@ -154,8 +156,6 @@ class _Batch:
             except ValueError:
                 lost = f"no JSON but {body[:SHOWN]!r}"
                 continue
-            if decoded is None:
-                self._fail(request, "be a success", _status(status, body))
             return read_answer(self.op, f"{request.name} from {self.server.url}", request.read, decoded)
         server = self.server
         rule = f"come within {server.timeout_s:g} s in at most {server.attempts} attempts"

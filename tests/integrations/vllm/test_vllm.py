@@ -161,7 +161,7 @@ def test_ten_steps(served, capsys, tmp_path):
 def test_the_recording_is_of_this_server(served):
     """What tests/data/vllm_prompt_logprobs.json holds is still what vLLM answers."""
     recorded = json.loads((ROOT / "tests" / "data" / "vllm_prompt_logprobs.json").read_text())
-    for case in recorded["cases"]:
+    for case in (case for case in recorded["cases"] if case["dtype"] == "float32"):
         positions = raw(served, case["payload"])
         assert [position and list(position) for position in positions] == [
             position and list(position) for position in case["prompt_logprobs"]
