@@ -9,9 +9,9 @@ sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -
 cpp_tests := build/tests
 cuda_tests := build/tests-cuda
 
-# One folder, one environment each: what the other packages pin clashes.
+# One folder, one environment each: what the other packages pin clashes. The large ones are built on request only.
 integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
-large := vllm# not among those that `make test-integrations` builds
+large := vllm
 
 .PHONY: help build demo train compare example example-vllm test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 .PHONY: test-integrations $(integrations:%=test-%)
