@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 
+# What `torch.ops` calls them. A copy of the package under another name, as the kernel hub's, gets a namespace of its
+# own: both may live in one process.
+NAMESPACE = __name__.partition(".")[0].removesuffix("_kernels")
+
 # operator: (what it takes, what it returns)
 SIGNATURES = {
     "reliability": (

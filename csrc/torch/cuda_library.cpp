@@ -53,7 +53,7 @@ class CudaTensors : public TorchTensors {
   int index_;
 };
 
-STABLE_TORCH_LIBRARY_IMPL(pruneopd_cuda, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CUDA, m) {
   implement<CudaTensors>(m);
   implement_losses<CudaTensors>(m);
 }

@@ -54,7 +54,7 @@ struct CpuTensors : TorchTensors {
   }
 };
 
-STABLE_TORCH_LIBRARY_IMPL(pruneopd_cpp, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CPU, m) {
   implement<CpuTensors>(m);
   implement_losses<CpuTensors>(m);
   m.impl("row_max", TORCH_BOX((&Boxed<CpuTensors, &row_max<CpuTensors>>::call)));

@@ -1,6 +1,6 @@
 // What the libraries for CPU tensors and for CUDA tensors share. Of torch they use the stable ABI alone, so that one
-// build loads in every torch from 2.11 on. The schemas of their namespaces are defined in Python
-// (pruneopd_kernels/schemas.py).
+// build loads in every torch from 2.11 on. Their namespaces (PRUNEOPD_LIBRARY) and the schemas in them are defined in
+// Python (pruneopd_kernels/schemas.py).
 #pragma once
 
 #include <torch/csrc/stable/library.h>

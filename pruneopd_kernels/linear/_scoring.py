@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops._registration import OPS
 from ..ops.reliability import reliability
 from ..ops.reliability_from_topk import reliability_from_topk
 from ..ops.token_stats import token_stats
@@ -42,12 +43,12 @@ def terms_of(loss: str, student: Tensor, teacher: Tensor, scored: Reliability, a
         terms, _ = _forward_kl(student, stats.teacher_topk_ids, stats.teacher_topk_logprobs, arguments)
         return Scored(scored, stats.student_entropy, weighted(terms, scored.weight))
     if loss == "topk_policy":
-        value, coefficients, state = torch.ops.pruneopd._topk_policy_loss(
+        value, coefficients, state = OPS._topk_policy_loss(
             student, scored.topk_ids, scored.rewards, **_only(_STUDENT, arguments)
         )
         terms = Terms(value, torch.ones_like(value), state, scored.topk_ids, coefficients)
     else:
-        value, state = torch.ops.pruneopd._reverse_kl(student, teacher, weight=scored.weight, **_only(_BOTH, arguments))
+        value, state = OPS._reverse_kl(student, teacher, weight=scored.weight, **_only(_BOTH, arguments))
         terms = Terms(value, scored.weight, state)
     return Scored(scored, _entropy(student, arguments), terms)
 
@@ -90,10 +91,10 @@ def logits_gradient(
     """The gradient by the student's logits of `sum(scale * loss)`; teacher's logits for a loss over the vocabulary."""
     scale = torch.where(terms.weight == 0, 0.0, scale.to(terms.state.dtype) * terms.weight)
     if terms.ids is None:
-        return torch.ops.pruneopd._reverse_kl_backward(  # type: ignore[no-any-return]
+        return OPS._reverse_kl_backward(  # type: ignore[no-any-return]
             student, teacher, terms.state, scale, **_only(_BOTH, arguments)
         )
-    return torch.ops.pruneopd._logprobs_backward(  # type: ignore[no-any-return]
+    return OPS._logprobs_backward(  # type: ignore[no-any-return]
         student, terms.ids, terms.coefficients, terms.state, scale, **_only(_STUDENT, arguments)
     )
 
@@ -105,9 +106,7 @@ def weighted(terms: Terms, weight: Tensor) -> Terms:
 
 
 def _forward_kl(student: Tensor, ids: Tensor, logprobs: Tensor, arguments: Arguments) -> tuple[Terms, Any]:
-    *outputs, coefficients, state = torch.ops.pruneopd._topk_forward_kl(
-        student, ids, logprobs, **_only(_STUDENT, arguments)
-    )
+    *outputs, coefficients, state = OPS._topk_forward_kl(student, ids, logprobs, **_only(_STUDENT, arguments))
     fields = TopkForwardKl(*outputs)
     return Terms(fields.loss, torch.ones_like(fields.loss), state, ids, coefficients), fields
 

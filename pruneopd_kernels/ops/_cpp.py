@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from .. import checks
-from ..schemas import ROW_MAX, private_schemas
+from ..schemas import NAMESPACE, ROW_MAX, private_schemas
 
 PATH = Path(__file__).parents[1] / "_cpp.so"  # not in this folder, where it would hide this file from import
 
-_DEFINITIONS = torch.library.Library("pruneopd_cpp", "DEF")
+_DEFINITIONS = torch.library.Library(f"{NAMESPACE}_cpp", "DEF")
 for _schema in [*private_schemas(), ROW_MAX]:
     _DEFINITIONS.define(_schema)
 

@@ -1,21 +1,34 @@
-"""The compiled operators for NVIDIA GPUs: `_cuda.so` in the package, which registers `torch.ops.pruneopd_cuda.*`.
+"""The compiled operators for NVIDIA GPUs: `_cuda.so`, which registers `torch.ops.pruneopd_cuda.*`.
 
-Nothing here initialises CUDA, which would cost memory and forbid a later fork.
+It lies in the package where the build made it, or in `pruneopd_kernels_cuda13`, a distribution of its own. Nothing here
+initialises CUDA, which would cost memory and forbid a later fork.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
+import importlib.util
 from pathlib import Path
 
 import torch
 
-from ..schemas import private_schemas
+from .. import __version__
+from ..schemas import NAMESPACE, private_schemas
 
-PATH = Path(__file__).parents[1] / "_cuda.so"
+_APART = f"{__package__.partition('.')[0]}_cuda13"
 
-_DEFINITIONS = torch.library.Library("pruneopd_cuda", "DEF")
+
+def _path() -> Path:
+    within = Path(__file__).parents[1] / "_cuda.so"
+    apart = None if within.exists() else importlib.util.find_spec(_APART)
+    return Path(apart.origin).with_name("_cuda.so") if apart and apart.origin else within
+
+
+PATH = _path()
+
+_DEFINITIONS = torch.library.Library(f"{NAMESPACE}_cuda", "DEF")
 for _schema in private_schemas():
     _DEFINITIONS.define(_schema)
 
@@ -23,7 +36,15 @@ for _schema in private_schemas():
 def _load() -> str | None:
     """Load the library; if that fails or nothing here could run it, say why and what would help."""
     if not PATH.exists():
-        return f"{PATH} is missing; installing the package where nvcc (of a CUDA toolkit) is found builds it"
+        return (
+            f"{PATH} is missing; pip install 'pruneopd-kernels[cuda13]' brings it, and installing the package from its "
+            "sources where nvcc (of a CUDA toolkit) is found builds it"
+        )
+    if PATH.parent.name == _APART and (version := importlib.import_module(_APART).__version__) != __version__:
+        return (
+            f"pruneopd-kernels is {__version__} and pruneopd-kernels-cuda13 {version}; "
+            f"pip install 'pruneopd-kernels[cuda13]=={__version__}' makes them the same"
+        )
     try:
         torch.ops.load_library(PATH)
     except (OSError, RuntimeError) as error:

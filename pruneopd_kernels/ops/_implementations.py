@@ -9,6 +9,7 @@ import torch
 
 from .. import checks, reference
 from ..reference import _saving
+from ..schemas import NAMESPACE
 from . import _cpp, _cuda, _triton
 
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
@@ -62,5 +63,5 @@ def run(op: str, impl: str, arguments: dict[str, Any]) -> tuple[torch.Tensor, ..
         return tuple(getattr(_saving if hasattr(_saving, op) else reference, op)(**arguments))
     if impl == "triton":
         return _triton.run(op, arguments)
-    outputs = getattr(getattr(torch.ops, f"pruneopd_{impl}"), op)(**arguments)
+    outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op)(**arguments)
     return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)

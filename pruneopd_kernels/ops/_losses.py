@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._registration import Outputs, register_backward
+from ._registration import OPS, Outputs, register_backward
 
 
 def saved_type(impl: str) -> torch.dtype:
@@ -21,7 +21,7 @@ def through_logprobs(
 ) -> Tensor:  # fmt: skip
     """The gradient of a loss by the logits, from its derivatives by the log-probabilities of candidates."""
     coefficients, state = saved
-    return torch.ops.pruneopd._logprobs_backward(  # type: ignore[no-any-return]
+    return OPS._logprobs_backward(  # type: ignore[no-any-return]
         student_logits, topk_ids, coefficients, state, gradient,
         student_temperature=student_temperature, vocab_size=vocab_size, impl=impl,
     )  # fmt: skip

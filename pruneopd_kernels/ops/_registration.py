@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..schemas import SIGNATURES, backward_schema, public_schema, saving_schema
+from ..schemas import NAMESPACE, SIGNATURES, backward_schema, public_schema, saving_schema
 from . import _implementations as implementations
 
-_LIBRARY = torch.library.Library("pruneopd", "DEF")
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+OPS: Any = getattr(torch.ops, NAMESPACE)
 
 Outputs = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -31,7 +33,7 @@ def register(op: str, fake: Callable[..., Outputs]) -> None:
         raise RuntimeError(f"{op}: no output is differentiable")
 
     _define(op, public_schema(op), op, fake)
-    torch.library.register_autograd(f"pruneopd::{op}", backward, setup_context=mark_non_differentiable, lib=_LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{op}", backward, setup_context=mark_non_differentiable, lib=_LIBRARY)
 
 
 def register_loss(
@@ -50,7 +52,7 @@ def register_loss(
     inner = f"_{op}"
     visible = len(SIGNATURES[op][1].split(","))
     _define(inner, saving_schema(op), op, fake)
-    arguments = getattr(torch.ops.pruneopd, inner).default._schema.arguments
+    arguments = getattr(OPS, inner).default._schema.arguments
     positional = [argument.name for argument in arguments if not argument.kwarg_only]
 
     def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Outputs) -> None:
@@ -75,10 +77,10 @@ def register_loss(
         tensors = dict(zip(ctx.names, kept, strict=False))
         return backward(gradients[0], kept[len(ctx.names) :], **tensors, **ctx.unsaved, **ctx.scalars), *none[1:]
 
-    torch.library.register_autograd(f"pruneopd::{inner}", run_backward, setup_context=setup_context, lib=_LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{inner}", run_backward, setup_context=setup_context, lib=_LIBRARY)
 
     def public(*args: Any, **kwargs: Any) -> Any:
-        outputs = getattr(torch.ops.pruneopd, inner)(*args, **kwargs)
+        outputs = getattr(OPS, inner)(*args, **kwargs)
         return outputs[0] if visible == 1 else outputs[:visible]
 
     _LIBRARY.define(public_schema(op), tags=(torch.Tag.pt2_compliant_tag,))
@@ -99,17 +101,17 @@ def register_backward(op: str) -> None:
         raise RuntimeError(f"{op}: the gradient of a loss cannot be differentiated a second time")
 
     _define(f"_{op}", backward_schema(op), op, fake)
-    torch.library.register_autograd(f"pruneopd::_{op}", backward, setup_context=save_nothing, lib=_LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::_{op}", backward, setup_context=save_nothing, lib=_LIBRARY)
 
 
 def _define(name: str, schema: str, op: str, fake: Callable[..., Outputs]) -> None:
     """Define an operator with its kernel for every device, its fake and its refusal of vmap."""
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    parameters = getattr(torch.ops.pruneopd, name).default._schema.arguments
+    parameters = getattr(OPS, name).default._schema.arguments
     defaults = {parameter.name: parameter.default_value for parameter in parameters}
     check = getattr(checks, op, None)  # a backward pass gets what a forward pass has checked
     takes_logits = "student_logits" in defaults  # which may be float64 in the reference
-    single = len(getattr(torch.ops.pruneopd, name).default._schema.returns) == 1
+    single = len(getattr(OPS, name).default._schema.returns) == 1
 
     def prepare(args: tuple[Any, ...], kwargs: dict[str, Any], real: bool) -> tuple[str, dict[str, Any]]:
         # The dispatcher leaves out arguments that equal their default.
@@ -132,7 +134,7 @@ def _define(name: str, schema: str, op: str, fake: Callable[..., Outputs]) -> No
         return outputs[0] if single else outputs
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"pruneopd::{name}", fake_kernel, lib=_LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_kernel, lib=_LIBRARY)
     _refuse_vmap(name, op)
 
 
@@ -140,11 +142,11 @@ def _refuse_vmap(name: str, op: str) -> None:
     def vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(f"{op}: torch.func.vmap is not supported, the operator takes its leading axes as they are")
 
-    torch.library.register_vmap(f"pruneopd::{name}", vmap, lib=_LIBRARY)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap, lib=_LIBRARY)
 
 
 def call(op: str, **arguments: Any) -> Any:
     """Call `torch.ops.pruneopd.<op>`, where a wrong Python type gets our words instead of the dispatcher's."""
     if not torch.compiler.is_compiling():
         checks.kinds(op, arguments, Tensor, "a tensor")
-    return getattr(torch.ops.pruneopd, op)(**arguments)
+    return getattr(OPS, op)(**arguments)

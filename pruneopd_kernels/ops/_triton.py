@@ -23,5 +23,5 @@ WHY_NOT = _why_not()
 
 def run(op: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
     """Compute, with arguments that have been checked; `op` is an operator of `pruneopd_kernels.schemas`."""
-    kernels = importlib.import_module("pruneopd_kernels.triton")
+    kernels = importlib.import_module("..triton", __package__)
     return tuple(getattr(kernels, op)(**arguments))

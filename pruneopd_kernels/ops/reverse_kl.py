@@ -10,7 +10,7 @@ from torch import Tensor
 from ..reference._rows import float_type
 from ._implementations import Impl
 from ._losses import saved_type
-from ._registration import Outputs, call, register_backward, register_loss
+from ._registration import OPS, Outputs, call, register_backward, register_loss
 
 
 def reverse_kl(
@@ -99,7 +99,7 @@ def _backward(
         scale = torch.where((weight == 0) | (gradient == 0), 0.0, gradient * weight.to(gradient.dtype))
     if mask is not None:
         scale = torch.where(mask != 0, scale, 0.0)
-    return torch.ops.pruneopd._reverse_kl_backward(student_logits, teacher_logits, state, scale, **scalars)  # type: ignore[no-any-return]
+    return OPS._reverse_kl_backward(student_logits, teacher_logits, state, scale, **scalars)  # type: ignore[no-any-return]
 
 
 register_loss("reverse_kl", _fake, ("student_logits", "teacher_logits", "mask", "weight"), _backward)

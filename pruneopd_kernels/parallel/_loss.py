@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ops import _implementations as implementations
 from ..ops._implementations import Impl
 from ..ops._losses import saved_type
+from ..ops._registration import OPS
 from ..reference._rows import float_type
 from ..reference._saving import where_finite
 from ._agreement import Slices
@@ -77,7 +78,7 @@ def through_logprobs(
         state = torch.stack(row_state(softmax, used), -1)
 
     def gradient_of(gradient: Tensor, student_logits: Tensor, *saved: Tensor) -> Tensor:
-        return torch.ops.pruneopd._logprobs_backward(  # type: ignore[no-any-return]
+        return OPS._logprobs_backward(  # type: ignore[no-any-return]
             student_logits, *saved, gradient,
             student_temperature=softmax.temperature, vocab_size=slices.width, impl=impl,
         )  # fmt: skip

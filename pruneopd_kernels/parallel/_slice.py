@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops._implementations import Impl
+from ..ops._registration import OPS
 from ..ops.token_stats import token_stats
 from ..reference._losses import student_rows
 from ..reference.reverse_kl import divergence
@@ -105,7 +106,7 @@ def student_of(
         return _empty_side(slices, student_logits, used, k)
     shape = (*used.shape, min(k, slices.width))
     padding = torch.full((), -1, device=used.device).expand(shape)
-    *_, topk_ids, _, state = torch.ops.pruneopd._topk_forward_kl(
+    *_, topk_ids, _, state = OPS._topk_forward_kl(
         student_logits, padding, torch.zeros((), device=used.device).expand(shape), used,
         student_temperature=student_temperature, vocab_size=slices.width, impl=impl,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops._implementations import Impl
+from ..ops._registration import OPS
 from ..reference._rows import float_type
 from ..reference.reverse_kl import used_positions, weighted
 from ._agreement import agree
@@ -98,7 +99,7 @@ def reverse_kl(
     def gradient_of(
         gradient: Tensor, student_logits: Tensor, teacher_logits: Tensor, state: Tensor, scale: Tensor
     ) -> Tensor:
-        return torch.ops.pruneopd._reverse_kl_backward(  # type: ignore[no-any-return]
+        return OPS._reverse_kl_backward(  # type: ignore[no-any-return]
             student_logits, teacher_logits, state, torch.where(scale == 0, 0.0, gradient * scale),
             student_temperature=student_temperature, teacher_temperature=teacher_temperature,
             vocab_size=slices.width, impl=impl,
