@@ -14,7 +14,7 @@ integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard te
 large := vllm
 
 .PHONY: help build demo train compare example example-vllm test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
-.PHONY: test-integrations $(integrations:%=test-%)
+.PHONY: wheels test-wheels hub test-integrations $(integrations:%=test-%)
 
 help:
 	@echo "make demo      compare two real language models, token by token, and train a tiny one for a minute"
@@ -31,6 +31,8 @@ help:
 	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
 	@echo "make test-integrations  the tests beside the real TRL, verl, ...; each in an environment of its own, downloaded"
 	@echo "make test-vllm  the same beside a real vLLM server; not among the above for its size"
+	@echo "make wheels    build what is published, into dist/; make test-wheels installs it into clean environments"
+	@echo "make hub       the operators in the layout of Hugging Face's kernel hub, in build/hub"
 	@echo "make clean     remove what was built; .venv stays"
 
 demo: build $(stamps)/demo $(stamps)/model
@@ -83,6 +85,18 @@ gpu:
 docs: build $(stamps)/docs
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 
+wheels: build $(stamps)/wheels
+	$(bin)/python -m scripts.wheels $(ARGS)
+
+# With the oldest torch that is supported, and the newest. Downloads both, for each Python.
+test-wheels: $(stamps)/wheels
+	$(bin)/python -m scripts.check_wheels --torch torch==$(ABI_TORCH) torch $(ARGS)
+
+hub: build $(stamps)/wheels
+	$(bin)/python -m scripts.hub
+
+test-hub: hub
+
 test-abi: build build/torch-$(ABI_TORCH)/installed
 	$(bin)/python -m scripts.abi
 	build/torch-$(ABI_TORCH)/bin/python -m scripts.abi
@@ -128,7 +142,7 @@ $(stamps)/build: constraints.txt
 
 # Installed in place, by two plain paths: the finder that setuptools puts there would lend the compiled files of this
 # folder to any other copy of the package.
-$(stamps)/dev $(stamps)/demo $(stamps)/docs: $(stamps)/%: pyproject.toml $(stamps)/build
+$(stamps)/dev $(stamps)/demo $(stamps)/docs $(stamps)/wheels: $(stamps)/%: pyproject.toml $(stamps)/build
 	$(pip) --no-build-isolation --editable '.[$*]'
 	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/python' > "$$(ls .venv/lib/python3*/site-packages/__editable__.pruneopd_kernels-*.pth)"
 	@touch $@

@@ -18,6 +18,9 @@ from setuptools.errors import CompileError, PlatformError
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 TORCH_REQUIREMENT = "torch>=2.11"
+# OFF: the reference and Triton alone. Never chosen for the user, to whom a missing compiler is news.
+COMPILE = os.environ.get("PRUNEOPD_COMPILE", "ON")
+OR_WITHOUT = "or set PRUNEOPD_COMPILE=OFF to go without the compiled operators"
 NOT_ISOLATED = "building pruneopd-kernels without build isolation needs {}: pip install cmake ninja pybind11"
 
 
@@ -44,7 +47,7 @@ def find_torch() -> Path | None:
 
 def find_compiler() -> list[str]:
     """The command of a compiler that can do C++20, or one sentence that says what to install."""
-    install = "install g++ 11 or newer (on Debian and Ubuntu: apt install g++), or name a compiler in CXX"
+    install = f"install g++ 11 or newer (on Debian and Ubuntu: apt install g++), name a compiler in CXX, {OR_WITHOUT}"
     named = shlex.split(os.environ.get("CXX", ""))
     command = named or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
     if not command or not shutil.which(command[0]):
@@ -95,7 +98,7 @@ class CMakeBuild(build_ext):
         if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
             raise PlatformError(
                 "building pruneopd-kernels needs Python's headers, and Python.h is missing: install them "
-                "(on Debian and Ubuntu: apt install python3-dev)"
+                f"(on Debian and Ubuntu: apt install python3-dev), {OR_WITHOUT}"
             )
         build = Path(self.build_temp).resolve()
         if not (build / "build.ninja").exists():
@@ -138,13 +141,16 @@ class CMakeBuild(build_ext):
             self.copy_file(str(build / target.name), str(target))  # what has not changed stays as it is
 
 
+if COMPILE not in ("ON", "OFF"):
+    raise PlatformError(f"building pruneopd-kernels: PRUNEOPD_COMPILE must be ON or OFF, got {COMPILE!r}")
+compiled = [
+    Extension("pruneopd_kernels._cpp", []),
+    Extension("pruneopd_kernels._host", []),
+    Extension("pruneopd_kernels._cuda", [], optional=True),  # where there is a CUDA toolkit
+]
 setup(
-    ext_modules=[
-        Extension("pruneopd_kernels._cpp", []),
-        Extension("pruneopd_kernels._host", []),
-        Extension("pruneopd_kernels._cuda", [], optional=True),  # where there is a CUDA toolkit
-    ],
+    ext_modules=compiled if COMPILE == "ON" else [],
     cmdclass={"build_ext": CMakeBuild},
     # A build requirement that depends on the environment: pip reads it from here before it builds in isolation.
-    setup_requires=[] if find_torch() else [TORCH_REQUIREMENT],
+    setup_requires=[TORCH_REQUIREMENT] if COMPILE == "ON" and not find_torch() else [],
 )
