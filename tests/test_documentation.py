@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import inspect
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
@@ -82,10 +84,24 @@ def test_docstrings_have_their_sections(name):
     assert [section for section in sections if section not in doc] == []
 
 
+def test_the_reference_has_every_public_name():
+    """By a directive of mkdocstrings, which fails to build where there is nothing of that name."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+    described = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    shown = [pkgutil.resolve_name(target) for target in described]
+    namespaces = [pruneopd_kernels, pruneopd_kernels.parallel]
+    public = {f"{module.__name__}.{name}": getattr(module, name) for module in namespaces for name in module.__all__}
+    inside = [value for module in shown if inspect.ismodule(module) for value in vars(module).values()]
+    missing = [name for name, value in public.items() if not any(value is one for one in [*shown, *inside])]
+    assert missing == ["pruneopd_kernels.parallel"]  # whose functions are
+    api = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in pruneopd_kernels.__all__ if f"`{name}`" not in api] == []
+
+
 @pytest.mark.parametrize(
     # Those on other packages run beside these, in tests/integrations
     "page",
-    [page for page in PAGES if page.parent.name != "integrations"],
+    [page for page in PAGES if page.stem not in ("hub", "trl", "verl")],
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_python_examples(page, monkeypatch, tmp_path):
