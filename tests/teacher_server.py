@@ -7,7 +7,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
+from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Server
+
+PROMPTS = [[1, 2], [7], [3, 4, 5]]
+RESPONSES = [[3, 4, 30], [9, 9], []]
+K, V = 3, 40
 
 
 def completion(sequence, k, *, first=1):
@@ -23,6 +28,15 @@ def completion(sequence, k, *, first=1):
             entries[str(other)] = {"logprob": -1.0 - place, "rank": place + 1, "decoded_token": f"<{other}>"}
         positions.append(entries)
     return {"choices": [{"index": 0, "text": "", "prompt_logprobs": positions}]}
+
+
+def right(payload, times):
+    return 200, completion(payload["prompt"], payload["prompt_logprobs"])
+
+
+def score(server, **changed):
+    arguments = {"prompt_ids": PROMPTS, "response_ids": RESPONSES, "model": "teacher", "vocab_size": V, "k": K}
+    return vllm.score(server, **{**arguments, **changed})
 
 
 class Asked:

@@ -1,0 +1,273 @@
+"""What a teacher's server answers, as the tensors that the operators take."""
+
+import doctest
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruneopd_kernels import linear_opd_loss, reliability_from_topk, topk_forward_kl
+from pruneopd_kernels.integrations import sglang, vllm
+from pruneopd_kernels.integrations.server import Server, TeacherServerError
+from teacher_server import PROMPTS, RESPONSES, K, V, answering, completion, right, score
+
+# --- vLLM -------------------------------------------------------------------------------------------------------------
+
+
+def test_vllm_answers_become_tensors():
+    with answering(right, api_key="secret") as (server, asked):
+        out = score(server, length=4)
+    assert out.teacher_topk_ids.tolist() == [
+        [[3, 4, 5], [4, 5, 6], [5, 6, 7], [-1, -1, -1]],
+        [[8, 9, 10], [10, 11, 12], [-1, -1, -1], [-1, -1, -1]],
+        [[-1, -1, -1]] * 4,
+    ]
+    # The last token of the first response and of the second are none of the candidates.
+    assert out.teacher_token_logprobs.tolist() == [[-1, -1, -26, 0], [-2, -40, 0, 0], [0] * 4]
+    assert out.teacher_topk_logprobs[0, 2].tolist() == [-1, -2, -3]
+    assert out.teacher_topk_logprobs[0, 3].tolist() == [-math.inf] * 3
+    assert out.mask.tolist() == [[True, True, True, False], [True, True, False, False], [False] * 4]
+    assert [tensor.dtype for tensor in out] == [torch.int64, torch.float32, torch.float32, torch.bool]
+
+    assert sorted(payload["prompt"] for payload in asked.payloads) == [[1, 2, 3, 4, 30], [7, 9, 9]]
+    wanted = {"model": "teacher", "prompt_logprobs": 3, "max_tokens": 1, "temperature": 0.0}
+    assert all(payload.items() >= wanted.items() for payload in asked.payloads)
+    assert set(asked.paths) == {"/v1/completions"}
+    assert all(headers["Authorization"] == "Bearer secret" for headers in asked.headers)
+    assert "secret" not in repr(server)
+
+
+def test_the_length_is_that_of_the_longest_response():
+    with answering(right) as (server, _):
+        assert score(server).mask.shape == (3, 3)
+        assert score(server, response_ids=[[], [], []]).teacher_topk_ids.shape == (3, 0, 3)
+        assert score(server, prompt_ids=[], response_ids=[]).teacher_topk_ids.shape == (0, 0, 3)
+
+
+def test_a_path_before_the_api_is_kept():
+    with answering(right) as (server, asked):
+        score(Server(f"{server.url}/teacher/"))
+    assert set(asked.paths) == {"/teacher/v1/completions"}
+
+
+def test_the_tensors_are_what_the_operators_take():
+    with answering(right) as (server, _):
+        teacher = score(server)
+    hidden, head = torch.randn(3, 3, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
+    logits = hidden @ head.T
+    out = topk_forward_kl(logits, *teacher[:2], teacher.mask)
+    trust = reliability_from_topk(
+        out.student_topk_ids, teacher.teacher_topk_ids, teacher.mask, metric="top_p",
+        teacher_topk_logprobs=teacher.teacher_topk_logprobs, token_ids=torch.zeros(3, 3, dtype=torch.int64),
+    )  # fmt: skip
+    assert trust.drift.sum() == 5  # token 0 is nowhere a candidate
+    loss = linear_opd_loss(
+        hidden, head, mask=teacher.mask, teacher_topk_ids=teacher.teacher_topk_ids, k=K, loss="topk_forward_kl",
+        teacher_topk_logprobs=teacher.teacher_topk_logprobs, w_drop=0.0, w_base=0.0,
+    ).loss  # fmt: skip
+    torch.testing.assert_close(loss, out.loss)
+
+
+def entry(logprob, rank):
+    return {"logprob": logprob, "rank": rank}
+
+
+class Logprob:
+    """As `vllm.logprobs.Logprob`."""
+
+    def __init__(self, logprob, rank):
+        self.logprob, self.rank, self.decoded_token = logprob, rank, None
+
+
+def test_ties_are_put_into_the_order_of_the_operators():
+    """Equal log-probabilities: the lower id first, whatever order the server has chosen."""
+    answer = [None, {"9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3), "30": entry(-2.0, 4)}]
+    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=4)
+    assert out.teacher_topk_ids.tolist() == [[[9, 4, 30, 31]]]
+    # Which of those that tie at the last place belong to the k is the server's word.
+    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
+    assert out.teacher_topk_ids.tolist() == [[[9, 31]]]
+
+
+def test_a_tied_sampled_token_outside_the_candidates_is_no_candidate():
+    """It is as probable as the last of them, and its rank counts them all."""
+    answer = [None, {"5": entry(-2.0, 4), "9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3)}]
+    out = vllm.from_prompt_logprobs([answer], [[0]], [[5]], vocab_size=V, k=3)
+    assert out.teacher_topk_ids.tolist() == [[[9, 4, 31]]] and out.teacher_token_logprobs.tolist() == [[-2.0]]
+
+
+def test_offline_outputs_and_values_that_json_lacks():
+    answer = [None, {9: Logprob(-math.inf, 30), 3: Logprob(-0.5, 1), 2: Logprob(-math.inf, 2)}]
+    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
+    assert out.teacher_topk_ids.tolist() == [[[3, 2]]]
+    assert out.teacher_topk_logprobs.tolist() == [[[-0.5, -math.inf]]]
+    # The API sends -9999 for -inf and null for NaN.
+    answer = [None, {"9": entry(-9999.0, 30), "3": entry(None, 1), "2": entry(-9999.0, 2)}]
+    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
+    assert out.teacher_token_logprobs.tolist() == [[-math.inf]]
+    assert out.teacher_topk_ids.tolist() == [[[3, 2]]] and out.teacher_topk_logprobs[0, 0, 0].isnan()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"prompt_ids": [[1], [7]]}, "response_ids must be as many as prompt_ids (2), got 3"),
+        ({"prompt_ids": [[1], [], [3]]}, "prompt_ids[1] must have at least one token, got none"),
+        ({"response_ids": [[1], [40], []]}, "response_ids[1] must have ids in [0, vocab_size = 40), got 40"),
+        ({"prompt_ids": [[1], [-1], [3]]}, "prompt_ids[1] must have ids in [0, vocab_size = 40), got -1"),
+        ({"k": 0}, "k must be between 1 and min(vocab_size, 256) = 40, got 0"),
+        ({"k": 41}, "k must be between 1 and min(vocab_size, 256) = 40, got 41"),
+        ({"length": 2}, "length must be at least the longest response's 3, got 2"),
+    ],
+)
+def test_bad_arguments(changed, words):
+    with answering(right) as (server, asked), pytest.raises(ValueError) as raised:
+        score(server, **changed)
+    assert str(raised.value) == f"vllm.score: {words}"
+    assert asked.payloads == []
+
+
+@pytest.mark.parametrize("module", [vllm, sglang], ids=["vllm", "sglang"])
+def test_docstrings(module):
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.failed == 0 and found.attempted > 0
+
+
+# --- SGLang -----------------------------------------------------------------------------------------------------------
+
+
+def generated(payload, *, start=None):
+    """What SGLang says of the same sequence: [log-probability, id, text], from `logprob_start_len` on, first null."""
+    sequence, k = payload["input_ids"], payload["top_logprobs_num"]
+    positions = completion(sequence, k)["choices"][0]["prompt_logprobs"]
+    tokens, tops = [], []
+    for token, position in list(zip(sequence, positions, strict=True))[payload["logprob_start_len"] :]:
+        if not tokens:
+            tokens.append([None, token, None])
+            tops.append(None)
+            continue
+        tokens.append([position[str(token)]["logprob"], token, None])
+        best = sorted((value["rank"], value["logprob"], int(key)) for key, value in position.items())
+        tops.append([[logprob, key, None] for _, logprob, key in best[:k]])
+    return {"text": "", "meta_info": {"input_token_logprobs": tokens, "input_top_logprobs": tops}}
+
+
+def test_sglang_says_the_same():
+    with answering(right) as (server, _):
+        expected = score(server)
+    with answering(lambda payload, _: (200, generated(payload))) as (server, asked):
+        out = sglang.score(server, PROMPTS, RESPONSES, vocab_size=V, k=K)
+    assert all(map(torch.equal, out, expected))
+    assert set(asked.paths) == {"/generate"}
+    first = next(payload for payload in asked.payloads if payload["input_ids"][0] == 1)
+    assert first == {
+        "input_ids": [1, 2, 3, 4, 30],
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
+        "return_logprob": True,
+        "logprob_start_len": 1,
+        "top_logprobs_num": 3,
+        "return_text_in_logprobs": False,
+    }
+
+
+RECORDED = {  # in the form of sglang/srt/managers/tokenizer_manager.py; scored from token 1 of 5 on
+    "prompt_tokens": 5,
+    "input_token_logprobs": [[None, 6722, None], [-0.58203125, 315, None], [-3.53125, 9625, None], [-9.5, 374, None]],
+    "input_top_logprobs": [
+        None,
+        [[-0.58203125, 315, None], [-2.140625, 3283, None], [-3.765625, 374, None]],
+        [[-1.0390625, 279, None], [-3.53125, 9625, None], [-3.53125, 5616, None]],
+        [[-2.09375, 13, None], [-2.34375, 58883, None], [-2.40625, 11, None]],
+    ],
+}
+
+
+def test_a_recorded_answer_of_sglang():
+    """bfloat16 logits tie; the last token is none of the candidates; a start before the response is as good."""
+    for prompt, response in (([785, 6722, 315], [9625, 374]), ([785, 6722, 315, 9625], [374])):
+        out = sglang.from_meta_info([RECORDED], [prompt], [response], vocab_size=151936, k=3)
+        ids = [[[279, 5616, 9625], [13, 58883, 11]]]
+        assert out.teacher_topk_ids.tolist() == [ids[0][-len(response) :]]
+        assert out.teacher_token_logprobs.tolist() == [[-3.53125, -9.5][-len(response) :]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "k", "words"),
+    [
+        ({"input_token_logprobs": RECORDED["input_token_logprobs"][1:]}, 3,
+         "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got 3 and 4 in all"),
+        ({"input_top_logprobs": None}, 3,
+         "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got 4 and 0 in all"),
+        ({}, 4, "have 4 candidates at each token, got 3 at token 0 of the response"),
+        ({"input_token_logprobs": [*RECORDED["input_token_logprobs"][:2], [-1.0, 77, None], [-9.5, 374, None]]}, 3,
+         "have the log-probability of token 1 of the response, 9625, got that of 77"),
+    ],
+)  # fmt: skip
+def test_a_wrong_answer_of_sglang(changed, k, words):
+    response = [6722, 315, 9625, 374] if "4 input" in words else [315, 9625, 374]
+    with pytest.raises(TeacherServerError) as raised:
+        sglang.from_meta_info([{**RECORDED, **changed}], [[785]], [response], vocab_size=151936, k=k)
+    name = f"request 0 of 1 (1 + {len(response)} tokens)"
+    assert str(raised.value) == f"sglang.from_meta_info: the answer to {name} must {words}"
+
+
+def test_sglang_says_0_for_the_last_id():
+    meta_info = {
+        "input_token_logprobs": [[None, 1, None], [-1.0, 0, None]],
+        "input_top_logprobs": [None, [[-1.0, 39, None]]],
+    }
+    out = sglang.from_meta_info([meta_info], [[1]], [[39]], vocab_size=40, k=1)
+    assert out.teacher_token_logprobs.tolist() == [[-1.0]]
+
+
+# --- recorded answers of vLLM -----------------------------------------------------------------------------------------
+
+RECORDING = json.loads((Path(__file__).parent / "data" / "vllm_prompt_logprobs.json").read_text())
+
+
+def of_dtype(dtype):
+    return [case for case in RECORDING["cases"] if case["dtype"] == dtype]
+
+
+def read(cases):
+    return vllm.from_prompt_logprobs(
+        [case["prompt_logprobs"] for case in cases],
+        [case["prompt"] for case in cases],
+        [case["response"] for case in cases],
+        vocab_size=RECORDING["vocab_size"],
+        k=RECORDING["k"],
+    )
+
+
+def test_recorded_answers_of_a_server_in_bfloat16():
+    """Close to what the model says in float32, with a tie in which the server has put the greater id first."""
+    cases = of_dtype("bfloat16")
+    out = read(cases)
+    for row, case in enumerate(cases):
+        known = torch.tensor(case["model"]["token_logprobs"])
+        torch.testing.assert_close(out.teacher_token_logprobs[row, : len(known)], known, rtol=0, atol=0.3)
+    assert list(cases[2]["prompt_logprobs"][-2]) == ["36", "33", "34", "37", "35"]
+    position = len(cases[2]["response"]) - 2
+    assert out.teacher_topk_ids[2, position].tolist() == [33, 34, 35, 37]
+    assert out.teacher_topk_logprobs[2, position, 2] == out.teacher_topk_logprobs[2, position, 3]
+
+
+def test_recorded_answers_of_vllm():
+    """What the server said of a text is what the model itself says of it."""
+    cases, k = of_dtype("float32"), RECORDING["k"]
+    out = read(cases)
+    for row, case in enumerate(cases):
+        own, length = case["model"], len(case["response"])
+        assert out.teacher_topk_ids[row, :length].tolist() == own["topk_ids"]
+        for said, known in ((out[1], own["topk_logprobs"]), (out[2], own["token_logprobs"])):
+            torch.testing.assert_close(said[row, :length], torch.tensor(known), rtol=0, atol=1e-3)
+        positions = case["prompt_logprobs"]
+        assert positions[0] is None
+        for token, position in zip(case["prompt"] + case["response"], positions, strict=True):
+            if position is not None:
+                assert next(iter(position)) == str(token)  # first, whatever its rank
+                assert len(position) == k + (position[str(token)]["rank"] > k)
+    sizes = {len(position) for case in cases for position in case["prompt_logprobs"] if position}
+    assert sizes == {k, k + 1}
