@@ -13,16 +13,17 @@ from pruneopd_kernels.integrations.server import Server
 PROMPTS = [[1, 2], [7], [3, 4, 5]]
 RESPONSES = [[3, 4, 30], [9, 9], []]
 K, V = 3, 40
+"""A batch, of which the last response has no token and is not sent."""
 
 
-def completion(sequence, k, *, first=1):
+def completion(sequence, k):
     """What vLLM would say of a sequence: the actual token comes first, whatever its rank.
 
-    In a vocabulary of 40, token t + 1 is the most probable after t, and the rest follow in a circle.
+    In a vocabulary of V, token t + 1 is the most probable after t, and the rest follow in a circle.
     """
     positions = [None]
     for before, token in pairwise(sequence):
-        ranked = [(before + first + place) % 40 for place in range(40)]
+        ranked = [(before + 1 + place) % V for place in range(V)]
         entries = {str(token): {"logprob": -1.0 - ranked.index(token), "rank": ranked.index(token) + 1}}
         for place, other in enumerate(ranked[:k]):
             entries[str(other)] = {"logprob": -1.0 - place, "rank": place + 1, "decoded_token": f"<{other}>"}
