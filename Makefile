@@ -11,7 +11,7 @@ cuda_tests := build/tests-cuda
 
 # One folder, one environment each: what the other packages pin clashes. The large ones are built on request only.
 integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
-large := vllm
+large := hub vllm
 
 .PHONY: help build demo train compare example example-vllm test lint test-cpp test-cuda test-python test-abi bench gpu docs clean
 .PHONY: wheels test-wheels hub test-integrations $(integrations:%=test-%)
@@ -30,7 +30,7 @@ help:
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
 	@echo "make test-integrations  the tests beside the real TRL, verl, ...; each in an environment of its own, downloaded"
-	@echo "make test-vllm  the same beside a real vLLM server; not among the above for its size"
+	@echo "make test-vllm  the same beside a real vLLM server, make test-hub beside kernels; not among the above for their size"
 	@echo "make wheels    build what is published, into dist/; make test-wheels installs it into clean environments"
 	@echo "make hub       the operators in the layout of Hugging Face's kernel hub, in build/hub"
 	@echo "make clean     remove what was built; .venv stays"
