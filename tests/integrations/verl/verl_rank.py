@@ -38,7 +38,10 @@ def step_of_a_sequence_part(group, settings, sp_size, replaced):
         from verl.utils.ulysses import set_ulysses_sequence_parallel_group
 
         set_ulysses_sequence_parallel_group(dist.group.WORLD)
-        return verl_cases.step(verl_cases.pruned(**settings), verl_cases.micro_batch(), sp_size)
+        try:
+            return verl_cases.step(verl_cases.pruned(**settings), verl_cases.micro_batch(), sp_size)
+        finally:
+            set_ulysses_sequence_parallel_group(None)
 
 
 def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
