@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from .config import BANDS
@@ -246,7 +246,7 @@ def draw_evaluations(comparison: Comparison, by: str) -> Figure | None:
             draw_line(axes, table(evaluations, by).mean(0) / unit, table(evaluations, name), style)
         axes.set(ylabel=label)
         if name == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     panels[-1].set(xlabel=f"training time ({unit_name})" if by == "time_s" else "step")
     if by == "step":
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -358,6 +358,11 @@ def draw_thresholds(comparison: Comparison) -> Figure | None:
             axes.axhline(level, color=COLOURS["opd"], linewidth=1.2, linestyle=(0, (5, 3)), label="opd")
         axes.set(xlabel="threshold of the overlap", title=label + (f" ({unit_name})" if unit_name else ""))
         if name == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     add_legend(figure, panels[0])
     return figure
+
+
+def _percent(value: float, _: object) -> str:
+    """With as many digits as neighbouring ticks need to differ."""
+    return f"{100 * value:.4g}%"
