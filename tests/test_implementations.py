@@ -97,7 +97,8 @@ def test_a_driver_for_the_library():
 def test_a_library_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(_cuda, "PATH", tmp_path / "_cuda.so")
     assert _cuda._load() == (
-        f"{tmp_path}/_cuda.so is missing; installing the package where nvcc (of a CUDA toolkit) is found builds it"
+        f"{tmp_path}/_cuda.so is missing; pip install 'pruneopd-kernels[cuda13]' brings it, and installing the package "
+        "from its sources where nvcc (of a CUDA toolkit) is found builds it"
     )
     (tmp_path / "_cuda.so").write_bytes(b"no library")
     why = _cuda._load()
