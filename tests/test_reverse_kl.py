@@ -177,7 +177,12 @@ def test_random_against_gold(impl, data):
     }
     if data.draw(st.booleans(), "weighted"):
         kwargs["weight"] = torch.rand(3, generator=rng) - 0.3
-    check(impl, torch.randn(3, generator=rng), student, teacher, **kwargs)
+    upstream = torch.randn(3, generator=rng)
+    answer, eager = loss_cases.answers(OP, upstream, student, teacher, **kwargs)
+    # Half as much again as elsewhere: over many cases there is one where eager is lucky. Seen: 1.25 times the budget,
+    # by the portable path, of 499 bfloat16 logits around 300 at a temperature of 3.
+    answer = answer._replace(sizes={name: 1.5 * size for name, size in answer.sizes.items()})
+    comparison.check_loss(run(impl, upstream, student, teacher, **kwargs), answer, eager)
 
 
 @every_loss_implementation
