@@ -66,6 +66,10 @@ struct Side {
 template <class T>
 using PaddedTile = Padded<T, kTile>;
 
+/// Elements after which a tile's sums are begun anew, so that no lane adds more than 64 in a chain: where logits tie,
+/// their roundings all go the same way.
+constexpr int64_t kChain = 64 * kLanes;
+
 PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
 
 // ---- The mass alone, row by row: what reliability needs.
@@ -134,6 +138,12 @@ struct TileSums {
   Vec max = broadcast(kNegativeInfinity), mass = broadcast(0), own = broadcast(0), other = broadcast(0);
 
   PRUNEOPD_INLINE Vec all() const { return add(mass, add(own, other)); }
+  PRUNEOPD_INLINE void add_chain(const TileSums& chain) {
+    max = pruneopd::PRUNEOPD_ISA::max(chain.max, max);
+    mass = add(mass, chain.mass);
+    own = add(own, chain.own);
+    other = add(other, chain.other);
+  }
   PRUNEOPD_INLINE void accumulate_into(Side& side) const {
     accumulate(mass, side.mass);
     accumulate(own, side.own);
@@ -179,14 +189,20 @@ PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side
   constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
   s = t = TileSums();
   uint32_t teacher_misses = 0, student_misses = 0;
-  for (int64_t i = 0; i < count; i += kStep) {
-    prefetch_ahead(x + i);
-    prefetch_ahead(y + i);
-    Vec vx[2], vy[2];
-    load_two<kInOrder>(x + i, vx);
-    load_two<kInOrder>(y + i, vy);
-    for (int j = 0; j < 2; ++j)
-      add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, s, t, teacher_misses, student_misses);
+  for (int64_t first = 0; first < count; first += kChain) {
+    const int64_t last = first + kChain < count ? first + kChain : count;
+    TileSums chain_s, chain_t;
+    for (int64_t i = first; i < last; i += kStep) {
+      prefetch_ahead(x + i);
+      prefetch_ahead(y + i);
+      Vec vx[2], vy[2];
+      load_two<kInOrder>(x + i, vx);
+      load_two<kInOrder>(y + i, vy);
+      for (int j = 0; j < 2; ++j)
+        add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, teacher_misses, student_misses);
+    }
+    s.add_chain(chain_s);
+    t.add_chain(chain_t);
   }
   if (teacher_misses) student.partner_misses = true;
   if (student_misses) teacher.partner_misses = true;
