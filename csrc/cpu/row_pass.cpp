@@ -79,17 +79,22 @@ template <bool kPeaksApart, class T>
 PRUNEOPD_INLINE void sum_tile(const T* row, int64_t count, const Side& side, Vec& mass, Vec& maximum) {
   mass = broadcast(0);
   maximum = broadcast(kNegativeInfinity);
-  for (int64_t i = 0; i < count; i += kStep) {
-    prefetch_ahead(row + i);
-    Vec x[2], d[2], scale[2], e[2];
-    load_two<false>(row + i, x);
-    for (int j = 0; j < 2; ++j) {
-      maximum = max(x[j], maximum);
-      d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
-      scale[j] = broadcast(side.scale);
+  for (int64_t first = 0; first < count; first += kChain) {
+    const int64_t last = first + kChain < count ? first + kChain : count;
+    Vec chain = broadcast(0);
+    for (int64_t i = first; i < last; i += kStep) {
+      prefetch_ahead(row + i);
+      Vec x[2], d[2], scale[2], e[2];
+      load_two<false>(row + i, x);
+      for (int j = 0; j < 2; ++j) {
+        maximum = max(x[j], maximum);
+        d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
+        scale[j] = broadcast(side.scale);
+      }
+      exp2_scaled<true>(d, scale, e);
+      for (int j = 0; j < 2; ++j) chain = add(chain, kPeaksApart ? where_nonzero(d[j], e[j]) : e[j]);
     }
-    exp2_scaled<true>(d, scale, e);
-    for (int j = 0; j < 2; ++j) mass = add(mass, kPeaksApart ? where_nonzero(d[j], e[j]) : e[j]);
+    mass = add(mass, chain);
   }
 }
 
