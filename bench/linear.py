@@ -12,12 +12,9 @@ process of its own, for full logits as autograd needs them too, at as many posit
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import functools
-import gc
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import answers, eager, protocol, results
-from bench.memory import PR_SET_THP_DISABLE, _status
+from bench import answers, eager, memory, protocol, results
 from bench.protocol import Contender
 from pruneopd_kernels import linear_opd_loss, reference
 from pruneopd_kernels.linear._forward import CHUNK_BYTES
@@ -168,33 +164,22 @@ def _gradients(data: Data) -> dict[str, Tensor]:
 def measure_memory(size: Size, loss: str, reduction: str, threads: int) -> int:
     """Bytes beyond inputs, outputs and gradients at the peak of a step, in a process of its own."""
     description = {**asdict(size), "loss": loss, "reduction": reduction, "threads": threads}
-    command = [sys.executable, "-m", "bench.linear", "--memory", json.dumps(description)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"bench: memory was not measured: {done.stderr.strip().splitlines()[-1:]}")
-    return int(done.stdout.split()[-1])
+    return memory.of_process("bench.linear", description)
 
 
 def _measure_here(description: dict[str, Any]) -> int:
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     torch.set_num_threads(description.pop("threads"))
     loss, reduction = description.pop("loss"), description.pop("reduction")
 
-    def step(data: Data) -> Tensor:
-        return full_logits(data, loss) if reduction == FULL else linear(data, loss, reduction)
+    def step(data: Data) -> tuple[Data, Tensor]:
+        return data, full_logits(data, loss) if reduction == FULL else linear(data, loss, reduction)
 
     size = Size(**description)
-    step(Data.of(replace(size, positions=4, vocabulary=64)))  # threads, and what is loaded when it is first used
-    data = Data.of(size)
-    gc.collect()
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
-    out = step(data)
+    small = replace(size, positions=4, vocabulary=64)
+    grown, (data, out) = memory.growth(lambda: step(Data.of(small)), lambda: Data.of(size), step)
     assert data.student.grad is not None
     assert data.student_weight.grad is not None
-    return _status("VmHWM") - before - out.nbytes - data.student.grad.nbytes - data.student_weight.grad.nbytes
+    return grown - out.nbytes - data.student.grad.nbytes - data.student_weight.grad.nbytes
 
 
 def positions_of_full_logits(size: Size) -> int:

@@ -13,7 +13,12 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import TypeVar
+
+Data = TypeVar("Data")
+Outputs = TypeVar("Outputs")
 
 PR_SET_THP_DISABLE = 41
 M_MMAP_THRESHOLD = -3
@@ -27,6 +32,47 @@ def measure(case: object, threads: int) -> int | None:
         print(f"bench: memory was not measured: {done.stderr.strip().splitlines()[-1:]}")
         return None
     return int(done.stdout.split()[-1])
+
+
+def of_process(module: str, description: Mapping[str, object]) -> int:
+    """What `python -m <module> --memory '<description as JSON>'` prints: the figure of a process of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    command = [sys.executable, "-m", module, "--memory", json.dumps(description)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"bench: memory was not measured: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout.split()[-1])
+
+
+def growth(
+    small: Callable[[], object], make: Callable[[], Data], run: Callable[[Data], Outputs]
+) -> tuple[int, Outputs]:
+    """By how many bytes `run(make())` raises the peak of this process, its outputs included; and these.
+
+    Args:
+        small: The same in small, which starts threads and loads what is loaded when it is first used.
+        make: The inputs, which do not count.
+        run: What is measured.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    small()
+    data = make()
+    gc.collect()
+    libc.malloc_trim(0)
+    _forget_peak()
+    before = _status("VmRSS")
+    outputs = run(data)
+    return _status("VmHWM") - before, outputs
+
+
+def _forget_peak() -> None:
+    """The peak starts again from here."""
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
 
 
 def _status(key: str) -> int:
@@ -54,8 +100,7 @@ def _measure_here(description: dict[str, object]) -> int:
             _small_call(torch, cases.function_of(case), case.op)
         gc.collect()
         libc.malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as peak:
-            peak.write("5")  # the peak starts again from here
+        _forget_peak()
         before = _status("VmRSS")
         outputs = answers.fields(run())
         return _status("VmHWM") - before - sum(tensor.nbytes for tensor in outputs.values())

@@ -11,12 +11,9 @@ its own, beyond the logits and their gradient. Where verl is not installed there
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import functools
-import gc
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import protocol, results
-from bench.memory import PR_SET_THP_DISABLE, _status
+from bench import memory, protocol, results
 from bench.protocol import Contender
 
 K = 16
@@ -109,28 +105,16 @@ def complaints(data: Data, size: Size, dtype: str) -> list[str]:
 def measure_memory(size: Size, dtype: str, way: str, threads: int) -> int:
     """Bytes beyond inputs and gradient at the peak of both passes, in a process of its own."""
     description = {**asdict(size), "dtype": dtype, "way": way, "threads": threads}
-    command = [sys.executable, "-m", "bench.verl", "--memory", json.dumps(description)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"bench: memory was not measured: {done.stderr.strip().splitlines()[-1:]}")
-    return int(done.stdout.split()[-1])
+    return memory.of_process("bench.verl", description)
 
 
 def _measure_here(description: dict[str, Any]) -> int:
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     torch.set_num_threads(description.pop("threads"))
     dtype, way = description.pop("dtype"), description.pop("way")
     size = Size(**description)
     run = function_of(way, size)
-    run(Data.of(Size(4, 64), dtype))  # threads, and what is loaded when it is first used
-    data = Data.of(size, dtype)
-    gc.collect()
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
-    outputs = run(data)
-    return _status("VmHWM") - before - sum(tensor.nbytes for tensor in outputs.values())
+    grown, outputs = memory.growth(lambda: run(Data.of(Size(4, 64), dtype)), lambda: Data.of(size, dtype), run)
+    return grown - sum(tensor.nbytes for tensor in outputs.values())
 
 
 def run(size: Size, threads: int, seconds: float, min_rounds: int) -> tuple[list[results.Row], list[str]]:
