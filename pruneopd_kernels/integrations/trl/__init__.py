@@ -8,8 +8,9 @@ one minor version of it.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from .._version import refuse_another_version
 
 if TYPE_CHECKING:
     from .budget import BudgetCallback
@@ -18,19 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BudgetCallback", "PruneDistillationTrainer", "PruneServerDistillationTrainer"]
 
-NEEDED = "trl>=1.16,<1.17"
-
-
-def _refuse_another_version() -> None:
-    try:
-        installed = version("trl")
-    except PackageNotFoundError:
-        raise ImportError(f"{__name__} needs {NEEDED}, which is not installed: pip install '{NEEDED}'") from None
-    if installed.split(".")[:2] != ["1", "16"]:
-        raise ImportError(f"{__name__} needs {NEEDED}, got trl {installed}: pip install '{NEEDED}'")
-
-
-_refuse_another_version()
+refuse_another_version(__name__, "trl", ">=1.16,<1.17")
 
 _MODULE_OF = {
     "BudgetCallback": "budget",

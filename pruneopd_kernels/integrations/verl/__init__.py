@@ -6,8 +6,11 @@ Importing this registers the distillation loss `prune_opd` with verl. Two more m
 is how verl loads what is not its own: `.patched` calls `patch_verl`, `.budget` registers a trainer and an agent loop.
 """
 
-from ._version import NEEDED
-from .loss import PruneLossConfig
-from .patch import patch_verl
+from .._version import refuse_another_version
 
-__all__ = ["NEEDED", "PruneLossConfig", "patch_verl"]
+refuse_another_version(__name__, "verl", ">=0.9.1,<0.10")
+
+from .loss import PruneLossConfig  # noqa: E402
+from .patch import patch_verl  # noqa: E402
+
+__all__ = ["PruneLossConfig", "patch_verl"]

@@ -1,16 +1,11 @@
-"""How verl comes to know the loss, the kernel and the budget; and which verl it has to be."""
+"""How verl comes to know the loss, the kernel and the budget."""
 
-import importlib
-import importlib.metadata
 import os
 import subprocess
 import sys
 import textwrap
 
-import pytest
 from transformers import Qwen3Config
-
-from pruneopd_kernels.integrations.verl import _version
 
 PACKAGE = "pruneopd_kernels.integrations.verl"
 
@@ -58,29 +53,3 @@ def test_by_the_models_external_lib(tmp_path):
         """,
         tmp_path,
     )
-
-
-@pytest.mark.parametrize("installed", ["0.8.3", "0.9.0", "0.10.0"])
-def test_another_version_is_refused(monkeypatch, installed):
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: installed)
-    with pytest.raises(ImportError) as error:
-        importlib.reload(_version)
-    needed = "verl>=0.9.1,<0.10"
-    assert str(error.value) == f"{PACKAGE} needs {needed}, got verl {installed}: pip install '{needed}'"
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    def missing(package):
-        raise importlib.metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(ImportError) as error:
-        importlib.reload(_version)
-    needed = "verl>=0.9.1,<0.10"
-    assert str(error.value) == f"{PACKAGE} needs {needed}, which is not installed: pip install '{needed}'"
-
-
-@pytest.mark.parametrize("installed", ["0.9.1", "0.9.7"])
-def test_its_fixes_are_taken(monkeypatch, installed):
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: installed)
-    importlib.reload(_version)

@@ -1,0 +1,45 @@
+"""TRL and verl of another version are refused before anything of them is imported: here neither is installed."""
+
+import importlib
+import sys
+from importlib import metadata
+
+import pytest
+
+from pruneopd_kernels.integrations._version import refuse_another_version
+
+PACKAGE = "pruneopd_kernels.integrations"
+
+
+def install(monkeypatch, name, installed):
+    def version(package):
+        assert package == name
+        if installed is None:
+            raise metadata.PackageNotFoundError(package)
+        return installed
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("name", "versions", "installed"),
+    [
+        *(("trl", ">=1.16,<1.17", version) for version in ["1.15.2", "1.16.0rc1", "1.17.0", "2.16.0", None]),
+        *(("verl", ">=0.9.1,<0.10", version) for version in ["0.8.3", "0.9.0", "0.9.2.dev0", "0.10.0", "1.9.1", None]),
+    ],
+)
+def test_another_version_is_refused_in_one_sentence(monkeypatch, name, versions, installed):
+    install(monkeypatch, name, installed)
+    for module in [module for module in sys.modules if module.startswith(f"{PACKAGE}.{name}")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(ImportError) as error:
+        importlib.import_module(f"{PACKAGE}.{name}")
+    got = "which is not installed" if installed is None else f"got {name} {installed}"
+    assert str(error.value) == f"{PACKAGE}.{name} needs {name}{versions}, {got}: pip install '{name}{versions}'"
+    assert name not in sys.modules
+
+
+@pytest.mark.parametrize("installed", ["0.9.1", "0.9.7", "0.9.2.post1"])
+def test_its_fixes_are_taken(monkeypatch, installed):
+    install(monkeypatch, "verl", installed)
+    refuse_another_version("the integration", "verl", ">=0.9.1,<0.10")
