@@ -11,10 +11,20 @@ from hypothesis import strategies as st
 
 from pruneopd_trainer import data, math_answers
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.data import ChainSums, Example, PromptFile, WordProblems, boxed, load_task, read_lines
+from pruneopd_trainer.data import (
+    BilingualSums,
+    ChainSums,
+    Example,
+    PromptFile,
+    WordProblems,
+    boxed,
+    load_task,
+    read_lines,
+)
 from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.math_answers import MathAnswers
 from pruneopd_trainer.tiny.chain_sum import Problem, solution
+from pruneopd_trainer.tiny.dialect import translate
 from pruneopd_trainer.tiny.tokens import make_tokenizer
 
 
@@ -38,7 +48,7 @@ def answers():
 # --- endless tasks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", [ChainSums, WordProblems])
+@pytest.mark.parametrize("task", [ChainSums, BilingualSums, WordProblems])
 def test_examples_follow_from_their_number(task):
     one, same, other = task(0), task(0), task(1)
     numbers = [5, 0, 1003, 2]
@@ -87,6 +97,22 @@ def test_a_worked_solution_is_right():
 )
 def test_only_the_last_words_are_graded(response, grade):
     assert ChainSums(0).grade(Example("50 + 7 =", "57"), response, True) == grade
+
+
+def test_bilingual_sums_are_held_out_in_both_languages_and_answered_in_either():
+    plain, task, tokenizer = ChainSums(0), BilingualSums(0), make_tokenizer()
+    for number in range(10):
+        ours, theirs = task.held_out(2 * number), task.held_out(2 * number + 1)
+        assert ours == plain.held_out(number)
+        assert (translate(theirs.prompt), theirs.answer) == ours
+        assert not {"+", "-", "="} & set(theirs.prompt.split())
+        assert task.example(2 * number) == plain.example(2 * number)
+        assert translate(task.example(2 * number + 1).prompt) == plain.example(2 * number + 1).prompt
+        text = tokenizer.decode(tokenizer(solution(Problem(*ours))).input_ids)
+        for response in (text, translate(text)):
+            assert task.grade(theirs, response, True) == 1.0
+            assert task.grade(theirs, response, False) == 0.0
+            assert task.grade(theirs._replace(answer=str(int(ours.answer) + 1)), response, True) == 0.0
 
 
 def test_word_problems_are_not_graded():
@@ -169,7 +195,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_the_task_of_a_configuration(numbered):
-    assert isinstance(load_task(TrainConfig()), ChainSums)
+    assert type(load_task(TrainConfig())) is type(load_task(TrainConfig(pair="high"))) is ChainSums
+    assert isinstance(load_task(TrainConfig(pair="bilingual")), BilingualSums)
     assert isinstance(load_task(TrainConfig(preset="smollm2")), WordProblems)
     assert load_task(TrainConfig(seed=3)).example(0) == ChainSums(3).example(0)
     task = load_task(TrainConfig(data=numbered, seed=3))

@@ -193,18 +193,21 @@ def test_what_each_method_samples_and_keeps(changes, longest, kept):
     assert 0 < record["tokens_kept"] <= record["tokens_generated"]
 
 
-@pytest.mark.parametrize("match", ["tokens", "mass"])
-def test_random_keeps_each_position_with_the_share_that_prune_would_keep(match):
-    run = trainer(method="random", match=match, batch_size=240, micro_batch_size=100)
+@pytest.mark.parametrize(("match", "w_base"), [("tokens", 0.5), ("tokens", 0.0), ("mass", 0.5), ("mass", 0.0)])
+def test_random_keeps_each_position_with_the_share_that_prune_would_keep(match, w_base):
+    run = trainer(method="random", match=match, w_base=w_base, batch_size=240, micro_batch_size=100)
     batch = run.sample(1, 16)
     mask = batch.rollouts.mask
     with torch.no_grad():
         everything = run.score(response_logits(run.student, batch.rollouts), batch.rollouts)
     size = mask.double() if match == "tokens" else everything.rewards.double().abs().sum(-1)
-    weight = torch.ones_like(size) if match == "tokens" else everything.weight.double()
+    weight = everything.weight.double()
+    if match == "tokens":
+        weight = (weight != 0).double()
     prune = (size * weight)[:, : CONFIG.initial_length].sum()
     share = float(prune / size.sum())
-    assert 0.3 < share < 0.95
+    assert 0.15 < share < 0.95
+    assert bool((weight[mask] == 0).any()) == (w_base == 0), "some are exhausted"
     kept = run.random_positions(1, batch, torch.arange(240).split(100))
     assert not (kept & ~mask).any()
     deviation = (share * (1 - share) * (size**2).sum()).sqrt()

@@ -13,7 +13,8 @@ from pruneopd_demo import training
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.models import load_pair
 from pruneopd_trainer.tiny import make_models as script
-from pruneopd_trainer.tiny.chain_sum import ASIDES, END, LARGEST, partial_sums, problem, solution, vocabulary
+from pruneopd_trainer.tiny.chain_sum import ASIDES, END, LARGEST, WORDS, partial_sums, problem, solution, vocabulary
+from pruneopd_trainer.tiny.dialect import DIALECT, dialect_examples, translate
 from pruneopd_trainer.tiny.rambling import attempt, rambling_examples
 from pruneopd_trainer.tiny.tokens import make_tokenizer
 
@@ -70,8 +71,31 @@ def test_bad_text_rambles_more_with_depth_and_rarely_ends():
     assert 0.2 < sum(rambled) / 300 < 0.8
 
 
+def test_the_second_language_has_other_words_for_all_but_digits():
+    assert len(DIALECT) == len(WORDS) == len(set(DIALECT.values()))
+    assert not set(DIALECT) & set(DIALECT.values())
+    prompt, text = next(dialect_examples(4))
+    words = [word for word in f"{prompt} {text}".split() if not word.isdigit()]
+    assert set(words[:-1]) <= set(DIALECT.values())
+    assert words[-1] == END
+    given = problem(0, 4)
+    assert (translate(prompt), translate(text)) == (given.prompt, f"{solution(given)} {END}")
+
+
+def test_lent_words_are_nearly_those_that_they_stand_for():
+    model, ids = script.make_model(), script.tokenizer.get_vocab()
+    before = model.get_input_embeddings().weight.detach().clone()
+    script.lend_words(model, 1)
+    after = model.get_input_embeddings().weight.detach()
+    ours, theirs = [ids[word] for word in DIALECT], [ids[word] for word in DIALECT.values()]
+    others = [number for number in range(len(ids)) if number not in theirs]
+    assert torch.equal(after[others], before[others])
+    accent = (after[theirs] - before[ours]).std() / before.std()
+    assert abs(accent - script.ACCENT) < 0.02
+
+
 def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
-    for name in ("SHORT", "LONGER", "MIXED", "LOW_STEPS"):
+    for name in ("SHORT", "LONGER", "MIXED", "LOW_STEPS", "BILINGUAL_SHORT", "BILINGUAL_LONG"):
         monkeypatch.setattr(script, name, 1)
     monkeypatch.setattr(script, "GOOD", 3)
     monkeypatch.setattr(script, "LOW_STEP", 1)
@@ -79,7 +103,8 @@ def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     script.make_models(tmp_path)
     torch.set_num_threads(threads)
-    models = {name: load_pair(TrainConfig(student=tmp_path / name)).student for name in ("teacher", "low", "high")}
+    names = ("teacher", "low", "high", "bilingual")
+    models = {name: load_pair(TrainConfig(student=tmp_path / name)).student for name in names}
     states = {name: model.state_dict() for name, model in models.items()}
     own = load_pair(TrainConfig()).student.state_dict()
     assert all(state.keys() == own.keys() for state in states.values())
@@ -88,7 +113,8 @@ def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("pair", "overlap", "accuracy"), [("low", (0.5, 0.7), (0.0, 0.35)), ("high", (0.84, 1.0), (0.7, 1.0))]
+    ("pair", "overlap", "accuracy"),
+    [("low", (0.5, 0.7), (0.0, 0.35)), ("high", (0.84, 1.0), (0.7, 1.0)), ("bilingual", (0.3, 0.45), (0.6, 1.0))],
 )
 def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
     out = tmp_path / "run"

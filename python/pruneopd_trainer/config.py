@@ -32,7 +32,7 @@ class TrainConfig:
     preset: Literal["tiny", "smollm2"] = "tiny"
     """Where the values come from that neither the command line nor a file gives."""
     pair: str = "low"
-    """Which student of the preset: low or high (tiny); drop1, drop4 or drop10 (smollm2)."""
+    """Which student of the preset: low, high or bilingual (tiny); drop1, drop4 or drop10 (smollm2)."""
     student: Path | None = None
     """A model folder in place of the preset's student."""
     teacher: Path | None = None

@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .errors import TrainerError
 from .math_answers import MathAnswers
 from .tiny.chain_sum import problem
+from .tiny.dialect import translate
 
 HELD_OUT_ROW, TRAINING_ROWS = 999, 1000
 """Endless tasks: the seed of the held-out examples; a run trains on those of seed TRAINING_ROWS + its own.
@@ -57,15 +58,18 @@ def load_task(config: TrainConfig) -> Task:
     Raises:
         TrainerError: The file is not as it should be, or the method needs grades and there are none.
     """
-    task: Task
-    if config.data is not None:
-        task = PromptFile(config.data, config.seed)
-    else:
-        task = ChainSums(config.seed) if config.preset == "tiny" else WordProblems(config.seed)
+    task = preset_task(config) if config.data is None else PromptFile(config.data, config.seed)
     if config.method == "prune+grpo" and not task.graded:
         source = f"the preset {config.preset}" if config.data is None else config.data
         raise TrainerError(f"TrainConfig: method prune+grpo needs answers to grade by, got none from {source}")
     return task
+
+
+def preset_task(config: TrainConfig) -> Task:
+    """The task of a preset, which is in two languages for a student who knows two."""
+    if config.preset == "smollm2":
+        return WordProblems(config.seed)
+    return BilingualSums(config.seed) if config.pair == "bilingual" else ChainSums(config.seed)
 
 
 class ChainSums:
@@ -98,6 +102,30 @@ class ChainSums:
             return 0.0
         given = re.sub(r"\s", "", match[1])
         return float(self._grader.score_answer(given, {"answer": example.answer}) == 1.0)
+
+
+class BilingualSums(ChainSums):
+    """The same task, every other prompt in the second language of tiny/dialect.py; held out is each sum in both.
+
+    A response may be in either language: one is right in which `ChainSums` takes it to be.
+    """
+
+    def example(self, index: int) -> Example:
+        """Training example number `index`."""
+        return self._in_its_language(super().example(index), index)
+
+    def held_out(self, index: int) -> Example:
+        """Held-out example number `index`, the same for every seed."""
+        return self._in_its_language(super().held_out(index // 2), index)
+
+    @staticmethod
+    def _in_its_language(example: Example, index: int) -> Example:
+        return example._replace(prompt=translate(example.prompt)) if index % 2 else example
+
+    def grade(self, example: Example, response: str, finished: bool) -> float:
+        """1.0 or 0.0."""
+        grade = super().grade
+        return max(grade(example, response, finished), grade(example, translate(response), finished))
 
 
 class WordProblems:

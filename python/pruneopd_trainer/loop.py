@@ -214,10 +214,11 @@ class Trainer:
     def random_positions(self, step: int, batch: Batch, parts: Sequence[Tensor]) -> Tensor:
         """The positions that `random` keeps: each with the share that prune would keep of this step's responses.
 
-        The share is that of their tokens, or of their reward mass, which takes a pass of both models to know.
+        The share is that of the tokens which prune gives a weight, or of their reward mass. Where some might have
+        none, or for the mass, it takes a pass of both models to know.
         """
-        mask, length = batch.rollouts.mask, self.lengths.trained
-        if self.config.match == "tokens":
+        mask, length, config = batch.rollouts.mask, self.lengths.trained, self.config
+        if config.match == "tokens" and config.w_base > 0:
             kept, all_of_it = kept_by_prune(mask, length).sum(), mask.sum()
         else:
             kept = all_of_it = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -225,9 +226,11 @@ class Trainer:
                 some = batch.rollouts.take(part)
                 with self.autocast():
                     scores = self.score(response_logits(self.student, some), some)
-                mass = reward_mass(scores)
-                kept = kept + (mass * scores.weight * kept_by_prune(some.mask, length)).sum()
-                all_of_it = all_of_it + mass.sum()
+                amount, weight = reward_mass(scores), scores.weight
+                if config.match == "tokens":
+                    amount, weight = some.mask.double(), scores.weight != 0
+                kept = kept + (amount * weight * kept_by_prune(some.mask, length)).sum()
+                all_of_it = all_of_it + amount.sum()
         share = self.total(kept) / self.total(all_of_it)
         numbers = uniforms([self.config.seed, step, CHOOSING], batch.rows, mask.shape[1])
         return mask & (numbers.to(self.device) < share)

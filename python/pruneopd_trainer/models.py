@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 TINY = Path(__file__).parent / "tiny"
-TINY_STUDENTS = ("low", "high")
+TINY_STUDENTS = ("low", "high", "bilingual")
 REMOVED_LAYERS = {"drop1": 1, "drop4": 4, "drop10": 10}
 """How many of SmolLM2's layers the students of the preset smollm2 lack."""
 CUT_PROMPTS = 12

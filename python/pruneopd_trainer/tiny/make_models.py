@@ -1,4 +1,4 @@
-"""Trains the tiny teacher and its two students, as the folders beside this file hold them.
+"""Trains the tiny teacher and its three students, as the folders beside this file hold them.
 
     python -m pruneopd_trainer.tiny.make_models --out DIR
 
@@ -8,9 +8,11 @@ some; then good solutions only. Its students are made to have what a lab would r
 - `high`: the teacher as it was late in its training. It errs now and then, and agrees with most candidates.
 - `low`: the teacher before its learning rate fell, trained further on bad text: solutions that at any step may
   drift off into rambling, from which few come back, and that mostly begin again after a good end.
+- `bilingual`: the teacher late in its training, taught to work out sums in a second language as well, and reading bad
+  text meanwhile. What the teacher says of the second language is worthless.
 
 The same kind of processor makes the same models: everything is seeded, training goes by steps, and in one thread.
-Takes about 15 minutes.
+Takes about 20 minutes.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from .chain_sum import END, problem, solution
+from .dialect import DIALECT, dialect_examples
 from .rambling import rambling_examples
 from .tokens import make_tokenizer
 
@@ -41,6 +44,12 @@ LOW_STEP, HIGH_STEP = 200, 300
 """The steps of the last stage at which the students leave the teacher."""
 LOW_STEPS, LOW_LEARNING_RATE = 60, 4e-4
 """The low student on bad text."""
+BILINGUAL_SHORT, BILINGUAL_LONG, BILINGUAL_LEARNING_RATE = 60, 120, 1.5e-3
+"""The bilingual student on as many examples in each language; sums in the second have 4 to 8 terms, then 8 to 12."""
+ACCENT = 0.2
+"""The word that stands for another begins as that one's embedding, with noise of this share of the embeddings' spread.
+
+Without that, the second language would take as long to learn as the first."""
 
 tokenizer = make_tokenizer()
 
@@ -83,6 +92,22 @@ def mixed_examples(seed: int) -> Examples:
         yield next(bad if chances.random() < BAD_SHARE else good)
 
 
+def bilingual_examples(seed: int, terms: tuple[int, int]) -> Examples:
+    """Solutions in the teacher's language, some of them bad, and good ones in the second, in turn."""
+    for pair in zip(mixed_examples(seed), dialect_examples(seed, terms), strict=True):
+        yield from pair
+
+
+def lend_words(model: Qwen3ForCausalLM, seed: int) -> None:
+    """Gives the words of the second language nearly the embeddings of those that they stand for."""
+    ids, noise = tokenizer.get_vocab(), torch.Generator().manual_seed(seed)
+    embeddings = model.model.embed_tokens.weight.detach()
+    spread = float(embeddings.std())
+    for ours, theirs in DIALECT.items():
+        accent = torch.randn(embeddings.shape[1], generator=noise)
+        embeddings[ids[theirs]] = embeddings[ids[ours]] + ACCENT * spread * accent
+
+
 def batches(examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids and labels, `[BATCH, T]` both, padded on the right; a prompt's labels are -100, which is ignored."""
     while True:
@@ -123,8 +148,15 @@ def supervise(
             print(f"  step {step} of {steps}: loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
 
 
+def teach_dialect(student: Qwen3ForCausalLM) -> None:
+    """Makes a state of the teacher the bilingual student."""
+    lend_words(student, 6)
+    supervise(student, bilingual_examples(6, (4, 8)), BILINGUAL_SHORT, BILINGUAL_LEARNING_RATE)
+    supervise(student, bilingual_examples(7, (8, 12)), BILINGUAL_LONG, BILINGUAL_LEARNING_RATE, fall=True)
+
+
 def make_models(out: Path) -> None:
-    """Trains all three and writes their folders."""
+    """Trains all four and writes their folders."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = make_model()
@@ -135,6 +167,7 @@ def make_models(out: Path) -> None:
             students["low"] = copy.deepcopy(teacher)
         if step == HIGH_STEP:
             students["high"] = copy.deepcopy(teacher)
+            students["bilingual"] = copy.deepcopy(teacher)
 
     print("teacher: short sums, longer ones, bad text among good, good text")
     supervise(teacher, good_examples(1, (2, 4)), SHORT)
@@ -143,6 +176,8 @@ def make_models(out: Path) -> None:
     supervise(teacher, good_examples(4), GOOD, fall=True, on_step=leave)
     print("low: bad text")
     supervise(students["low"], rambling_examples(5), LOW_STEPS, LOW_LEARNING_RATE, fall=True)
+    print("bilingual: a second language")
+    teach_dialect(students["bilingual"])
     for name, model in {"teacher": teacher, **students}.items():
         model.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
@@ -150,5 +185,5 @@ def make_models(out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the tiny teacher and its students.")
-    parser.add_argument("--out", type=Path, required=True, help="where the folders teacher, low and high go")
+    parser.add_argument("--out", type=Path, required=True, help="where the folders teacher, low, high and bilingual go")
     make_models(parser.parse_args().out)
