@@ -184,8 +184,9 @@ def build(source: Path, glibc: Path | None, target: str = "all", **settings: str
     configure = [command, "--log-level=WARNING", "-G", "Ninja", "-S", str(source), "-B", str(tree)]
     configure += ["-UPython_*", "-U_Python_*"]  # what was found for the Python before
     configure += [f"-D{name}={value}" for name, value in settings.items()]
-    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([command, "--build", str(tree), "--target", target], check=True)
+    for step in (configure, [command, "--build", str(tree), "--target", target]):
+        if subprocess.run(step, stdout=subprocess.DEVNULL if step is configure else None).returncode != 0:
+            sys.exit(f"wheels: cmake failed with {settings['Python_EXECUTABLE']}; its words stand above")
     return tree
 
 
