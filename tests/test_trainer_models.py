@@ -265,7 +265,7 @@ def test_the_tiny_pair_is_part_of_the_package(tmp_path, monkeypatch):
     pair = load_pair(TrainConfig(pair="high"))
     assert pair.student.name_or_path == str(tmp_path / "high")
     assert pair.teacher.name_or_path == str(tmp_path / "teacher")
-    words = "TrainConfig: pair must be one of low, high with the preset tiny, got 'drop4'"
+    words = "TrainConfig: pair must be one of low, high, bilingual with the preset tiny, got 'drop4'"
     assert refusal(load_pair, TrainConfig(pair="drop4")) == words
 
 

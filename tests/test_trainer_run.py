@@ -200,7 +200,7 @@ def one_sentence(capsys, status):
         (["train", "--initial-length", "9999"],
          "TrainConfig: initial_length must be at most maximum_length = 512, got 9999"),
         (["train", "--pair", "middle"],
-         "TrainConfig: pair must be one of low, high with the preset tiny, got 'middle'"),
+         "TrainConfig: pair must be one of low, high, bilingual with the preset tiny, got 'middle'"),
         (["compare", "--seeds", "1,x"], "--seeds must be integers between commas, got '1,x'"),
     ],
 )  # fmt: skip
