@@ -226,9 +226,10 @@ class Trainer:
                 some = batch.rollouts.take(part)
                 with self.autocast():
                     scores = self.score(response_logits(self.student, some), some)
-                amount, weight = reward_mass(scores), scores.weight
                 if config.match == "tokens":
                     amount, weight = some.mask.double(), scores.weight != 0
+                else:
+                    amount, weight = reward_mass(scores), scores.weight
                 kept = kept + (amount * weight * kept_by_prune(some.mask, length)).sum()
                 all_of_it = all_of_it + amount.sum()
         share = self.total(kept) / self.total(all_of_it)

@@ -1,9 +1,6 @@
 """A second language for chain sums, which the teacher has not learnt: other words and signs for the same steps."""
 
-import itertools
-from collections.abc import Iterator
-
-from .chain_sum import ASIDES, END, WORDS, problem, solution
+from .chain_sum import ASIDES, WORDS
 
 DIALECT = dict(zip(WORDS, (word for word in dict.fromkeys(ASIDES) if word not in WORDS), strict=False))
 """For each word of a sum and its solution the one that stands for it."""
@@ -14,10 +11,3 @@ _OTHER = DIALECT | {theirs: ours for ours, theirs in DIALECT.items()}
 def translate(text: str) -> str:
     """From either language into the other; digits are the same in both."""
     return " ".join(_OTHER.get(word, word) for word in text.split())
-
-
-def dialect_examples(seed: int, terms: tuple[int, int] = (8, 12)) -> Iterator[tuple[str, str]]:
-    """Prompts and worked solutions, both in the second language; the same seed gives the same row."""
-    for index in itertools.count():
-        given = problem(index, seed, terms)
-        yield translate(given.prompt), f"{translate(solution(given))} {END}"

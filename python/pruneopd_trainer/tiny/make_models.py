@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from .chain_sum import END, problem, solution
-from .dialect import DIALECT, dialect_examples
+from .dialect import DIALECT, translate
 from .rambling import rambling_examples
 from .tokens import make_tokenizer
 
@@ -93,9 +93,10 @@ def mixed_examples(seed: int) -> Examples:
 
 
 def bilingual_examples(seed: int, terms: tuple[int, int]) -> Examples:
-    """Solutions in the teacher's language, some of them bad, and good ones in the second, in turn."""
-    for pair in zip(mixed_examples(seed), dialect_examples(seed, terms), strict=True):
-        yield from pair
+    """In turn a solution in the teacher's language, good or bad, and a good one in the second."""
+    for mixed, (prompt, text) in zip(mixed_examples(seed), good_examples(seed, terms), strict=True):
+        yield mixed
+        yield translate(prompt), translate(text)
 
 
 def lend_words(model: Qwen3ForCausalLM, seed: int) -> None:
