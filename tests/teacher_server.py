@@ -121,12 +121,23 @@ def half(body):
     return behave
 
 
-def drip(handler, over):
-    """A byte now and then: no single wait is long."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    while not over.is_set():
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.02)
+def drip(before, drop):
+    """Sends these bytes, and then others now and then: no single wait is long."""
+
+    def behave(handler, over):
+        handler.wfile.write(before)
+        while not over.is_set():
+            handler.wfile.write(drop)
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    return behave
+
+
+DRIPS = {
+    "body": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    "body without a length": drip(b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+    "size of a chunk": drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "header": drip(b"HTTP/1.1 200 OK\r\nServer: ", b"a"),
+    "to be continued": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}

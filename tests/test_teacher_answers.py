@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,9 +111,34 @@ def test_offline_outputs_and_values_that_json_lacks():
     assert out.teacher_topk_ids.tolist() == [[[3, 2]]] and out.teacher_topk_logprobs[0, 0, 0].isnan()
 
 
+def test_a_sampled_token_without_a_value_is_no_candidate():
+    """vLLM counts 0 values that are as great as a NaN."""
+    answer = [None, {"9": entry(None, 0), "3": entry(-0.5, 1), "2": entry(-1.0, 2)}]
+    second = {"3": entry(-0.5, 1), "2": entry(-1.0, 2)}
+    out = vllm.from_prompt_logprobs([[*answer, second]], [[0]], [[9, 3]], vocab_size=V, k=2)
+    assert out.teacher_topk_ids.tolist() == [[[3, 2], [3, 2]]]
+    assert out.teacher_token_logprobs[0, 0].isnan() and out.teacher_token_logprobs[0, 1] == -0.5
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor, tuple, iter], ids=["numpy", "torch", "tuple", "iterator"])
+def test_ids_of_any_kind_of_sequence(of):
+    with answering(right) as (server, _):
+        expected = score(server)
+        out = score(server, prompt_ids=list(map(of, PROMPTS)), response_ids=[of(x) if x else x for x in RESPONSES])
+    assert all(map(torch.equal, out, expected))
+
+
+def test_as_many_answers_as_prompts():
+    for read, name in ((vllm.from_prompt_logprobs, "prompt_logprobs"), (sglang.from_meta_info, "meta_info")):
+        with pytest.raises(ValueError, match=rf"{name} must be as many as prompt_ids \(1\), got 0$"):
+            read([], [[1]], [[2]], vocab_size=V, k=2)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        ({"prompt_ids": [[1], [7.5], [3]]}, "prompt_ids[1] must be a sequence of integers, got [7.5]"),
+        ({"response_ids": [[1], 7, []]}, "response_ids[1] must be a sequence of integers, got 7"),
         ({"prompt_ids": [[1], [7]]}, "response_ids must be as many as prompt_ids (2), got 3"),
         ({"prompt_ids": [[1], [], [3]]}, "prompt_ids[1] must have at least one token, got none"),
         ({"response_ids": [[1], [40], []]}, "response_ids[1] must have ids in [0, vocab_size = 40), got 40"),
@@ -123,7 +149,7 @@ def test_offline_outputs_and_values_that_json_lacks():
     ],
 )
 def test_bad_arguments(changed, words):
-    with answering(right) as (server, asked), pytest.raises(ValueError) as raised:
+    with answering(right) as (server, asked), pytest.raises((TypeError, ValueError)) as raised:
         score(server, **changed)
     assert str(raised.value) == f"vllm.score: {words}"
     assert asked.payloads == []
@@ -201,6 +227,12 @@ def test_a_recorded_answer_of_sglang():
         ({"input_top_logprobs": None}, 3,
          "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got 4 and 0 in all"),
         ({}, 4, "have 4 candidates at each token, got 3 at token 0 of the response"),
+        ({"input_top_logprobs": [*RECORDED["input_top_logprobs"][:3], [[-1.0, 9.7, None]] * 3]}, 3,
+         "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
+        ({"input_top_logprobs": [*RECORDED["input_top_logprobs"][:3], [[-1.0, 9, None]] * 3]}, 3,
+         "have whole numbers as ids, no two of them the same, got [9, 9, 9] at token 2 of the response"),
+        ({"input_token_logprobs": [*RECORDED["input_token_logprobs"][:3], [20.0, 374, None]]}, 3,
+         "have log-probabilities, at most 0, got 20 at token 2 of the response: are they logits?"),
         ({"input_token_logprobs": [*RECORDED["input_token_logprobs"][:2], [-1.0, 77, None], [-9.5, 374, None]]}, 3,
          "have the log-probability of token 1 of the response, 9625, got that of 77"),
     ],
@@ -211,6 +243,17 @@ def test_a_wrong_answer_of_sglang(changed, k, words):
         sglang.from_meta_info([{**RECORDED, **changed}], [[785]], [response], vocab_size=151936, k=k)
     name = f"request 0 of 1 (1 + {len(response)} tokens)"
     assert str(raised.value) == f"sglang.from_meta_info: the answer to {name} must {words}"
+
+
+def test_more_candidates_than_asked_for():
+    """The best k are taken, however many each position has."""
+    tops = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in RECORDED["input_top_logprobs"][1:3]]
+    answer = {**RECORDED, "input_top_logprobs": [None, *tops, RECORDED["input_top_logprobs"][3]]}
+    expected, out = (
+        sglang.from_meta_info([meta_info], [[785]], [[315, 9625, 374]], vocab_size=151936, k=3)
+        for meta_info in (RECORDED, answer)
+    )
+    assert all(map(torch.equal, out, expected))
 
 
 def test_sglang_says_0_for_the_last_id():

@@ -39,6 +39,11 @@ def without(answer, position, *tokens):
     return answer
 
 
+def with_logprob(answer, value):
+    answer["choices"][0]["prompt_logprobs"][2]["12"]["logprob"] = value
+    return answer
+
+
 def with_foreign_id(answer):
     answer["choices"][0]["prompt_logprobs"][2]["50000"] = answer["choices"][0]["prompt_logprobs"][2].pop("12")
     return answer
@@ -54,6 +59,10 @@ WRONG = [
     (completion([7, 9, 8], K),
      "have the log-probability of token 1 of the response, 9, got those of [8, 10, 11]: is it another tokenizer's?"),
     (completion([7, 9], K), "have prompt_logprobs of 3 tokens, got 2"),
+    (with_logprob(completion([7, 9, 9], K), 31.0),
+     "have log-probabilities, at most 0, got 31 at token 1 of the response: are they logits?"),
+    (with_logprob(completion([7, 9, 9], K), 10**400),
+     f"{FORM}, got OverflowError('int too large to convert to float')"),
     ({"choices": [{"prompt_logprobs": None}]}, "have prompt_logprobs of 3 tokens, got none"),
     ({"choices": []}, f"{FORM}, got IndexError('list index out of range')"),
     ({"object": "error"}, f"{FORM}, got KeyError('choices')"),
@@ -77,6 +86,36 @@ def test_a_refused_request_is_not_repeated():
         "got HTTP 400: token id 39 is out of vocabulary"
     )
     assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (None, "None"),
+        (["x"], "['x']"),
+        ({"detail": 1}, "{'detail': 1}"),
+    ],
+)
+def test_an_error_in_odd_words_is_repeated(said, words):
+    """And a server that is busy in odd words is asked again."""
+    told, _, _ = failure(lambda *_: (400, {"error": {"message": said}}))
+    assert told.endswith(f"must be a success, got HTTP 400: {words}")
+
+    def behave(payload, times):
+        return (503, {"error": {"message": said}}) if times == 1 else right(payload, times)
+
+    with answering(behave) as (server, _):
+        assert score(server).mask.sum() == 5
+
+
+NESTED = b"[" * 200_000
+
+
+def test_an_answer_nested_too_deeply():
+    told, _, _ = failure(lambda *_: (400, NESTED))
+    assert "got HTTP 400: [[[" in told
+    told, _, _ = failure(lambda *_: (200, NESTED), attempts=1)
+    assert "got no JSON but b'[[[" in told and told.endswith("after 1 of them")
 
 
 def test_more_candidates_than_the_server_allows():
@@ -147,11 +186,24 @@ def test_no_server():
     )
 
 
-@pytest.mark.parametrize("behaviour", [teacher_server.hang, teacher_server.drip])
-def test_the_time_limit_holds_for_the_whole_batch(behaviour):
-    told, took, _ = failure(lambda *_: behaviour, timeout_s=0.5, attempts=100)
+SLOW = {"nothing": teacher_server.hang, **teacher_server.DRIPS}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_the_time_limit_holds_for_the_whole_batch(what):
+    told, took, _ = failure(lambda *_: SLOW[what], timeout_s=0.5, attempts=100)
     assert "must come within 0.5 s in at most 100 attempts, got nothing in time after 1 of them" in told
     assert 0.5 <= took < 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("teacher_")]
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_the_time_limit_holds_for_an_attempt(what):
+    told, took, _ = failure(
+        lambda *request: of_one(*request, prompt=7, behaviour=SLOW[what]), attempts=2, attempt_timeout_s=0.3
+    )
+    assert "request 1 of 3" in told and told.endswith("got nothing in time after 2 of them")
+    assert 0.6 <= took < 3
 
 
 def test_the_wait_for_a_busy_server_ends_with_the_time(monkeypatch):
@@ -213,12 +265,22 @@ def test_no_more_requests_at_a_time_than_allowed():
     [
         ({"url": "localhost:8000"}, "url must begin with http:// or https:// and name a host, got 'localhost:8000'"),
         ({"url": "http:///v1"}, "url must begin with http:// or https:// and name a host, got 'http:///v1'"),
+        ({"url": "http://localhost:port"},
+         "url must begin with http:// or https:// and name a host, got 'http://localhost:port'"),
+        ({"url": "http://a..b"}, "url must begin with http:// or https:// and name a host, got 'http://a..b'"),
+        ({"url": "http://me:secret@b:x"}, "url must begin with http:// or https:// and name a host, got 'b:x'"),
+        ({"url": "http://me:secret@b"}, "url must have no user, query or fragment, got one with some, of the host b"),
+        ({"url": "http://b?key=secret"}, "url must have no user, query or fragment, got one with some, of the host b"),
+        ({"url": "http://b/caf\u00e9"},
+         "url must consist of printable ASCII characters without spaces, got 'http://b/caf\u00e9'"),
+        ({"api_key": "secret\n"}, "api_key must consist of printable ASCII characters, got others, too"),
+        ({"api_key": "s\u2026t"}, "api_key must consist of printable ASCII characters, got others, too"),
         ({"timeout_s": 0}, "timeout_s must be finite and > 0, got 0"),
         ({"attempt_timeout_s": math.inf}, "attempt_timeout_s must be finite and > 0, got inf"),
         ({"attempts": 0}, "attempts must be >= 1, got 0"),
         ({"concurrency": 0}, "concurrency must be >= 1, got 0"),
     ],
-)
+)  # fmt: skip
 def test_bad_settings(settings, words):
     with pytest.raises(ValueError) as raised:
         Server(**{"url": "http://localhost:8000", **settings})

@@ -64,7 +64,8 @@ class Server:
     Args:
         url: Such as `http://127.0.0.1:8000`, without the path of an API. It is reached directly, through no proxy.
         api_key: Sent as a bearer token. None: none is sent.
-        timeout_s: The most that a whole batch may take, retries and waits included.
+        timeout_s: The most that a whole batch may take, retries and waits included. Only the look-up of the host's name
+            can take longer: nothing can break it off.
         attempt_timeout_s: How long one attempt waits for its answer, before it counts as lost.
         attempts: How often a request is asked: again where there was no connection, no answer in time, no JSON, or an
             HTTP status that may pass (408, 425, 429, 500, 502, 503, 504). An answer in which something is wrong is an
@@ -84,9 +85,9 @@ class Server:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            checks.bad_value("Server", "url", "begin with http:// or https:// and name a host", repr(self.url))
+        _check_url(self.url)
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            checks.bad_value("Server", "api_key", "consist of printable ASCII characters", "others, too")
         checks.positive("Server", timeout_s=self.timeout_s, attempt_timeout_s=self.attempt_timeout_s)
         checks.at_least("Server", "attempts", self.attempts, 1)
         checks.at_least("Server", "concurrency", self.concurrency, 1)
@@ -121,6 +122,23 @@ class Server:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _check_url(url: str) -> None:
+    shown = repr(url.rpartition("@")[2])  # without what may be a password
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        host = b""
+    if not host or parts.scheme not in ("http", "https"):
+        checks.bad_value("Server", "url", "begin with http:// or https:// and name a host", shown)
+    if not (url.isascii() and url.isprintable() and " " not in url):
+        checks.bad_value("Server", "url", "consist of printable ASCII characters without spaces", shown)
+    if parts.username is not None or parts.query or parts.fragment:
+        checks.bad_value(
+            "Server", "url", "have no user, query or fragment", f"one with some, of the host {parts.hostname}"
+        )
+
+
 class _Batch:
     """The requests of one `ask`, which succeed or fail together."""
 
@@ -141,19 +159,20 @@ class _Batch:
             attempt += 1
             try:
                 status, body = self._post(request.payload)
-                if status in BUSY:
-                    lost = _status(status, body)
-                    continue
-                if not 200 <= status < 300:
-                    self._fail(request, "be a success", _status(status, body))
-                decoded = json.loads(body)
             except TimeoutError:
                 lost = "nothing in time"
                 continue
             except (OSError, http.client.HTTPException) as error:
                 lost = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 continue
-            except ValueError:
+            if status in BUSY:
+                lost = _status(status, body)
+                continue
+            if not 200 <= status < 300:
+                self._fail(request, "be a success", _status(status, body))
+            try:
+                decoded = json.loads(body)
+            except (ValueError, RecursionError):
                 lost = f"no JSON but {body[:SHOWN]!r}"
                 continue
             return read_answer(self.op, f"{request.name} from {self.server.url}", request.read, decoded)
@@ -166,8 +185,7 @@ class _Batch:
         with self.lock:
             self.stopped.set()
             for connected in self.sockets:
-                with contextlib.suppress(OSError):  # it has ended by itself
-                    connected.shutdown(socket.SHUT_RDWR)
+                _shut(connected)
 
     def _wait(self, attempt: int) -> bool:
         """Whether there is time for one more attempt, after waiting for its turn."""
@@ -180,31 +198,36 @@ class _Batch:
         """One attempt: status and body."""
         end = min(self.deadline, time.monotonic() + self.server.attempt_timeout_s)
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self.parts.netloc.rpartition("@")[2], timeout=min(CONNECT_S, _left(end)))
+        connection = kind(self.parts.netloc, timeout=min(CONNECT_S, _left(end)))
         headers = {"Content-Type": "application/json"}
         if self.server.api_key is not None:
             headers["Authorization"] = f"Bearer {self.server.api_key}"
-        connected = None
         try:
             connection.connect()
             connected = connection.sock
+            # A limit on each wait is none on the answer: its first line alone can come byte by byte.
+            alarm = threading.Timer(_left(end), _shut, [connected])
+            alarm.daemon = True
+            connected.settimeout(_left(end))
             with self.lock:
                 self.sockets.add(connected)
                 if self.stopped.is_set():
                     raise TimeoutError
-            connected.settimeout(_left(end))
-            connection.request("POST", self.path, json.dumps(payload), headers)
-            response = connection.getresponse()
-            parts = []
-            while part := response.read1(1 << 20):
-                parts.append(part)
-                connected.settimeout(_left(end))
-            if response.length:  # read1 does not say that the connection broke
-                raise http.client.IncompleteRead(b"".join(parts), response.length)
-            return response.status, b"".join(parts)
+            try:
+                alarm.start()
+                connection.request("POST", self.path, json.dumps(payload), headers)
+                response = connection.getresponse()
+                body = response.read()
+            finally:
+                alarm.cancel()
+                with self.lock:
+                    self.sockets.discard(connected)
+            _left(end)  # being shut looks like the end of a body without a length
+            return response.status, body
+        except (OSError, http.client.HTTPException):
+            _left(end)
+            raise
         finally:
-            with self.lock:
-                self.sockets.discard(connected)
             connection.close()
 
     def _fail(self, request: Request[Any], rule: str, actual: object) -> NoReturn:
@@ -217,12 +240,18 @@ def read_answer(op: str, name: str, read: Callable[[Any], T], answer: Any) -> T:
         return read(answer)
     except BadAnswer as bad:
         raise _error(op, name, bad.rule, bad.actual) from None
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _error(op, name, "have the form that the server's documentation describes", repr(error)) from error
 
 
 def _error(op: str, name: str, rule: str, actual: object) -> TeacherServerError:
     return TeacherServerError(f"{op}: the answer to {name} must {rule}, got {actual}")
+
+
+def _shut(connected: socket.socket) -> None:
+    """Ends what a thread is waiting for there."""
+    with contextlib.suppress(OSError):  # it has ended by itself
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _left(end: float) -> float:
@@ -238,8 +267,8 @@ def _status(status: int, body: bytes) -> str:
     try:
         said = json.loads(body)
         error = said.get("error", said)
-        words = error["message"] if isinstance(error, dict) else str(error)
-    except (AttributeError, LookupError, ValueError):
+        words = str(error["message"] if isinstance(error, dict) else error)
+    except (AttributeError, LookupError, RecursionError, ValueError):
         words = body.decode(errors="replace")
     return f"HTTP {status}: {' '.join(words.split())[:SHOWN]}".removesuffix(": ")
 

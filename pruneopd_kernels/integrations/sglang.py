@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .. import checks
 from .server import BadAnswer, Request, Server, read_answer
-from .topk import Ids, Scored, TeacherTopk, one_batch, scored
+from .topk import Asked, Ids, Scored, TeacherTopk, one_batch, scored
 
 
 def score(
@@ -48,11 +49,11 @@ def score(
         ValueError: An argument is not allowed.
     """
 
-    def ask(rows: Sequence[int], names: Sequence[str]) -> list[Scored]:
+    def ask(responses: Sequence[Asked]) -> list[Scored]:
         requests = []
-        for row, name in zip(rows, names, strict=True):
-            read = partial(_read_generated, response_ids[row], k, vocab_size)
-            requests.append(Request(name, _payload(prompt_ids[row], response_ids[row], k), read))
+        for one in responses:
+            read = partial(_read_generated, one.response, k, vocab_size)
+            requests.append(Request(one.name, _payload(one.prompt, one.response, k), read))
         return server.ask("sglang.score", "/generate", requests)
 
     return one_batch("sglang.score", prompt_ids, response_ids, k, vocab_size, length, ask)
@@ -98,11 +99,13 @@ def from_meta_info(
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
     op = "sglang.from_meta_info"
+    if len(meta_info) != len(prompt_ids):
+        checks.bad_value(op, "meta_info", f"be as many as prompt_ids ({len(prompt_ids)})", len(meta_info))
 
-    def read(rows: Sequence[int], names: Sequence[str]) -> list[Scored]:
+    def read(responses: Sequence[Asked]) -> list[Scored]:
         return [
-            read_answer(op, name, partial(_read, response_ids[row], k, vocab_size), meta_info[row])
-            for row, name in zip(rows, names, strict=True)
+            read_answer(op, one.name, partial(_read, one.response, k, vocab_size), meta_info[one.row])
+            for one in responses
         ]
 
     return one_batch(op, prompt_ids, response_ids, k, vocab_size, length, read)

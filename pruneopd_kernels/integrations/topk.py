@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +14,8 @@ from .. import checks
 from .server import BadAnswer
 
 Ids = Sequence[Sequence[int]]
+ABOVE_0 = 1e-3
+"""The most that rounding may add to a log-probability of 0."""
 
 
 class TeacherTopk(NamedTuple):
@@ -26,6 +30,16 @@ class TeacherTopk(NamedTuple):
     """float32 `[B, T]`: of the response's own tokens, which may be none of the candidates; 0 where there is none."""
     mask: Tensor
     """bool `[B, T]`: True at a response's tokens."""
+
+
+class Asked(NamedTuple):
+    """A response that has a token, and its prompt."""
+
+    row: int
+    name: str
+    """For errors."""
+    prompt: list[int]
+    response: list[int]
 
 
 class Scored(NamedTuple):
@@ -46,7 +60,7 @@ def one_batch(
     k: int,
     vocab_size: int,
     length: int | None,
-    answers: Callable[[Sequence[int], Sequence[str]], list[Scored]],
+    answers: Callable[[Sequence[Asked]], list[Scored]],
 ) -> TeacherTopk:
     """Checks a batch, and puts the answers to it together.
 
@@ -57,16 +71,17 @@ def one_batch(
         k: Candidates a token.
         vocab_size: How many ids the student's tokenizer has.
         length: T of the result.
-        answers: Scores the responses of the given numbers, which have at least one token; errors call them by the
-            given names.
+        answers: Scores the responses that have at least one token.
     """
-    length = _check(op, prompt_ids, response_ids, k, vocab_size, length)
-    rows = [row for row, response in enumerate(response_ids) if len(response)]
-    names = [
-        f"request {row} of {len(prompt_ids)} ({len(prompt_ids[row])} + {len(response_ids[row])} tokens)" for row in rows
+    prompts, responses = _lists(op, "prompt_ids", prompt_ids), _lists(op, "response_ids", response_ids)
+    length = _check(op, prompts, responses, k, vocab_size, length)
+    asked = [
+        Asked(row, f"request {row} of {len(prompts)} ({len(prompt)} + {len(response)} tokens)", prompt, response)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        if response
     ]
-    found = dict(zip(rows, answers(rows, names), strict=True))
-    return _stack([found.get(row) for row in range(len(prompt_ids))], k, length)
+    found = {one.row: answer for one, answer in zip(asked, answers(asked), strict=True)}
+    return _stack([found.get(row) for row in range(len(prompts))], k, length)
 
 
 def scored(
@@ -79,28 +94,43 @@ def scored(
     """One response's candidates in the order of `TopK`; a log-probability that JSON has no number for is NaN.
 
     Raises:
-        BadAnswer: Somewhere there are fewer than k candidates, or an id is none of the student's.
+        BadAnswer: Somewhere there are fewer than k candidates, or two are the same, an id is none of the student's, or
+            a log-probability is above 0.
     """
-    for position, candidates in enumerate(topk_ids):
-        if len(candidates) < k:
-            actual = f"{len(candidates)} at token {position} of the response"
-            raise BadAnswer(f"have {k} candidates at each token", actual)
-    ids = torch.tensor(topk_ids, dtype=torch.int64)
-    foreign = (ids < 0) | (ids >= vocab_size)
-    if foreign.any():
-        position = int(foreign.any(-1).nonzero()[0])
-        rule = f"have ids in [0, vocab_size = {vocab_size})"
-        actual = f"{int(ids[foreign][0])} at token {position} of the response: is it another tokenizer's?"
-        raise BadAnswer(rule, actual)
-    logprobs = torch.tensor([[_number(value) for value in row] for row in topk_logprobs], dtype=torch.float32)
-    ids, by_id = ids.sort()
-    logprobs, by_logprob = logprobs.gather(-1, by_id).sort(stable=True, descending=True)
-    tokens = torch.tensor([_number(value) for value in token_logprobs], dtype=torch.float32)
-    return Scored(ids.gather(-1, by_logprob)[:, :k], logprobs[:, :k], tokens)
+    best = []
+    for position, (ids, logprobs) in enumerate(zip(topk_ids, topk_logprobs, strict=True)):
+        where = f"at token {position} of the response"
+        if len(ids) < k:
+            raise BadAnswer(f"have {k} candidates at each token", f"{len(ids)} {where}")
+        if not all(isinstance(token_id, int) for token_id in ids) or len(set(ids)) < len(ids):
+            raise BadAnswer("have whole numbers as ids, no two of them the same", f"{list(ids)[:k]} {where}")
+        foreign = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
+        if foreign is not None:
+            rule = f"have ids in [0, vocab_size = {vocab_size})"
+            raise BadAnswer(rule, f"{foreign} {where}: is it another tokenizer's?")
+        best.append(sorted(zip(map(_number, logprobs), ids, strict=True), key=_order)[:k])
+    out = Scored(
+        torch.tensor([[token_id for _, token_id in row] for row in best]),
+        torch.tensor([[logprob for logprob, _ in row] for row in best], dtype=torch.float32),
+        torch.tensor([_number(value) for value in token_logprobs], dtype=torch.float32),
+    )
+    highest = torch.cat([out.topk_logprobs[:, :1], out.token_logprobs[:, None]], dim=-1)
+    above = (highest > ABOVE_0).nonzero()
+    if len(above):
+        position, which = above[0].tolist()
+        actual = f"{highest[position, which]:g} at token {position} of the response: are they logits?"
+        raise BadAnswer("have log-probabilities, at most 0", actual)
+    return out
+
+
+def _order(candidate: tuple[float, int]) -> tuple[bool, float, int]:
+    """That of `TopK`: a NaN comes before everything."""
+    logprob, token_id = candidate
+    return not math.isnan(logprob), -logprob, token_id
 
 
 def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+    return math.nan if value is None else float(value)
 
 
 def _stack(responses: Sequence[Scored | None], k: int, length: int) -> TeacherTopk:
@@ -120,6 +150,17 @@ def _stack(responses: Sequence[Scored | None], k: int, length: int) -> TeacherTo
             batch.teacher_token_logprobs[row, :end] = response.token_logprobs
             batch.mask[row, :end] = True
     return batch
+
+
+def _lists(op: str, name: str, batch: Ids) -> list[list[int]]:
+    """Token ids as plain integers, of whatever sequences they came in."""
+    lists = []
+    for index, ids in enumerate(batch):
+        try:
+            lists.append([operator.index(token) for token in (ids.tolist() if hasattr(ids, "tolist") else ids)])
+        except TypeError:
+            checks.bad_type(op, f"{name}[{index}]", "be a sequence of integers", f"{ids!r:.80}")
+    return lists
 
 
 def _check(op: str, prompt_ids: Ids, response_ids: Ids, k: int, vocab_size: int, length: int | None) -> int:

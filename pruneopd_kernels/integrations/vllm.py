@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from .server import BadAnswer, Request, Server, TeacherServerError, read_answer
-from .topk import Ids, Scored, TeacherTopk, one_batch, scored
+from .topk import Asked, Ids, Scored, TeacherTopk, one_batch, scored
 
 LOWEST = -9999.0
 """What vLLM's API sends in place of -inf, which JSON does not have."""
@@ -59,12 +60,11 @@ def score(
         ValueError: An argument is not allowed.
     """
 
-    def ask(rows: Sequence[int], names: Sequence[str]) -> list[Scored]:
+    def ask(responses: Sequence[Asked]) -> list[Scored]:
         requests = []
-        for row, name in zip(rows, names, strict=True):
-            prompt, response = prompt_ids[row], response_ids[row]
-            read = partial(_read_completion, prompt, response, k, vocab_size)
-            requests.append(Request(name, _payload(model, prompt, response, k), read))
+        for one in responses:
+            read = partial(_read_completion, one.prompt, one.response, k, vocab_size)
+            requests.append(Request(one.name, _payload(model, one.prompt, one.response, k), read))
         return server.ask("vllm.score", "/v1/completions", requests)
 
     try:
@@ -114,13 +114,14 @@ def from_prompt_logprobs(
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
     op = "vllm.from_prompt_logprobs"
+    if len(prompt_logprobs) != len(prompt_ids):
+        checks.bad_value(op, "prompt_logprobs", f"be as many as prompt_ids ({len(prompt_ids)})", len(prompt_logprobs))
 
-    def read(rows: Sequence[int], names: Sequence[str]) -> list[Scored]:
-        answers = []
-        for row, name in zip(rows, names, strict=True):
-            one = partial(_read, prompt_ids[row], response_ids[row], k, vocab_size)
-            answers.append(read_answer(op, name, one, prompt_logprobs[row]))
-        return answers
+    def read(responses: Sequence[Asked]) -> list[Scored]:
+        return [
+            read_answer(op, one.name, partial(_read, one.prompt, one.response, k, vocab_size), prompt_logprobs[one.row])
+            for one in responses
+        ]
 
     return one_batch(op, prompt_ids, response_ids, k, vocab_size, length, read)
 
@@ -157,8 +158,9 @@ def _read(
             rule = f"have the log-probability of token {position} of the response, {token}"
             raise BadAnswer(rule, f"those of {sorted(entries)[:k]}: is it another tokenizer's?")
         token_logprobs.append(entries[token][0])
-        # The actual token is there whatever its rank; without it there are as many as were asked for.
-        candidates = [(token_id, logprob) for token_id, (logprob, rank) in entries.items() if rank <= k]
+        # The actual token is there whatever its rank, which is 0 where it is NaN; without it there are as many as were
+        # asked for.
+        candidates = [(token_id, logprob) for token_id, (logprob, rank) in entries.items() if 1 <= rank <= k]
         topk_ids.append([token_id for token_id, _ in candidates])
         topk_logprobs.append([logprob for _, logprob in candidates])
     out = scored(topk_ids, topk_logprobs, token_logprobs, k, vocab_size)
