@@ -15,15 +15,17 @@ import numpy as np
 
 from pruneopd_kernels import host
 
-DTYPES = {
-    "student_topk_ids": np.int64,
-    "teacher_topk_ids": np.int64,
-    "mask": np.bool_,
-    "teacher_topk_logprobs": np.float32,
-    "token_ids": np.int64,
-    "cu_seqlens": np.int32,
-    "drift_count": np.int32,
-}
+DTYPES = dict.fromkeys(["student_topk_ids", "teacher_topk_ids", "token_ids"], np.int64)
+DTYPES |= {"teacher_topk_logprobs": np.float32, "mask": np.bool_, "cu_seqlens": np.int32, "drift_count": np.int32}
+KINDS = {"i": "i", "f": "if", "b": "bi"}  # of dtypes: what each can be made of
+LONGEST = 2**30  # bytes that may be posted
+
+
+def array(name: str, values: object) -> np.ndarray:
+    dtype, found = np.dtype(DTYPES[name]), np.asarray(values)
+    if found.size and found.dtype.kind not in KINDS[dtype.kind]:
+        raise TypeError(f"{name} must hold values of {dtype}, got {found.dtype}")
+    return np.asarray(values, dtype)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,15 +33,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            posted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            arrays = {name: np.asarray(posted.pop(name), dtype) for name, dtype in DTYPES.items() if name in posted}
+            length = int(self.headers["Content-Length"])
+            if not 0 <= length <= LONGEST:
+                raise ValueError(f"Content-Length must be in [0, {LONGEST}], got {length}")
+            posted = json.loads(self.rfile.read(length))
+            arrays = {name: array(name, posted.pop(name)) for name in DTYPES if name in posted}
             out = host.reliability_from_topk(**arrays, **posted, num_threads=1)
-            self.answer(200, {name: array.tolist() for name, array in out._asdict().items()})
-        except (AttributeError, OverflowError, TypeError, ValueError) as error:
-            self.answer(400, {"error": str(error)})
-
-    def answer(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
+            content, status = {name: values.tolist() for name, values in out._asdict().items()}, 200
+            body = json.dumps(content, allow_nan=False).encode()
+        except Exception as error:  # whatever is wrong, the client is told
+            body, status = json.dumps({"error": str(error)}).encode(), 400
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

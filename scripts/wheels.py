@@ -67,8 +67,8 @@ def main() -> None:
         check_undefined(libraries[1])
         wheel = with_files(pure, libraries, "pruneopd_kernels", f"{python.tag}-{python.tag}")
         audit(wheel, arguments.platform, out)
-    if (library := tree / "_cuda.so").exists():
-        wheel = with_files(cuda_wheel(), [library], "pruneopd_kernels_cuda13", "py3-none")
+    if not (tree / "without_cuda.txt").exists():  # an older library may lie there
+        wheel = with_files(cuda_wheel(), [tree / "_cuda.so"], "pruneopd_kernels_cuda13", "py3-none")
         audit(wheel, arguments.platform, out)
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")

@@ -78,6 +78,19 @@ def test_host_server_answers_as_host_does(port, more):
         ({**IDS, "k": 3}, "unexpected keyword argument 'k'"),
         ({"student_topk_ids": [[[1]]]}, "missing 1 required positional argument: 'teacher_topk_ids'"),
         ({**IDS, "mask": [[1, 1], [1]]}, "inhomogeneous"),
+        (
+            {**IDS, "student_topk_ids": [[[4.9, 2], [7, 1], [5, 3]]]},
+            "student_topk_ids must hold values of int64, got float",
+        ),
+        ({**IDS, "mask": [["false"] * 3]}, "mask must hold values of bool, got <U5"),
+        ({**IDS, "drift_count": [1.9]}, "drift_count must hold values of int32, got float64"),
+        ({**IDS, "drift_count": [2**40]}, "out of bounds for int32"),
+        (
+            {**IDS, "teacher_topk_logprobs": [[[None, -1]] * 3]},
+            "teacher_topk_logprobs must hold values of float32, got",
+        ),
+        ({**IDS, "w_base": 1e39}, "not JSON compliant"),
+        (b"[" * 200_000, "recursion"),
         (b"{", "Expecting property name"),
         (b"[]", "must be a mapping, not list"),
     ],
@@ -86,6 +99,15 @@ def test_host_server_says_what_is_wrong(port, content, words):
     status, answer = post(port, content)
     assert status == 400 and words in answer["error"]
     assert post(port, IDS)[0] == 200  # and goes on
+
+
+@pytest.mark.parametrize("length", ["-1", "1000000000000", "many"])
+def test_host_server_reads_no_more_than_it_can_hold(port, length):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/", b"{}", {"Content-Length": length})
+    response = connection.getresponse()
+    assert response.status == 400 and length in json.loads(response.read())["error"]
+    connection.close()
 
 
 def test_host_server_is_as_documented(port):

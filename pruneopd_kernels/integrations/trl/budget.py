@@ -77,6 +77,10 @@ class BudgetCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Apply the step's effective lengths: before the Trainer logs, evaluates and saves."""
+        if not self.effective_lengths:
+            raise RuntimeError(
+                "BudgetCallback: the step has no effective lengths; only this package's trainers give any"
+            )
         self.use(self.budget.update(torch.cat(self.effective_lengths)))
 
 

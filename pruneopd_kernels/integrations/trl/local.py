@@ -39,7 +39,9 @@ class PruneDistillationTrainer(PruningTrainer, DistillationTrainer):
 
     Raises:
         ValueError: `beta` is not 1 for a loss that has none; a head has a soft cap; k exceeds the vocabulary; there is
-            a budget and there are tools, or `args.generation_kwargs` with a length; or what TRL raises.
+            a budget and there are tools, or `args.generation_kwargs` with a length; `callbacks` has a `BudgetCallback`;
+            or what TRL raises.
+        TypeError: `prune` or `budget` is of another type.
     """
 
     def __init__(

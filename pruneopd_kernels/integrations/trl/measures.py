@@ -12,9 +12,14 @@ BANDS = 8
 
 
 def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
-    """float64 `[7 + 2 * BANDS]`, of responses `[B, T]`; without a longest response nothing lies in a band."""
-    band = torch.arange(mask.shape[1], device=mask.device) * BANDS // (longest or 1)
-    bands = torch.nn.functional.one_hot(band.clamp(max=BANDS - 1), BANDS).double() * (longest is not None)
+    """float64 `[7 + 2 * BANDS]`, of responses `[B, T]`; without a longest response nothing lies in a band.
+
+    A response begins at its first valid position: with a server, TRL's tensors begin where the batch's shortest prompt
+    would end.
+    """
+    begins = mask.int().argmax(1, keepdim=True) if mask.shape[1] else 0
+    depth = (torch.arange(mask.shape[1], device=mask.device) - begins).clamp(min=0)
+    band = (depth * BANDS // longest).clamp(max=BANDS - 1) if longest is not None else torch.full_like(depth, BANDS)
     sums = [
         torch.tensor(len(mask), device=mask.device),
         scored.effective_length.sum(),
@@ -24,8 +29,8 @@ def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
         scored.drift.sum(),
         scored.weight.double().sum(),
     ]
-    by_band = [scored.weight.double().sum(0) @ bands, mask.double().sum(0) @ bands]
-    return torch.cat([torch.stack([x.double() for x in sums]), *by_band])
+    by_band = [torch.where(band == i, x.double(), 0).sum() for x in (scored.weight, mask) for i in range(BANDS)]
+    return torch.stack([x.double() for x in [*sums, *by_band]])
 
 
 def means_of(sums: Tensor) -> dict[str, float]:

@@ -23,7 +23,7 @@ class PruneServerDistillationTrainer(PruningTrainer, ServerDistillationTrainer):
 
     The server's top-k are compared with the student's; L then multiplies TRL's own loss at each position, the forward
     KL over the server's candidates, with or without the tail's bucket (`args.loss_add_tail`). TRL forms the student's
-    full logits here, and they stay.
+    full logits here, and they stay. `args.temperature` divides the student's logits alone: vLLM answers at 1.
 
     Args:
         args: Those of `ServerDistillationTrainer`, in its order, and by name; `args.beta` is 0 and `args.loss_top_k`
@@ -35,6 +35,7 @@ class PruneServerDistillationTrainer(PruningTrainer, ServerDistillationTrainer):
     Raises:
         ValueError: beta or loss_top_k is another; there is a budget and `args.generation_kwargs` with a length; or
             what TRL raises.
+        TypeError: As for `PruneDistillationTrainer`.
     """
 
     def __init__(

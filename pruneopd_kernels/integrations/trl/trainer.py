@@ -43,12 +43,16 @@ Xiaodan Liang and Jing Tang},
     def __init__(
         self, *args: Any, prune: PruneConfig | None = None, budget: ResponseBudget | None = None, **kwargs: Any
     ) -> None:
+        name = type(self).__name__
+        for argument, value, expected in (("prune", prune, PruneConfig), ("budget", budget, ResponseBudget)):
+            if value is not None and not isinstance(value, expected):
+                checks.bad_type(name, argument, f"be a {expected.__name__}", f"a {type(value).__name__}")
         super().__init__(*args, **kwargs)
+        if self._budget_callback() is not None:
+            checks.bad_value(name, "callbacks", "have no BudgetCallback, which budget makes", "one")
         self.prune = PruneConfig() if prune is None else prune
-        self._longest: int | None = self.max_completion_length
         if budget is not None:
             self._check_budget()
-            self._longest = budget.maximum
             self.add_callback(BudgetCallback.of(budget))
             self._sample_up_to(budget.length)
 
@@ -102,8 +106,9 @@ Xiaodan Liang and Jing Tang},
             raise RuntimeError(f"{type(self).__name__}: TRL formed its loss without calling what weighs it")
         (scored, mask), self._scored = self._scored, None
         mode = "train" if self.model.training else "eval"
-        measures = means_of(self.accelerator.reduce(sums_of(scored, mask, self._longest), "sum"))
         callback = self._budget_callback()
+        longest = self.max_completion_length if callback is None else callback.budget.maximum
+        measures = means_of(self.accelerator.reduce(sums_of(scored, mask, longest), "sum"))
         if callback is not None and mode == "train":
             callback.effective_lengths.append(scored.effective_length)
             measures["budget"] = callback.budget.length

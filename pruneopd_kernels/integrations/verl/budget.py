@@ -9,6 +9,7 @@ come back with the metrics of the actor's update.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -29,6 +30,8 @@ from .loss import LOSS_MODE
 
 MODE = AGENT = "prune_opd"
 FIELD = "response_budget"  # of a prompt, in the batch that goes to the agent loops
+LOOPS = ("single_turn_agent", AGENT)  # what `rollout.agent.default_agent_loop` may be
+SETTINGS = inspect.signature(ResponseBudget).parameters.keys() - {"group"}
 FILE = "response_budget.json"  # in the folder of a checkpoint
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,8 @@ class PruneTrainerSync(PPOTrainerSync):
     response counts once in each epoch.
 
     Raises:
-        ValueError: A setting is not allowed, or the loss is another than `prune_opd`.
+        ValueError: A setting is not allowed, the loss is another than `prune_opd`, or
+            `rollout.agent.default_agent_loop` is another than `single_turn_agent`.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -70,8 +74,17 @@ class PruneTrainerSync(PPOTrainerSync):
         loss_mode = config.distillation.distillation_loss.loss_mode
         if loss_mode != LOSS_MODE:
             checks.bad_value(name, "distillation.distillation_loss.loss_mode", f"be {LOSS_MODE}", loss_mode)
-        length = config.actor_rollout_ref.rollout.response_length
-        self.budget = ResponseBudget(**{"maximum": length, **(config.trainer.v1.get(MODE) or {})})
+        rollout = config.actor_rollout_ref.rollout
+        if rollout.agent.default_agent_loop not in LOOPS:
+            checks.bad_value(
+                name, "rollout.agent.default_agent_loop", f"be {LOOPS[0]}", rollout.agent.default_agent_loop
+            )
+        length = rollout.response_length
+        settings = dict(config.trainer.v1.get(MODE) or {})
+        if unknown := settings.keys() - SETTINGS:
+            rule = f"have settings of {', '.join(sorted(SETTINGS))}"
+            checks.bad_value(name, f"trainer.v1.{MODE}", rule, ", ".join(sorted(map(str, unknown))))
+        self.budget = ResponseBudget(**{"maximum": length, **settings})
         if self.budget.maximum > length:
             rule = f"be at most rollout.response_length = {length}"
             checks.bad_value(name, f"trainer.v1.{MODE}.maximum", rule, self.budget.maximum)
@@ -96,7 +109,9 @@ class PruneTrainerSync(PPOTrainerSync):
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if "agent_name" in batch:
-            checks.bad_value(type(self).__name__, "data", f"have no agent_name beside {AGENT}", batch["agent_name"])
+            names = batch["agent_name"]
+            found = [names] if isinstance(names, str) else sorted(set(names))
+            checks.bad_value(type(self).__name__, "data", f"have no agent_name beside {AGENT}", ", ".join(found))
         assign_non_tensor(batch, agent_name=AGENT, **{FIELD: self.budget.length})
         return int(super()._submit_batch_to_rollout(batch))
 

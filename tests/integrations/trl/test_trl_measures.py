@@ -21,7 +21,9 @@ def by_hand(scored, mask, longest):
         firsts.append(next((n for n, t in enumerate(valid) if scored.drift[row, t]), len(valid)))
         for t in valid:
             tokens.append((scored.overlap[row, t].item(), scored.drift[row, t].item(), scored.weight[row, t].item()))
-            bands.setdefault(min(t * BANDS // longest, BANDS - 1) + 1, []).append(scored.weight[row, t].item())
+            bands.setdefault(min((t - valid[0]) * BANDS // longest, BANDS - 1) + 1, []).append(
+                scored.weight[row, t].item()
+            )
     overlap, drift, weight = (math.fsum(values) / len(tokens) for values in zip(*tokens, strict=True))
     return {
         "effective_length": sum(scored.effective_length.tolist()) / len(mask),
@@ -46,6 +48,17 @@ def drawn():
 def test_measures_are_those_taken_token_by_token():
     scored, mask = drawn()
     assert means_of(sums_of(scored, mask, 40)) == pytest.approx(by_hand(scored, mask, 40))
+
+
+def test_a_response_begins_at_its_first_valid_position():
+    """With a server, TRL's tensors begin earlier where prompts differ in length."""
+    scored, mask = drawn()
+    later = type(scored)(*(torch.cat([x[:, :9], x], 1) if x.ndim > 1 else x for x in scored))
+    begins_later = torch.cat([torch.zeros_like(mask[:, :9]), mask], 1)
+    by_band = slice(7, None)
+    expected, found = sums_of(scored, mask, 40), sums_of(later, begins_later, 40)
+    torch.testing.assert_close(found[by_band][BANDS:], expected[by_band][BANDS:])
+    assert expected[by_band][BANDS:].count_nonzero() > 2
 
 
 def test_sums_add_up_over_parts_of_a_batch():

@@ -15,7 +15,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from pruneopd_kernels import PruneConfig, ResponseBudget
-from pruneopd_kernels.integrations.trl import PruneDistillationTrainer
+from pruneopd_kernels.integrations.trl import BudgetCallback, PruneDistillationTrainer
 from pruneopd_kernels.integrations.trl.losses import TRL_LOSS, PrunedLoss, with_loss
 
 
@@ -195,6 +195,13 @@ REFUSED = {
         {},
         "budget must be None when tools are given, got 1 tools",
     ),
+    "prune's type": ({"prune": {"k": 8}}, {}, "prune must be a PruneConfig, got a dict"),
+    "budget's type": ({"budget": {"initial": 8}}, {}, "budget must be a ResponseBudget, got a dict"),
+    "a callback": (
+        {"callbacks": [BudgetCallback()]},
+        {},
+        "callbacks must have no BudgetCallback, which budget makes, got one",
+    ),
 }
 
 
@@ -204,7 +211,7 @@ def test_refused(tmp_path, case):
     student = model(0)
     given = {"processing_class": tokenizer, **given}
     given["processing_class"] = given["processing_class"]()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((TypeError, ValueError)) as error:
         PruneDistillationTrainer(
             model=student, teacher_model=teacher_of(student), args=config(tmp_path, **settings),
             train_dataset=prompts(), **given,

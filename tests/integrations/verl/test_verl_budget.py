@@ -135,6 +135,25 @@ def test_the_budget_goes_with_the_prompts(tmp_path, monkeypatch):
         assert values == {"agent_name": "prune_opd", "response_budget": 2560}
     with pytest.raises(ValueError, match=r"data must have no agent_name beside prune_opd, got tool_agent$"):
         trainer._submit_batch_to_rollout(tensordict_utils.assign_non_tensor(batch, agent_name="tool_agent"))
+    batch["agent_name"] = tensordict_utils.get_tensordict({"a": ["tool_agent", "react", "react", "react"]})["a"]
+    with pytest.raises(ValueError, match=r"data must have no agent_name beside prune_opd, got react, tool_agent$"):
+        trainer._submit_batch_to_rollout(batch)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+         "rollout.agent.default_agent_loop must be single_turn_agent, got tool_agent"),
+        ("+trainer.v1.prune_opd.k=3",
+         "trainer.v1.prune_opd must have settings of floor_hit_boundary, hit_ratio, initial, margin, maximum, minimum, "
+         "patience, step, got k"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_refused(override, words):
+    with pytest.raises(ValueError) as error:
+        PruneTrainerSync(config_of(override))
+    assert str(error.value) == f"PruneTrainerSync: {words}"
 
 
 def run_loop(monkeypatch, sampling_params, **fields):
