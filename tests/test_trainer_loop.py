@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_changes_nothing():
     parameter.fill_(float("nan"))
     with pytest.raises(TrainerError) as raised:
         run.train_step()
-    assert str(raised.value).startswith("step 2: the loss must be finite, got nan")
+    assert str(raised.value).startswith("step 2: loss and gradient norm must be finite, got nan and ")
     assert torch.equal(weights(run), before)
     assert run.step == 1
 

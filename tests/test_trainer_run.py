@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(models, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(models, out, "--teacher", tmp_path / "broken") == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("pruneopd: step 1: the loss must be finite, got nan, with a gradient norm of ")
+    assert said.startswith("pruneopd: step 1: loss and gradient norm must be finite, got nan and ")
     assert said.endswith("; there is no checkpoint yet")
 
 
@@ -215,13 +216,61 @@ def test_a_wrong_option_is_one_sentence(tmp_path, monkeypatch, capsys, arguments
         ("stepz: 3", "the configuration {file}: there is no option 'stepz'"),
         ("steps: many", "the configuration {file}: steps must be an integer, got 'many'"),
         ("preset: huge", "the configuration {file}: preset must be one of tiny, smollm2, got 'huge'"),
+        ("preset: [a]", "the configuration {file}: preset must be one of tiny, smollm2, got ['a']"),
+        ("seed: 9223372036854775808",
+         "TrainConfig: seed must be at most 9223372036854775807, got 9223372036854775808"),
+        (f"learning_rate: 1{'0' * 400}", "the configuration {file}: learning_rate must be a number, got 1" + "0" * 400),
+        ("seed: 2020-13-45", "the configuration {file} cannot be read: month must be in 1..12"),
+        ("[" * 3000, "the configuration {file} cannot be read: maximum recursion depth exceeded"),
         ("[1, 2]", "the configuration {file} must hold options with values, got list"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
-    assert one_sentence(capsys, main(["train", "--config", str(file)])) == sentence.format(file=file)
+    assert one_sentence(capsys, main(["train", "--config", str(file)])).startswith(sentence.format(file=file))
+
+
+def test_what_cannot_begin_leaves_no_run_behind(models, tmp_path, capsys):
+    """The same folder serves when the mistake is mended."""
+    out = tmp_path / "out"
+    for options in (["--student", tmp_path / "missing"], ["--data", tmp_path / "missing"],
+                    ["--teacher-device", "cuda:99"], ["--teacher-device", "nowhere"]):  # fmt: skip
+        one_sentence(capsys, train(models, out, *options))
+        assert not out.exists()
+    assert train(models, out, "--steps", 1) == 0
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_begins_again(models, unbroken, tmp_path):
+    out = tmp_path / "out"
+    assert train(models, out, "--steps", 2) == 0
+    for folder in (out / "checkpoints").iterdir():
+        shutil.rmtree(folder)
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("steps: 2", "steps: 6"))
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    assert numbers(out) == numbers(unbroken)
+
+
+def test_a_student_whose_generation_settings_cannot_be_saved_is_trained(models, tmp_path):
+    """Sampling is this trainer's; of such settings the end tokens are of use."""
+    shutil.copytree(models / "student", tmp_path / "student")
+    file = tmp_path / "student" / "generation_config.json"
+    ends = json.loads(file.read_text())["eos_token_id"]
+    file.write_text(json.dumps({"do_sample": False, "temperature": 0.6, "eos_token_id": ends}))
+    out = tmp_path / "out"
+    assert train(models, out, "--steps", 1, "--student", tmp_path / "student") == 0
+    saved = json.loads((out / "checkpoints" / "step-000001" / "student" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == ends and "temperature" not in saved
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_context_that_is_too_short_is_one_sentence(models, tmp_path, capsys, side):
+    shutil.copytree(models / side, tmp_path / side)
+    file = tmp_path / side / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 24}))
+    said = one_sentence(capsys, train(models, tmp_path / "out", f"--{side}", tmp_path / side))
+    rule = f"prompt and response must have at most 24 tokens, the {side}'s max_position_embeddings"
+    assert re.fullmatch(rf"{rule}, got \d+ and up to 24", said)
 
 
 def test_folders_that_cannot_be_used_are_one_sentence(models, unbroken, tmp_path, capsys):
@@ -244,6 +293,10 @@ def test_a_broken_checkpoint_is_one_sentence_and_stays(models, tmp_path, capsys)
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("steps: 3", "steps: 5"))
     said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
     assert said.startswith(f"the checkpoint {state.parent} cannot be read: ")
+    for other, reason in (({"step": 3}, "it has no 'time_s'"), ([1], "list indices must be integers")):
+        torch.save(other, state)
+        said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
+        assert said.startswith(f"the checkpoint {state.parent} cannot be read: {reason}")
     assert (out / "metrics.jsonl").read_text() == log
 
 

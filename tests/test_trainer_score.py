@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +147,24 @@ def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_broken_off_leaves_nothing(models, prompts, tmp_path, monkeypatch):
+    def interrupt(scores, rows):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pruneopd_trainer.score.check_finite", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score.score(*models, prompts, out=tmp_path / "out", max_length=8)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence(models, prompts, tmp_path):
+    (tmp_path / ".scores.jsonl.partial").symlink_to("/dev/full")
+    words = f"{tmp_path / 'scores.jsonl'} cannot be written: No space left on device"
+    assert refusal(*models, prompts, out=tmp_path) == words
+    assert not list(tmp_path.glob("*scores*"))
 
 
 def test_what_was_written_is_not_overwritten(models, prompts, tmp_path):

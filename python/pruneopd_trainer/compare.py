@@ -125,7 +125,7 @@ def parse_method(spec: str, base: TrainConfig) -> TrainConfig:
     try:
         values = {name: yaml.safe_load(text) for name, text in _values(spec).items()}
         return with_values(base, {"method": spec.split(":")[0], **values}, "its values")
-    except (TrainerError, yaml.YAMLError) as error:
+    except (TrainerError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise TrainerError(f"the method {spec!r} is not valid: {str(error).splitlines()[0]}") from error
 
 

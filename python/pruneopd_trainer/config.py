@@ -142,6 +142,8 @@ class TrainConfig:
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise _wrong(name, f"be at least {least}", getattr(self, name))
+        if self.seed > MAX_SEED:
+            raise _wrong("seed", f"be at most {MAX_SEED}", self.seed)
         for name in _POSITIVE:
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise _wrong(name, "be finite and > 0", value)
@@ -199,6 +201,7 @@ _AT_LEAST = {
 }
 _LENGTHS = {"initial_length": None, "minimum_length": None, "truncate_length": "truncate", "final_length": "prefix"}
 """Lengths that the maximum bounds, and the only method that has the length, if there is one."""
+MAX_SEED = 2**63 - 1
 _POSITIVE = ("learning_rate", "max_grad_norm", "temperature")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("tiny", "smollm2"),
@@ -263,12 +266,10 @@ def _of_kind(name: str, value: Any, kind: str, source: str) -> Any:
     if kind.endswith("| None") and value is None:
         return None
     kind = kind.removesuffix(" | None")
-    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind == "float" and isinstance(value, str):  # YAML reads 1e-4 as text
+    if kind == "float" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            return float(value)  # also of a text: YAML reads 1e-4 as one
+        except (OverflowError, ValueError):
             pass
     if kind == "Path" and isinstance(value, str):
         return Path(value)
@@ -287,13 +288,13 @@ def read_config(file: Path) -> TrainConfig:
     """
     try:
         values = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise TrainerError(f"the configuration {file} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise TrainerError(f"the configuration {file} must hold options with values, got {type(values).__name__}")
     preset = values.get("preset", "tiny")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise TrainerError(f"the configuration {file}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     return with_values(PRESETS[preset], values, f"the configuration {file}")
 

@@ -19,7 +19,7 @@ from .data import Example, Task
 from .errors import TrainerError
 from .measures import Sums, peak_memory_mib
 from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune, reward_mass
-from .models import Pair, encode
+from .models import Pair, check_context, encode
 from .rollouts import Rollouts, sample, uniforms
 from .scoring import Scores, response_logits, score, teacher_logits
 
@@ -66,7 +66,14 @@ class Trainer:
             raise TrainerError(f"TrainConfig: batch_size must {rule}, got {config.batch_size}")
         self.pair, self.device = pair, accelerator.device
         teacher: nn.Module = pair.teacher
-        teacher.to(config.teacher_device or self.device)
+        try:
+            teacher.to(config.teacher_device or self.device)
+        except (
+            AssertionError,
+            RuntimeError,
+        ) as error:  # unknown to PyTorch, or not in this build of it
+            reason = str(error).splitlines()[0]
+            raise TrainerError(f"the teacher cannot be on {config.teacher_device or self.device}: {reason}") from error
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
         self.optimizer = torch.optim.AdamW(
@@ -99,7 +106,7 @@ class Trainer:
         loss = measured["loss"]
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             self.optimizer.zero_grad()
-            raise TrainerError(f"step {step}: the loss must be finite, got {loss}, with a gradient norm of {grad_norm}")
+            raise TrainerError(f"step {step}: loss and gradient norm must be finite, got {loss} and {grad_norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -138,6 +145,7 @@ class Trainer:
     def respond(self, examples: list[Example], uniforms: Tensor) -> Rollouts:
         """The student's responses to examples, of up to as many tokens as there are random numbers for each."""
         prompt_ids, prompt_mask = encode(self.pair.tokenizer, [example.prompt for example in examples])
+        check_context(self.pair, prompt_ids.shape[1], uniforms.shape[1])
         self.student.eval()
         with self.autocast():
             rollouts = sample(

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from .errors import TrainerError
@@ -102,6 +109,15 @@ def make_pair(
     return Pair(student.train(), teacher.eval().requires_grad_(False), student_tokenizer, vocab_size, end_ids)
 
 
+def check_context(pair: Pair, prompt_length: int, response_length: int) -> None:
+    """Raises TrainerError where prompt and response may have more tokens than a model has positions for."""
+    for name, model in (("student", pair.student), ("teacher", pair.teacher)):
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt_length + response_length > limit:
+            rule = f"have at most {limit} tokens, the {name}'s max_position_embeddings"
+            raise TrainerError(f"prompt and response must {rule}, got {prompt_length} and up to {response_length}")
+
+
 def configured_end_ids(model: PreTrainedModel) -> list[int]:
     """The tokens at which the model's generation configuration stops: chat models often have several."""
     settings: Any = model.generation_config
@@ -149,7 +165,19 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise TrainerError(f"the model in {folder} cannot be loaded: {len(missing)} weights are missing: {missing[0]}")
     prepared: PreTrainedModel = model.eval()
+    _make_savable(prepared)
     return prepared
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """Of a generation configuration that transformers refuses to save, only the special tokens stay."""
+    settings: Any = model.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(settings, name) for name in ids})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

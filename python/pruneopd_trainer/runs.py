@@ -35,15 +35,26 @@ class RunFolder:
         Raises:
             TrainerError: The folder holds a run already, or cannot be written to.
         """
-        run = cls(path, config)
-        if os.path.exists(run.config_file) or os.path.exists(run.metrics_file):  # False also where it may not look
-            raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
+        run = cls.new(path, config)
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainerError(f"the folder {path} cannot be made: {error.strerror}") from error
         with replacing(run.config_file) as beside:
             write_config(config, beside)
+        return run
+
+    @classmethod
+    def new(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """What `create` would make; nothing is written yet.
+
+        Raises:
+            TrainerError: The folder holds a run already.
+        """
+        run = cls(path, config)
+        files = run.config_file, run.metrics_file
+        if any(map(os.path.exists, files)) or run._checkpoints():  # nothing is found where it may not look
+            raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
         return run
 
     @classmethod
@@ -152,7 +163,7 @@ class RunFolder:
             for _, old in self._checkpoints()[:-keep]:
                 os.rename(old, _hidden(old))  # half removed, it must not look like a checkpoint
             self._remove_leftovers()
-        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are PyTorch's and safetensors'
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # PyTorch's, safetensors', transformers'
             raise self._failed(folder, error) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -169,6 +180,10 @@ class RunFolder:
             raise TrainerError(f"{self.path} has no checkpoint yet")
         return found[-1]
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is one."""
+        return bool(self._checkpoints())
+
     def left(self) -> str:
         """What there is to continue from, in words."""
         found = self._checkpoints()
@@ -176,9 +191,7 @@ class RunFolder:
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Step and folder of every checkpoint, the oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = [(re.fullmatch(r"step-(\d{6,})", folder.name), folder) for folder in self.checkpoints.iterdir()]
+        names = [(re.fullmatch(r"step-(\d{6,})", folder.name), folder) for folder in self.checkpoints.glob("step-*")]
         return sorted((int(match[1]), folder) for match, folder in names if match)
 
     def _remove_leftovers(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +19,13 @@ from rich.table import Table
 
 from pruneopd_kernels import PruneConfig
 
+from .atomic import replacing
 from .chunks import Scores, check_head, score_in_chunks
 from .cli import parse
 from .config import Metric
 from .data import Line, read_lines
 from .errors import TrainerError
-from .models import Pair, encode, load_model, load_tokenizer, make_pair
+from .models import Pair, check_context, encode, load_model, load_tokenizer, make_pair
 from .rollouts import Rollouts, sample, uniforms
 
 BANDS = 8
@@ -138,6 +141,7 @@ def responses(pair: Pair, rows: Sequence[Row], max_length: int, seed: int) -> Ro
     prompts = [row.line.values["prompt"] for row in rows]
     prompt_ids, prompt_mask = (tensor.to(device) for tensor in encode(pair.tokenizer, prompts))
     if "response" not in rows[0].line.values:
+        check_context(pair, prompt_ids.shape[1], max_length)
         return sample(
             pair.student,
             prompt_ids,
@@ -154,6 +158,7 @@ def responses(pair: Pair, rows: Sequence[Row], max_length: int, seed: int) -> Ro
         if not ids:
             raise TrainerError(f"{row.place}: the response must have at least one token, got none")
     length = max(map(len, given))
+    check_context(pair, prompt_ids.shape[1], length)
     end = pair.end_ids[0]
     response_ids = torch.tensor([ids + [end] * (length - len(ids)) for ids in given], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in given], device=device)
@@ -232,7 +237,7 @@ def show(found: dict[str, Any]) -> None:
 
 @contextmanager
 def open_scores(out: Path | None) -> Iterator[TextIO | None]:
-    """Creates out/scores.jsonl, to be closed at the end; None where there is no folder.
+    """A file that becomes out/scores.jsonl at the end; None where there is no folder.
 
     Raises:
         TrainerError: It is there already, or cannot be written.
@@ -243,10 +248,11 @@ def open_scores(out: Path | None) -> Iterator[TextIO | None]:
     path = out / "scores.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = path.open("x", encoding="utf-8")
     except OSError as error:
         raise TrainerError(f"{path} cannot be written: {error.strerror}") from error
-    with file:
+    if path.exists():
+        raise TrainerError(f"{path} cannot be written: {os.strerror(errno.EEXIST)}")
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         yield file
 
 
@@ -266,11 +272,7 @@ def write(file: TextIO | None, pair: Pair, rows: Sequence[Row], rollouts: Rollou
             **{name: getattr(scores, name)[index, :length].tolist() for name in MEASURES},
             "effective_length": int(scores.effective_length[index]),
         }
-        try:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-        except OSError as error:
-            raise TrainerError(f"{file.name} cannot be written: {error.strerror}") from error
+        file.write(json.dumps(record) + "\n")
 
 
 @dataclass

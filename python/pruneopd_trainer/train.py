@@ -36,7 +36,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
     Args:
         config: Every hyperparameter; for a run that is continued it must be the run's own.
         out: The run folder: a new one, or with `resume` one that holds a run.
-        resume: Continue from the newest checkpoint, to the same numbers as without the interruption.
+        resume: Continue from the newest checkpoint, to the same numbers as without the interruption; from the beginning
+            where there is none yet.
 
     Returns:
         The last record, some responses of the last step, and whether all steps are done: Ctrl-C, or a SIGTERM, ends a
@@ -48,14 +49,17 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
     accelerator = Accelerator()
     writes = accelerator.is_main_process
     check_tracker(config)
-    folder, checkpoint = open_folder(config, out, resume, accelerator)
+    folder, checkpoint = open_folder(config, out, resume)
     torch.manual_seed(config.seed)
     pair = load_pair(config, None if checkpoint is None else checkpoint / "student")
     trainer = Trainer(config, pair, load_task(config), accelerator)
     if checkpoint is not None:
-        trainer.load_state_dict(load_state(checkpoint))
-        if writes:
-            folder.forget_after(trainer.step)
+        restore(trainer, checkpoint)
+    if writes and resume:
+        folder.forget_after(-1 if checkpoint is None else trainer.step)
+    elif writes:  # not before: what cannot begin leaves no run behind
+        RunFolder.create(out, config)
+    accelerator.wait_for_everyone()
     continued = None if checkpoint is None else trainer.step
     trackers = open_trackers(config, folder.path, continued) if writes else []
 
@@ -124,21 +128,16 @@ def evaluate_run(out: Path, prompts: int | None = None, samples: int | None = No
     return {"step": step, **evaluate(trainer)}
 
 
-def open_folder(
-    config: TrainConfig, out: Path, resume: bool, accelerator: Accelerator
-) -> tuple[RunFolder, Path | None]:
-    """The run folder, and the checkpoint that is continued from."""
+def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder, Path | None]:
+    """The run folder, not yet made if it is new, and the checkpoint that is continued from."""
     if not resume:
-        if accelerator.is_main_process:
-            RunFolder.create(out, config)
-        accelerator.wait_for_everyone()
-        return RunFolder.open(out), None
+        return RunFolder.new(out, config), None
     folder = RunFolder.open(out)
     own, given = folder.config.to_dict(), config.to_dict()
     for name, value in own.items():
         if given[name] != value:
             raise TrainerError(f"the run in {out} can be continued with {name} = {value!r} only, got {given[name]!r}")
-    return folder, folder.latest()[1]
+    return folder, folder.latest()[1] if folder.has_checkpoint() else None
 
 
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -148,14 +147,13 @@ def write_checkpoint(trainer: Trainer, path: Path) -> None:
     torch.save(trainer.state_dict(), path / "training.pt")
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Reads what `write_checkpoint` wrote beside the student."""
+def restore(trainer: Trainer, checkpoint: Path) -> None:
+    """Continues from what `write_checkpoint` wrote beside the student."""
     try:
-        state: dict[str, Any] = torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the loader meets in a file that is not what it says
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {reason}") from error
-    return state
+        trainer.load_state_dict(torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever it meets in a file that is not what it says
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {reason.splitlines()[0]}") from error
 
 
 @contextmanager
