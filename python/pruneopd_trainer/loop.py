@@ -66,14 +66,11 @@ class Trainer:
             raise TrainerError(f"TrainConfig: batch_size must {rule}, got {config.batch_size}")
         self.pair, self.device = pair, accelerator.device
         teacher: nn.Module = pair.teacher
+        place = config.teacher_device or self.device
         try:
-            teacher.to(config.teacher_device or self.device)
-        except (
-            AssertionError,
-            RuntimeError,
-        ) as error:  # unknown to PyTorch, or not in this build of it
-            reason = str(error).splitlines()[0]
-            raise TrainerError(f"the teacher cannot be on {config.teacher_device or self.device}: {reason}") from error
+            teacher.to(place)
+        except (AssertionError, RuntimeError) as error:  # the device is unknown, or not there, or full
+            raise TrainerError(f"the teacher cannot be on {place}: {str(error).splitlines()[0]}") from error
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
         self.optimizer = torch.optim.AdamW(

@@ -250,7 +250,7 @@ def open_scores(out: Path | None) -> Iterator[TextIO | None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"{path} cannot be written: {error.strerror}") from error
-    if path.exists():
+    if os.path.exists(path):
         raise TrainerError(f"{path} cannot be written: {os.strerror(errno.EEXIST)}")
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
         yield file
