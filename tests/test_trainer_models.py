@@ -149,6 +149,17 @@ def test_a_broken_model_is_refused(folder, breakage):
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
 
+def test_a_context_is_enough_up_to_its_last_position():
+    pair = load_pair(PRESETS["tiny"])
+    limit = pair.teacher.config.max_position_embeddings
+    models.check_context(pair, limit - 10, 10)
+    said = refusal(models.check_context, pair, limit - 10, 11)
+    assert said == (
+        f"prompt and response must have at most {limit} tokens, the student's max_position_embeddings, "
+        f"got {limit - 10} and up to 11"
+    )
+
+
 def test_a_tokenizer_pads_on_the_left_with_its_end_token_where_it_has_no_other(tmp_path):
     words = ["<unknown>", "a", "b", "<end>"]
     tokenizer = word_tokenizer(words, eos_token="<end>", padding_side="right")

@@ -220,15 +220,25 @@ def test_a_wrong_option_is_one_sentence(tmp_path, monkeypatch, capsys, arguments
         ("seed: 9223372036854775808",
          "TrainConfig: seed must be at most 9223372036854775807, got 9223372036854775808"),
         (f"learning_rate: 1{'0' * 400}", "the configuration {file}: learning_rate must be a number, got 1" + "0" * 400),
-        ("seed: 2020-13-45", "the configuration {file} cannot be read: month must be in 1..12"),
-        ("[" * 3000, "the configuration {file} cannot be read: maximum recursion depth exceeded"),
         ("[1, 2]", "the configuration {file} must hold options with values, got list"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
-    assert one_sentence(capsys, main(["train", "--config", str(file)])).startswith(sentence.format(file=file))
+    assert one_sentence(capsys, main(["train", "--config", str(file)])) == sentence.format(file=file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("seed: 2020-13-45", "month must be in 1..12"), ("[" * 3000, "maximum recursion depth exceeded")],
+)
+def test_a_file_that_yaml_cannot_read_is_one_sentence(tmp_path, capsys, text, reason):
+    """The end of these reasons is another in each version of Python."""
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    said = one_sentence(capsys, main(["train", "--config", str(file)]))
+    assert said.startswith(f"the configuration {file} cannot be read: {reason}")
 
 
 def test_what_cannot_begin_leaves_no_run_behind(models, tmp_path, capsys):

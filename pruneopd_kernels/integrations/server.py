@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
@@ -204,24 +204,10 @@ class _Batch:
             headers["Authorization"] = f"Bearer {self.server.api_key}"
         try:
             connection.connect()
-            connected = connection.sock
-            # A limit on each wait is none on the answer: its first line alone can come byte by byte.
-            alarm = threading.Timer(_left(end), _shut, [connected])
-            alarm.daemon = True
-            connected.settimeout(_left(end))
-            with self.lock:
-                self.sockets.add(connected)
-                if self.stopped.is_set():
-                    raise TimeoutError
-            try:
-                alarm.start()
+            with self._watched(connection.sock, end):
                 connection.request("POST", self.path, json.dumps(payload), headers)
                 response = connection.getresponse()
                 body = response.read()
-            finally:
-                alarm.cancel()
-                with self.lock:
-                    self.sockets.discard(connected)
             _left(end)  # being shut looks like the end of a body without a length
             return response.status, body
         except (OSError, http.client.HTTPException):
@@ -229,6 +215,25 @@ class _Batch:
             raise
         finally:
             connection.close()
+
+    @contextlib.contextmanager
+    def _watched(self, connected: socket.socket, end: float) -> Iterator[None]:
+        """Shuts the connection when its time is over, or the batch is broken off."""
+        # A limit on each wait is none on the answer: its first line alone can come byte by byte.
+        alarm = threading.Timer(_left(end), _shut, [connected])
+        alarm.daemon = True
+        connected.settimeout(_left(end))
+        with self.lock:
+            if self.stopped.is_set():
+                raise TimeoutError
+            self.sockets.add(connected)
+        alarm.start()
+        try:
+            yield
+        finally:
+            alarm.cancel()
+            with self.lock:
+                self.sockets.discard(connected)
 
     def _fail(self, request: Request[Any], rule: str, actual: object) -> NoReturn:
         raise _error(self.op, f"{request.name} from {self.server.url}", rule, actual)

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .. import checks
 from .server import BadAnswer, Request, Server, read_answer
-from .topk import Asked, Ids, Scored, TeacherTopk, one_batch, scored
+from .topk import Asked, Ids, Scored, TeacherTopk, as_many_as_prompts, one_batch, scored
 
 
 def score(
@@ -99,8 +98,7 @@ def from_meta_info(
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
     op = "sglang.from_meta_info"
-    if len(meta_info) != len(prompt_ids):
-        checks.bad_value(op, "meta_info", f"be as many as prompt_ids ({len(prompt_ids)})", len(meta_info))
+    as_many_as_prompts(op, "meta_info", meta_info, prompt_ids)
 
     def read(responses: Sequence[Asked]) -> list[Scored]:
         return [

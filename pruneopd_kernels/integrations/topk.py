@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import NamedTuple
 
 import torch
@@ -152,6 +152,12 @@ def _stack(responses: Sequence[Scored | None], k: int, length: int) -> TeacherTo
     return batch
 
 
+def as_many_as_prompts(op: str, name: str, batch: Sized, prompt_ids: Sized) -> None:
+    """Checks an argument that has an entry a prompt."""
+    if len(batch) != len(prompt_ids):
+        checks.bad_value(op, name, f"be as many as prompt_ids ({len(prompt_ids)})", len(batch))
+
+
 def _lists(op: str, name: str, batch: Ids) -> list[list[int]]:
     """Token ids as plain integers, of whatever sequences they came in."""
     lists = []
@@ -165,8 +171,7 @@ def _lists(op: str, name: str, batch: Ids) -> list[list[int]]:
 
 def _check(op: str, prompt_ids: Ids, response_ids: Ids, k: int, vocab_size: int, length: int | None) -> int:
     """Checks what a batch consists of, and returns T."""
-    if len(prompt_ids) != len(response_ids):
-        checks.bad_value(op, "response_ids", f"be as many as prompt_ids ({len(prompt_ids)})", len(response_ids))
+    as_many_as_prompts(op, "response_ids", response_ids, prompt_ids)
     for index, prompt in enumerate(prompt_ids):
         if len(prompt) == 0:  # nothing says how probable a text's first token is
             checks.bad_value(op, f"prompt_ids[{index}]", "have at least one token", "none")

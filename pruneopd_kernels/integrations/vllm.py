@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from .. import checks
 from .server import BadAnswer, Request, Server, TeacherServerError, read_answer
-from .topk import Asked, Ids, Scored, TeacherTopk, one_batch, scored
+from .topk import Asked, Ids, Scored, TeacherTopk, as_many_as_prompts, one_batch, scored
 
 LOWEST = -9999.0
 """What vLLM's API sends in place of -inf, which JSON does not have."""
@@ -114,8 +113,7 @@ def from_prompt_logprobs(
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
     op = "vllm.from_prompt_logprobs"
-    if len(prompt_logprobs) != len(prompt_ids):
-        checks.bad_value(op, "prompt_logprobs", f"be as many as prompt_ids ({len(prompt_ids)})", len(prompt_logprobs))
+    as_many_as_prompts(op, "prompt_logprobs", prompt_logprobs, prompt_ids)
 
     def read(responses: Sequence[Asked]) -> list[Scored]:
         return [

@@ -163,7 +163,7 @@ class RunFolder:
             for _, old in self._checkpoints()[:-keep]:
                 os.rename(old, _hidden(old))  # half removed, it must not look like a checkpoint
             self._remove_leftovers()
-        except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # PyTorch's, safetensors', transformers'
+        except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are PyTorch's and safetensors'
             raise self._failed(folder, error) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
