@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from torch import Tensor
+
 from trl import DistillationTrainer
 
 from ... import checks

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import datasets
 import pytest
-import trl
 from tiny_pair import model, prompts, teacher_of, tokenizer
 from trl.experimental import server_distillation
 from trl.generation import vllm_client
 
+import trl
+
 ROOT = Path(__file__).parents[3]
-sys.path += [str(ROOT / "tests"), str(ROOT / "python"), str(ROOT / "examples")]
+sys.path += [str(ROOT / "python"), str(ROOT / "examples")]
 
 import trl_opd  # noqa: E402
 from test_trl_server import Client  # noqa: E402

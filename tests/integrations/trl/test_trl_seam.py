@@ -8,7 +8,6 @@ import threading
 import pytest
 import trl.trainer.distillation_trainer as theirs
 from tiny_pair import config, model, prompts, teacher_of, tokenizer, trainer
-from trl import DistillationTrainer
 from trl.experimental.server_distillation import ServerDistillationTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -17,6 +16,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from pruneopd_kernels import PruneConfig, ResponseBudget
 from pruneopd_kernels.integrations.trl import BudgetCallback, PruneDistillationTrainer
 from pruneopd_kernels.integrations.trl.losses import TRL_LOSS, PrunedLoss, with_loss
+from trl import DistillationTrainer
 
 
 def parameters(function):

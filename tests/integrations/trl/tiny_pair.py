@@ -4,10 +4,10 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from trl import DistillationConfig, DistillationTrainer
 
 from pruneopd_kernels import PruneConfig
 from pruneopd_kernels.integrations.trl import PruneDistillationTrainer
+from trl import DistillationConfig, DistillationTrainer
 
 VOCABULARY = 96
 UNPRUNED = {"w_drop": 0.0, "w_base": 0.0}

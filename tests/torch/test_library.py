@@ -14,7 +14,7 @@ import pruneopd_kernels
 from processes import command, environment, run
 
 PACKAGE = Path(pruneopd_kernels.__file__).parent
-TESTS = Path(__file__).parent
+LIB = Path(__file__).parents[1] / "lib"
 
 
 def files(pattern):
@@ -85,7 +85,7 @@ def test_only_what_is_meant_is_exported():
 
 
 def test_nothing_is_read_beyond_a_tensor_or_behind_a_mask():
-    assert run(TESTS / "guarded_reads.py").strip() == "nothing else was read"
+    assert run(LIB / "guarded_reads.py").strip() == "nothing else was read"
 
 
 def test_the_guard_pages_do_guard():
@@ -96,13 +96,13 @@ def test_the_guard_pages_do_guard():
         print("inside", flush=True)
         ctypes.string_at(x.data_ptr(), 13)
     """
-    done = subprocess.run(command(code=code), env=environment(), cwd=TESTS, capture_output=True, text=True)
+    done = subprocess.run(command(code=code), env=environment(), cwd=LIB, capture_output=True, text=True)
     assert done.stdout == "inside\n" and done.returncode == -signal.SIGSEGV
 
 
 def test_memory_beyond_inputs_and_outputs():
     """At most 1 MiB for each of two threads."""
-    rows = [json.loads(line) for line in run(TESTS / "memory_peaks.py").splitlines()]
+    rows = [json.loads(line) for line in run(LIB / "memory_peaks.py").splitlines()]
     assert {row["op"] for row in rows} == {
         "reliability",
         "token_stats",
@@ -120,7 +120,7 @@ def test_the_measure_of_memory_can_fail():
         x[:4].clone()
         print(memory_peaks.extra(lambda: [x[:4].clone()[:0]][:0]))
     """
-    seen = int(run(code=code, cwd=TESTS))
+    seen = int(run(code=code, cwd=LIB))
     assert 2 * 2**20 < seen < 3 * 2**20
 
 

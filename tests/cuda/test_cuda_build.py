@@ -14,7 +14,7 @@ import pytest
 
 from bench import sass
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multiprocessor

@@ -210,7 +210,7 @@ def test_a_whole_run(model_folder, tmp_path, capsys):
 
 def test_the_example_from_hidden_states(model_folder, capsys):
     """One step, and the loss on the same responses goes down."""
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples/hidden_states.py"))
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples/hidden_states.py"))
     example["main"](["--model-dir", str(model_folder), "--length", "6", "--chunk-size", "5"])
     printed = capsys.readouterr().out
     before, after = re.search(r"loss +(\d\.\d+) nats a token, (\d\.\d+) after", printed).groups()

@@ -9,6 +9,9 @@ from pathlib import Path
 import pruneopd_kernels
 
 ROOT = Path(pruneopd_kernels.__file__).parents[1]  # of the package under test, installed or not
+TESTS = Path(__file__).parents[1]
+# What tests may import by name; pyproject.toml has the same list for pytest.
+FOLDERS = [str(TESTS / name) for name in ("lib", "ops", "torch", "cuda", "triton", "distributed", "trainer", "tools")]
 
 
 def command(*arguments, code=None):
@@ -16,7 +19,7 @@ def command(*arguments, code=None):
 
 
 def environment(root=ROOT):
-    return {**os.environ, "PYTHONPATH": str(root)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *FOLDERS])}
 
 
 def run(*arguments, code=None, root=ROOT, cwd=None):

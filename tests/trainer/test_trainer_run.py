@@ -329,7 +329,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_the_documentation_names_options_that_exist():
-    page = (Path(__file__).parents[1] / "docs" / "reference_trainer.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference_trainer.md").read_text()
     named = set(re.findall(r"--([a-z][a-z-]*)", page))
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)}
     of_commands = {"help", "out", "resume", "config", "methods", "seeds", "jobs", "prompts", "samples"}

@@ -268,7 +268,7 @@ def test_sglang_says_0_for_the_last_id():
 
 # --- recorded answers of vLLM -----------------------------------------------------------------------------------------
 
-RECORDING = json.loads((Path(__file__).parent / "data" / "vllm_prompt_logprobs.json").read_text())
+RECORDING = json.loads((Path(__file__).parents[1] / "data" / "vllm_prompt_logprobs.json").read_text())
 
 
 def of_dtype(dtype):

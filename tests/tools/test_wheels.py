@@ -16,7 +16,7 @@ import pytest
 import processes
 import pruneopd_kernels
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VERSION = pruneopd_kernels.__version__
 PARTS = ["pruneopd_kernels", "python", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 

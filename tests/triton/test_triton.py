@@ -139,7 +139,6 @@ def test_same_bits_whether_rows_are_split_or_not(dtype):
 def test_strides_beyond_32_bits(tmp_path):
     out = processes.run(
         code=f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         import interpreted
         kernels = interpreted.InThisProcess()
         import torch
@@ -162,8 +161,7 @@ def test_strides_beyond_32_bits(tmp_path):
 def test_nothing_else_is_read():
     """Beside the rows, beyond vocab_size and at masked positions lie pages that must not be touched."""
     out = processes.run(
-        code=f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        code="""
         import interpreted
         kernels = interpreted.InThisProcess()
         import faulthandler; faulthandler.enable()

@@ -177,7 +177,8 @@ def serve(requests, replies):
 
 
 if __name__ == "__main__":
-    sys.path[0:1] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.dirname(__file__))]
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[0:1] = [here, os.path.join(os.path.dirname(here), "lib"), os.path.dirname(os.path.dirname(here))]
     import interpreted  # by its name, which is in the pickles
 
     replies = sys.stdout.buffer

@@ -3,8 +3,8 @@
 Prints a JSON line for each: its registers, and of its machine code (sm_80 and newer) how often registers are spilled
 and what the loop over the row consists of. For AMD (gfx942) only that it compiles.
 
-    python tests/triton_ahead.py 90
-    python tests/triton_ahead.py 90 reverse_kl reverse_kl_backward
+    python tests/triton/triton_ahead.py 90
+    python tests/triton/triton_ahead.py 90 reverse_kl reverse_kl_backward
 """
 
 import json

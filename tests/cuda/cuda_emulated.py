@@ -13,7 +13,7 @@ from arrays import as_array, as_tensor
 from pruneopd_kernels import host, schemas
 from pruneopd_kernels.ops import _losses
 
-BUILT = Path(__file__).parents[1] / "build" / "tests-cuda"
+BUILT = Path(__file__).parents[2] / "build" / "tests-cuda"
 
 
 def _load():

@@ -5,7 +5,6 @@ losses each. With a GPU all of the tests of every implementation run these kerne
 """
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -421,7 +420,6 @@ def in_a_process(function, *arguments):
     """Runs a function of this file with interpreted kernels that are not checked from another process."""
     return processes.run(
         code=f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         import interpreted
         kernels = interpreted.InThisProcess()
         import faulthandler; faulthandler.enable()
