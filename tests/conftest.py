@@ -2,18 +2,33 @@ import signal
 
 import hypothesis
 import pytest
+import tiers
 import torch
 
 # A script's background job is started with SIGINT ignored, and so would be every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a failure can be repeated; no limit on the time of one.
-hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=40, database=None)
-hypothesis.settings.load_profile("tests")
+COMMON = {"deadline": None, "derandomize": True, "database": None}
+hypothesis.settings.register_profile("few", max_examples=8, **COMMON)
+hypothesis.settings.register_profile("many", max_examples=60, **COMMON)
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run every combination and the tests marked thorough")
     parser.addoption("--require-gpu", action="store_true", help="a test that needs a GPU fails where it is skipped")
+
+
+def pytest_configure(config):
+    tiers.ALL = config.getoption("--all")
+    hypothesis.settings.load_profile("many" if tiers.ALL else "few")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not tiers.ALL:
+        thorough = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if item not in set(thorough)]
 
 
 @pytest.hookimpl(tryfirst=True)
