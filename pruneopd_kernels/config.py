@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from . import checks
 from .checks import Metric, RewardWeight
-from .schemas import ARGUMENTS
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        for field, value in asdict(self).items():
-            checks.kind(name, field, value, ARGUMENTS["reliability"][field])
+        for field in fields(self):
+            checks.kind(name, field.name, getattr(self, field.name), checks.KINDS[str(field.type)])
         checks.between(name, "k", self.k, 1, checks.MAX_K)
-        checks.unit(name, "threshold", self.threshold)
-        checks.not_negative(name, w_drop=self.w_drop, w_base=self.w_base)
-        checks.unit(name, "top_p", self.top_p)
-        checks.not_negative(name, eps=self.eps)
-        checks.one_of(name, "metric", self.metric, checks.METRICS)
-        checks.one_of(name, "reward_weight", self.reward_weight, checks.REWARD_WEIGHTS)
+        checks.scalars(name, self)

@@ -1,14 +1,26 @@
-"""One operator per file; the files with an underscore are what they share: registration, choice of implementation."""
+"""The operators, one declared in each file; the files with an underscore are what they share.
 
-from .reliability import reliability
-from .reliability_from_drift import reliability_from_drift
-from .reliability_from_topk import reliability_from_topk
+Importing this package imports no torch. `_registration` makes the operators for torch.
+"""
+
+from ._operator import BACKWARD_PASSES, OPERATORS, Operator
+from .reliability import Reliability, reliability
+from .reliability_from_drift import ReliabilityFromDrift, reliability_from_drift
+from .reliability_from_topk import ReliabilityFromTopk, reliability_from_topk
 from .reverse_kl import reverse_kl
-from .token_stats import token_stats
-from .topk_forward_kl import topk_forward_kl
+from .token_stats import TokenStats, token_stats
+from .topk_forward_kl import TopkForwardKl, topk_forward_kl
 from .topk_policy_loss import topk_policy_loss
 
 __all__ = [
+    "BACKWARD_PASSES",
+    "OPERATORS",
+    "Operator",
+    "Reliability",
+    "ReliabilityFromDrift",
+    "ReliabilityFromTopk",
+    "TokenStats",
+    "TopkForwardKl",
     "reliability",
     "reliability_from_drift",
     "reliability_from_topk",

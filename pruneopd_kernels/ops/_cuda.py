@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..schemas import NAMESPACE, private_schemas
+from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
 
 _APART = f"{__package__.partition('.')[0]}_cuda13"
 
@@ -29,8 +29,8 @@ def _path() -> Path:
 PATH = _path()
 
 _DEFINITIONS = torch.library.Library(f"{NAMESPACE}_cuda", "DEF")
-for _schema in private_schemas():
-    _DEFINITIONS.define(_schema)
+for _op in (*OPERATORS.values(), *BACKWARD_PASSES.values()):
+    _DEFINITIONS.define(_op.private_schema)
 
 
 def _load() -> str | None:

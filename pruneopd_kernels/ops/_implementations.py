@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from importlib import import_module
+from typing import Any
 
 import torch
 
-from .. import checks, reference
-from ..reference import _saving
-from ..schemas import NAMESPACE
+from .. import checks
 from . import _cpp, _cuda, _triton
-
-Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
-IMPLS = get_args(Impl)
+from ._operator import IMPLS, NAMESPACE, Operator
 
 # implementation: the kind of device it runs on, which an AMD GPU is too
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
@@ -57,11 +54,11 @@ def require_usable(op: str, impl: str, device: torch.device) -> None:
         raise RuntimeError(f"{op}: impl={impl!r} is not usable here: {why}")
 
 
-def run(op: str, impl: str, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+def run(op: Operator, impl: str, a: Any) -> tuple[torch.Tensor, ...]:
     """Compute, with arguments that have been checked. A loss also returns what its backward pass needs."""
-    if impl == "reference":
-        return tuple(getattr(_saving if hasattr(_saving, op) else reference, op)(**arguments))
-    if impl == "triton":
-        return _triton.run(op, arguments)
-    outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op)(**arguments)
-    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+    require_usable(op.name, impl, a[0].device)
+    if impl in ("cpp", "cuda"):
+        outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op.name)(*a)
+        return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    package = import_module(f"..{impl}", __package__)
+    return tuple((package.COMPUTE if impl == "reference" else vars(package))[op.name](a))

@@ -1,59 +1,74 @@
-"""How an operator becomes `torch.ops.pruneopd.<op>`, and how its Python function calls it."""
+"""Makes `torch.ops.pruneopd.<op>` of each declaration, and the Python function that calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..schemas import NAMESPACE, SIGNATURES, backward_schema, public_schema, saving_schema
 from . import _implementations as implementations
+from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS, Operator
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 OPS: Any = getattr(torch.ops, NAMESPACE)
 
 Outputs = tuple[Tensor, ...]
-Gradients = tuple[Tensor | None, ...]
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
-def register(op: str, fake: Callable[..., Outputs]) -> None:
-    """Register an operator whose outputs are constants: kernel for every device, fake, autograd and vmap.
+class Empty:
+    """Makes the empty outputs of a call: `empty(dtype, *more)` is `[..., *more]`, where `...` are the positions.
 
-    `fake(**arguments, impl=impl)` makes empty outputs; both it and the kernel see checked arguments, all by name.
+    The dtype "logits" is that of what is computed from logits: float64 if some are float64, else float32. "saved" is
+    that of what a forward pass saves: float64 in the reference, which rounds nothing on the way, else float32.
     """
 
-    def mark_non_differentiable(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Outputs) -> None:
-        ctx.mark_non_differentiable(*output)
+    def __init__(self, a: Any, impl: str) -> None:
+        self.like = a[0]
+        self.positions = self.like.shape[: self.like.ndim - (self.like.dtype != torch.bool)]
+        wide = torch.float64 in (x.dtype for name, x in a._asdict().items() if name.endswith("_logits"))
+        float_type = torch.float64 if wide else torch.float32
+        self.dtypes = {"logits": float_type, "saved": torch.float64 if impl == "reference" else torch.float32}
 
-    def backward(ctx: Any, *gradients: Any) -> None:
-        raise RuntimeError(f"{op}: no output is differentiable")
+    def __call__(self, dtype: str, *more: int | torch.SymInt) -> Tensor:
+        return self.like.new_empty((*self.positions, *more), dtype=self.dtypes.get(dtype) or getattr(torch, dtype))
 
-    _define(op, public_schema(op), op, fake)
-    torch.library.register_autograd(f"{NAMESPACE}::{op}", backward, setup_context=mark_non_differentiable, lib=_LIBRARY)
+    def scan(self, cu_seqlens: Tensor | None) -> Outputs:
+        """Empty C, R, L and E."""
+        responses = self.positions[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        return self("int32"), self("float32"), self("float32"), self.like.new_empty(responses, dtype=torch.int32)
 
 
-def register_loss(
-    op: str,
-    fake: Callable[..., Outputs],
-    saved_inputs: Sequence[str],
-    backward: Callable[..., Tensor],
-) -> None:
+def register(op: Operator) -> None:
+    """Register an operator whose outputs are constants."""
+    compute = _define(op, op.name, op.fields)
+    overload = getattr(OPS, op.name).default
+
+    def below_autograd(*args: Any, **kwargs: Any) -> Any:
+        # No output is differentiable: autograd has nothing to record.
+        with torch._C._AutoDispatchBelowAutograd():
+            if _is_direct(args):
+                return compute(kwargs.pop("impl", "auto"), op.raw_arguments(args, kwargs))
+            return overload(*args, **kwargs)
+
+    _LIBRARY.impl(op.name, below_autograd, "Autograd")
+    op.call = _function(op, compute)  # type: ignore[method-assign]
+
+
+def register_loss(op: Operator) -> None:
     """Register an operator whose first output is differentiable in its first argument, and nothing else.
 
-    `torch.ops.pruneopd._<op>` does the work: it returns the public outputs and then what its backward pass needs
-    (`schemas.SAVED`). The public operator drops the latter. `fake` makes empty outputs of the former.
-    `backward(gradient, saved, **arguments)` gets the gradient of the loss, what the forward pass saved, the tensors
-    named in `saved_inputs` and all scalars.
+    `torch.ops.pruneopd._<op>` does the work. It returns the public outputs and what its backward pass needs, which the
+    public operator drops.
     """
-    inner = f"_{op}"
-    visible = len(SIGNATURES[op][1].split(","))
-    _define(inner, saving_schema(op), op, fake)
-    arguments = getattr(OPS, inner).default._schema.arguments
-    positional = [argument.name for argument in arguments if not argument.kwarg_only]
+    inner, visible = f"_{op.name}", len(op.fields)
+    compute = _define(op, inner, (*op.fields, *op.saved))
+    saved_inputs = op.module.SAVED_INPUTS
 
     def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Outputs) -> None:
         is_differentiable = ctx.needs_input_grad[0]
@@ -61,81 +76,82 @@ def register_loss(
         ctx.set_materialize_grads(False)
         if not is_differentiable:
             return
-        given = dict(zip(positional, inputs, strict=True))
-        # What comes from inference mode cannot be saved, and needs not be watched for changes: nobody may make any.
+        given = dict(zip(op.tensors, inputs, strict=True))
+        # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
         tensors = {name: given[name] for name in saved_inputs}
         ctx.unsaved = {name: x for name, x in tensors.items() if x is None or x.is_inference()}
         ctx.names = [name for name in tensors if name not in ctx.unsaved]
         ctx.scalars = keyword_only_inputs
         ctx.save_for_backward(*(tensors[name] for name in ctx.names), *output[visible:])
 
-    def run_backward(ctx: Any, *gradients: Any) -> Gradients:
-        none: Gradients = (None,) * len(positional)
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        none: tuple[Tensor | None, ...] = (None,) * len(op.tensors)
         if gradients[0] is None or not ctx.needs_input_grad[0]:
             return none
-        kept = ctx.saved_tensors  # asked for once: checkpointing computes them again
+        kept = ctx.saved_tensors  # read once: checkpointing computes them again
         tensors = dict(zip(ctx.names, kept, strict=False))
-        return backward(gradients[0], kept[len(ctx.names) :], **tensors, **ctx.unsaved, **ctx.scalars), *none[1:]
+        a = SimpleNamespace(**tensors, **ctx.unsaved, **ctx.scalars)
+        return op.module.backward(gradients[0], kept[len(ctx.names) :], a), *none[1:]
 
-    torch.library.register_autograd(f"{NAMESPACE}::{inner}", run_backward, setup_context=setup_context, lib=_LIBRARY)
+    torch.library.register_autograd(f"{NAMESPACE}::{inner}", backward, setup_context=setup_context, lib=_LIBRARY)
+    saving = getattr(OPS, inner).default
 
     def public(*args: Any, **kwargs: Any) -> Any:
-        outputs = getattr(OPS, inner)(*args, **kwargs)
+        outputs = saving(*args, **kwargs)
         return outputs[0] if visible == 1 else outputs[:visible]
 
-    _LIBRARY.define(public_schema(op), tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(op, public, "CompositeImplicitAutograd")
-    _refuse_vmap(op, op)
+    _LIBRARY.define(op.schema(op.name, op.fields), tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, public, "CompositeImplicitAutograd")
+    _refuse_vmap(op.name, op.name)
+    op.call = _function(op, compute)  # type: ignore[method-assign]
 
 
-def register_backward(op: str) -> None:
+def register_backward(op: Operator) -> None:
     """Register the backward pass `torch.ops.pruneopd._<op>`: a gradient like its first argument."""
-
-    def fake(*, student_logits: Tensor, **_: Any) -> Outputs:
-        return (student_logits.new_empty(student_logits.shape),)
 
     def save_nothing(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Outputs) -> None:
         pass
 
     def backward(ctx: Any, *gradients: Any) -> None:
-        raise RuntimeError(f"{op}: the gradient of a loss cannot be differentiated a second time")
+        raise RuntimeError(f"{op.name}: the gradient of a loss cannot be differentiated a second time")
 
-    _define(f"_{op}", backward_schema(op), op, fake)
-    torch.library.register_autograd(f"{NAMESPACE}::_{op}", backward, setup_context=save_nothing, lib=_LIBRARY)
+    _define(op, f"_{op.name}", op.fields)
+    torch.library.register_autograd(f"{NAMESPACE}::_{op.name}", backward, setup_context=save_nothing, lib=_LIBRARY)
 
 
-def _define(name: str, schema: str, op: str, fake: Callable[..., Outputs]) -> None:
-    """Define an operator with its kernel for every device, its fake and its refusal of vmap."""
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    parameters = getattr(OPS, name).default._schema.arguments
-    defaults = {parameter.name: parameter.default_value for parameter in parameters}
-    check = getattr(checks, op, None)  # a backward pass gets what a forward pass has checked
-    takes_logits = "student_logits" in defaults  # which may be float64 in the reference
-    single = len(getattr(OPS, name).default._schema.returns) == 1
+def _define(op: Operator, name: str, outputs: tuple[str, ...]) -> Callable[[str, Any], Any]:
+    """Define an operator with its kernel for every device, its fake and its refusal of vmap; return the kernel.
 
-    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any], real: bool) -> tuple[str, dict[str, Any]]:
-        # The dispatcher leaves out arguments that equal their default.
-        arguments = {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
-        impl = implementations.choose(op, arguments.pop("impl"), args[0].device, real)
-        options = {"float64": impl == "reference"} if takes_logits else {}
-        if check is not None:
-            check(**arguments, **options, values=real and args[0].device.type == "cpu")
-        return impl, arguments
+    The kernel that is returned takes `impl` and a record of arguments. It checks them, unless a forward pass already has.
+    """
+    _LIBRARY.define(op.schema(name, outputs), tags=(torch.Tag.pt2_compliant_tag,))
+    is_backward, single = op.name in BACKWARD_PASSES, len(outputs) == 1
+
+    def prepare(impl: str, a: Any, real: bool) -> str:
+        device = a[0].device
+        impl = implementations.choose(op.name, impl, device, real)
+        if not is_backward:
+            op.check(a, float64=impl == "reference", values=real and device.type == "cpu")
+        return impl
+
+    def compute(impl: str, a: Any) -> Any:
+        computed = implementations.run(op, prepare(impl, a, real=True), a)
+        return computed[0] if single else computed
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        impl, arguments = prepare(args, kwargs, real=True)
-        implementations.require_usable(op, impl, args[0].device)
-        outputs = implementations.run(op, impl, arguments)
-        return outputs[0] if single else outputs
+        # The dispatcher leaves out arguments that equal their default.
+        return compute(kwargs.pop("impl", "auto"), op.raw_arguments(args, kwargs))
 
-    def fake_kernel(*args: Any, **kwargs: Any) -> Any:
-        impl, arguments = prepare(args, kwargs, real=False)
-        outputs = fake(**arguments, impl=impl)
-        return outputs[0] if single else outputs
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        impl, a = kwargs.pop("impl", "auto"), op.raw_arguments(args, kwargs)
+        impl = prepare(impl, a, real=False)
+        made = (a[0].new_empty(a[0].shape),) if is_backward else op.module.fake(a, Empty(a, impl))
+        return made[0] if single else made
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_kernel, lib=_LIBRARY)
-    _refuse_vmap(name, op)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    _refuse_vmap(name, op.name)
+    return compute
 
 
 def _refuse_vmap(name: str, op: str) -> None:
@@ -145,8 +161,41 @@ def _refuse_vmap(name: str, op: str) -> None:
     torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap, lib=_LIBRARY)
 
 
-def call(op: str, **arguments: Any) -> Any:
-    """Call `torch.ops.pruneopd.<op>`, where a wrong Python type gets our words instead of the dispatcher's."""
-    if not torch.compiler.is_compiling():
-        checks.kinds(op, arguments, Tensor, "a tensor")
-    return getattr(OPS, op)(**arguments)
+# The dispatcher costs more than a small kernel. The Python functions do without it if it has nothing to do.
+
+
+def _is_direct(tensors: Any) -> bool:
+    """Return whether the tensors are plain, and no mode, transform or trace listens to the dispatcher."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(x) in _PLAIN for x in tensors)
+    )
+
+
+def _function(op: Operator, compute: Callable[[str, Any], Any]) -> Callable[..., Any]:
+    """Return what the Python function of an operator does."""
+    overload = getattr(OPS, op.name).default
+    result, tensors, visible = op.result, len(op.tensors), len(op.fields)
+    is_loss = bool(op.saved)
+
+    def call(*args: Any, impl: str = "auto", **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            a = op.arguments(args, kwargs)
+            op.check_kinds(a, Tensor, "a tensor")
+            checks.kind(op.name, "impl", impl, "str")
+            if _is_direct(a[:tensors]) and not (is_loss and torch.is_grad_enabled() and a[0].requires_grad):
+                with torch._C._AutoDispatchBelowAutograd():
+                    outputs = compute(impl, a)
+                return result(*outputs[:visible]) if result else outputs[0] if is_loss else outputs
+        outputs = overload(*args, **kwargs, impl=impl)
+        return result(*outputs) if result else outputs
+
+    return call
+
+
+for _op in OPERATORS.values():
+    (register_loss if _op.saved else register)(_op)
+for _op in BACKWARD_PASSES.values():
+    register_backward(_op)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
+from .. import checks
 from ..checks import Metric, RewardWeight
-from ..reference._rows import float_type
-from ..results import Reliability
-from ._implementations import Impl
-from ._registration import Outputs, call, register
-from .reliability_from_drift import empty_scan
+from ..config import PruneConfig
+from ._operator import Impl, operator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def reliability(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -23,14 +22,14 @@ def reliability(
     token_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     drift_count: Tensor | None = None,
-    k: int = 16,
-    threshold: float = 0.7,
-    w_drop: float = 0.01,
-    w_base: float = 0.5,
-    eps: float = 1e-8,
-    metric: Metric = "overlap",
-    top_p: float = 0.95,
-    reward_weight: RewardWeight = "student",
+    k: int = PruneConfig.k,
+    threshold: float = PruneConfig.threshold,
+    w_drop: float = PruneConfig.w_drop,
+    w_base: float = PruneConfig.w_base,
+    eps: float = PruneConfig.eps,
+    metric: Metric = PruneConfig.metric,
+    top_p: float = PruneConfig.top_p,
+    reward_weight: RewardWeight = PruneConfig.reward_weight,
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -107,40 +106,50 @@ def reliability(
         >>> out.effective_length
         tensor([3, 3], dtype=torch.int32)
     """
-    outputs = call(
-        "reliability",
-        student_logits=student_logits,
-        teacher_logits=teacher_logits,
-        mask=mask,
-        token_ids=token_ids,
-        cu_seqlens=cu_seqlens,
-        drift_count=drift_count,
-        k=k,
-        threshold=threshold,
-        w_drop=w_drop,
-        w_base=w_base,
-        eps=eps,
-        metric=metric,
-        top_p=top_p,
-        reward_weight=reward_weight,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        vocab_size=vocab_size,
-        impl=impl,
-    )
-    return Reliability(*outputs)
+    ...
 
 
-def _fake(*, student_logits: Tensor, teacher_logits: Tensor, cu_seqlens: Tensor | None, k: int, **_: Any) -> Outputs:
-    per_position = student_logits.shape[:-1]
-    new = student_logits.new_empty
-    return (
-        new(per_position, dtype=torch.float32),
-        new(per_position, dtype=torch.bool),
-        *empty_scan(student_logits, per_position, cu_seqlens),
-        new((*per_position, k), dtype=torch.int64),
-        new((*per_position, k), dtype=float_type(student_logits, teacher_logits)),
-    )
+class Reliability(NamedTuple):
+    """Of `reliability`. Per position means `[B, T]`, or `[N]` where responses are packed."""
+
+    overlap: Tensor
+    """float32 per position: O, the common share of both top-k (eq. 6)."""
+    drift: Tensor
+    """bool per position: B, whether the position drifts (eq. 7, or 14-16)."""
+    drift_count: Tensor
+    """int32 per position: C, how many positions of the response have drifted so far (eq. 8)."""
+    reliability: Tensor
+    """float32 per position: R, in [0, 1] (eq. 9)."""
+    weight: Tensor
+    """float32 per position: L, what the rewards are weighted by (eq. 10)."""
+    effective_length: Tensor
+    """int32 `[B]`: E, the number of positions that are still reliable (eq. 12)."""
+    topk_ids: Tensor
+    """int64 `[..., k]`: the student's candidates in order."""
+    rewards: Tensor
+    """float32 `[..., k]`: of those candidates, weighted by L (eq. 11)."""
 
 
-register("reliability", _fake)
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    logits = a.student_logits
+    if logits.ndim not in (2, 3):
+        checks.bad_value(op, "student_logits", "have shape [B, T, V] or [N, V]", list(logits.shape))
+    checks.logits(op, "student_logits", logits, float64)
+    checks.logits(op, "teacher_logits", a.teacher_logits, float64, like=logits)
+    positions = logits.shape[:-1]
+    checks.mask_of_positions(op, a.mask, logits, positions)
+    checks.ids_of_positions(op, a.token_ids, logits, positions)
+    checks.responses(op, a.cu_seqlens, a.drift_count, logits, positions, "student_logits are {}, V]")
+    vocab_size = checks.vocab_size(op, a)
+    checks.number_of_candidates(op, a.k, vocab_size)
+    checks.scalars(op, a)
+    checks.needed_by_top_p(op, a, "token_ids")
+    if values:
+        if a.metric == "top_p":
+            checks.token_id_values(op, a.token_ids, a.mask, vocab_size)
+        checks.response_values(op, a.cu_seqlens, a.drift_count, positions)
+
+
+def fake(a: Any, empty: Any) -> Any:
+    scan = empty.scan(a.cu_seqlens)
+    return empty("float32"), empty("bool"), *scan, empty("int64", a.k), empty("logits", a.k)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from .. import checks
+from ..config import PruneConfig
+from ._operator import Impl, operator
 
-from ..results import ReliabilityFromDrift
-from ._implementations import Impl
-from ._registration import Outputs, call, register
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def reliability_from_drift(
     drift: Tensor,
     mask: Tensor | None = None,
     *,
     cu_seqlens: Tensor | None = None,
     drift_count: Tensor | None = None,
-    w_drop: float = 0.01,
-    w_base: float = 0.5,
-    eps: float = 1e-8,
+    w_drop: float = PruneConfig.w_drop,
+    w_base: float = PruneConfig.w_base,
+    eps: float = PruneConfig.eps,
     impl: Impl = "auto",
 ) -> ReliabilityFromDrift:
     """How reliable the teacher still is at each position of a response, given where the response drifts.
@@ -69,33 +70,29 @@ def reliability_from_drift(
         >>> out.effective_length
         tensor([2], dtype=torch.int32)
     """
-    outputs = call(
-        "reliability_from_drift",
-        drift=drift,
-        mask=mask,
-        cu_seqlens=cu_seqlens,
-        drift_count=drift_count,
-        w_drop=w_drop,
-        w_base=w_base,
-        eps=eps,
-        impl=impl,
-    )
-    return ReliabilityFromDrift(*outputs)
+    ...
 
 
-def empty_scan(like: Tensor, per_position: torch.Size, cu_seqlens: Tensor | None) -> Outputs:
-    """Empty C, R, L and E of positions of this shape."""
-    responses = per_position[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return (
-        like.new_empty(per_position, dtype=torch.int32),
-        like.new_empty(per_position, dtype=torch.float32),
-        like.new_empty(per_position, dtype=torch.float32),
-        like.new_empty(responses, dtype=torch.int32),
-    )
+class ReliabilityFromDrift(NamedTuple):
+    """Of `reliability_from_drift`: those fields of `Reliability` that follow from the drift alone."""
+
+    drift_count: Tensor
+    reliability: Tensor
+    weight: Tensor
+    effective_length: Tensor
 
 
-def _fake(*, drift: Tensor, cu_seqlens: Tensor | None, **_: Any) -> Outputs:
-    return empty_scan(drift, drift.shape, cu_seqlens)
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    drift = a.drift
+    if drift.ndim not in (1, 2):
+        checks.bad_value(op, "drift", "have shape [B, T] or [N]", list(drift.shape))
+    checks.has_dtype(op, "drift", drift, ("bool",))
+    checks.mask_of_positions(op, a.mask, drift, drift.shape)
+    checks.responses(op, a.cu_seqlens, a.drift_count, drift, drift.shape, "drift is {}]")
+    checks.scalars(op, a)
+    if values:
+        checks.response_values(op, a.cu_seqlens, a.drift_count, drift.shape)
 
 
-register("reliability_from_drift", _fake)
+def fake(a: Any, empty: Any) -> Any:
+    return empty.scan(a.cu_seqlens)

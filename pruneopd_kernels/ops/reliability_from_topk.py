@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
+from .. import checks
 from ..checks import Metric
-from ..results import ReliabilityFromTopk
-from ._implementations import Impl
-from ._registration import Outputs, call, register
-from .reliability_from_drift import empty_scan
+from ..config import PruneConfig
+from ._operator import Impl, operator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def reliability_from_topk(
     student_topk_ids: Tensor,
     teacher_topk_ids: Tensor,
@@ -23,12 +23,12 @@ def reliability_from_topk(
     token_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     drift_count: Tensor | None = None,
-    threshold: float = 0.7,
-    w_drop: float = 0.01,
-    w_base: float = 0.5,
-    eps: float = 1e-8,
-    metric: Metric = "overlap",
-    top_p: float = 0.95,
+    threshold: float = PruneConfig.threshold,
+    w_drop: float = PruneConfig.w_drop,
+    w_base: float = PruneConfig.w_base,
+    eps: float = PruneConfig.eps,
+    metric: Metric = PruneConfig.metric,
+    top_p: float = PruneConfig.top_p,
     impl: Impl = "auto",
 ) -> ReliabilityFromTopk:
     """Reliability along each response where the candidates are known already, for instance from a teacher's server.
@@ -84,33 +84,37 @@ def reliability_from_topk(
         >>> out.drift_count
         tensor([[0, 1, 2]], dtype=torch.int32)
     """
-    outputs = call(
-        "reliability_from_topk",
-        student_topk_ids=student_topk_ids,
-        teacher_topk_ids=teacher_topk_ids,
-        mask=mask,
-        teacher_topk_logprobs=teacher_topk_logprobs,
-        token_ids=token_ids,
-        cu_seqlens=cu_seqlens,
-        drift_count=drift_count,
-        threshold=threshold,
-        w_drop=w_drop,
-        w_base=w_base,
-        eps=eps,
-        metric=metric,
-        top_p=top_p,
-        impl=impl,
-    )
-    return ReliabilityFromTopk(*outputs)
+    ...
 
 
-def _fake(*, student_topk_ids: Tensor, cu_seqlens: Tensor | None, **_: Any) -> Outputs:
-    per_position = student_topk_ids.shape[:-1]
-    return (
-        student_topk_ids.new_empty(per_position, dtype=torch.float32),
-        student_topk_ids.new_empty(per_position, dtype=torch.bool),
-        *empty_scan(student_topk_ids, per_position, cu_seqlens),
-    )
+class ReliabilityFromTopk(NamedTuple):
+    """Of `reliability_from_topk`: those fields of `Reliability` that need no logits."""
+
+    overlap: Tensor
+    drift: Tensor
+    drift_count: Tensor
+    reliability: Tensor
+    weight: Tensor
+    effective_length: Tensor
 
 
-register("reliability_from_topk", _fake)
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    ids = a.student_topk_ids
+    if ids.ndim not in (2, 3) or not 1 <= ids.shape[-1] <= checks.MAX_K:
+        rule = f"have shape [B, T, k] or [N, k] with 1 <= k <= {checks.MAX_K}"
+        checks.bad_value(op, "student_topk_ids", rule, list(ids.shape))
+    checks.has_dtype(op, "student_topk_ids", ids, checks.IDS)
+    checks.has_one_for_each(op, "teacher_topk_ids", a.teacher_topk_ids, ids, ids.shape, checks.IDS)
+    positions = ids.shape[:-1]
+    checks.mask_of_positions(op, a.mask, ids, positions)
+    checks.has_one_for_each(op, "teacher_topk_logprobs", a.teacher_topk_logprobs, ids, ids.shape)
+    checks.ids_of_positions(op, a.token_ids, ids, positions)
+    checks.responses(op, a.cu_seqlens, a.drift_count, ids, positions, "student_topk_ids are {}, k]")
+    checks.scalars(op, a)
+    checks.needed_by_top_p(op, a, "teacher_topk_logprobs", "token_ids")
+    if values:
+        checks.response_values(op, a.cu_seqlens, a.drift_count, positions)
+
+
+def fake(a: Any, empty: Any) -> Any:
+    return empty("float32"), empty("bool"), *empty.scan(a.cu_seqlens)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from .. import checks
+from ._operator import Impl, backward_pass, operator, run_backward
 
-from ..reference._rows import float_type
-from ._implementations import Impl
-from ._losses import saved_type
-from ._registration import OPS, Outputs, call, register_backward, register_loss
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def reverse_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -68,39 +67,51 @@ def reverse_kl(
         >>> student.grad
         tensor([[-0.1040, -0.1029,  0.2069]])
     """
-    return call(  # type: ignore[no-any-return]
-        "reverse_kl",
-        student_logits=student_logits,
-        teacher_logits=teacher_logits,
-        mask=mask,
-        weight=weight,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        vocab_size=vocab_size,
-        impl=impl,
-    )
+    ...
 
 
-def _fake(*, student_logits: Tensor, teacher_logits: Tensor, impl: str, **_: Any) -> Outputs:
-    per_position, dtype = student_logits.shape[:-1], float_type(student_logits, teacher_logits)
-    return (
-        student_logits.new_empty(per_position, dtype=dtype),
-        student_logits.new_empty((*per_position, 5), dtype=saved_type(impl)),
-    )
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    # A weight may be anything, so there are no values to look at.
+    logits = a.student_logits
+    checks.logits(op, "student_logits", logits, float64)
+    checks.logits(op, "teacher_logits", a.teacher_logits, float64, like=logits)
+    checks.mask_of_positions(op, a.mask, logits, logits.shape[:-1])
+    checks.has_one_for_each(op, "weight", a.weight, logits, logits.shape[:-1])
+    checks.scalars(op, a)
+    checks.vocab_size(op, a)
 
 
-def _backward(
-    gradient: Tensor, saved: Outputs, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None,
-    weight: Tensor | None, **scalars: Any,
-) -> Tensor:  # fmt: skip
-    (state,) = saved
+# The student's reference and mass, the teacher's reference, what is left of KL where both logits are at their references,
+# and the excess of the student's peak.
+SAVED = ("state",)
+SAVED_INPUTS = ("student_logits", "teacher_logits", "mask", "weight")
+
+
+def fake(a: Any, empty: Any) -> Any:
+    return empty("logits"), empty("saved", 5)
+
+
+def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
+    import torch
+
     scale = gradient
-    if weight is not None:
-        scale = torch.where((weight == 0) | (gradient == 0), 0.0, gradient * weight.to(gradient.dtype))
-    if mask is not None:
-        scale = torch.where(mask != 0, scale, 0.0)
-    return OPS._reverse_kl_backward(student_logits, teacher_logits, state, scale, **scalars)  # type: ignore[no-any-return]
+    if a.weight is not None:
+        scale = torch.where((a.weight == 0) | (gradient == 0), 0.0, gradient * a.weight.to(gradient.dtype))
+    if a.mask is not None:
+        scale = torch.where(a.mask != 0, scale, 0.0)
+    return run_backward("reverse_kl_backward", a, a.student_logits, a.teacher_logits, *saved, scale)
 
 
-register_loss("reverse_kl", _fake, ("student_logits", "teacher_logits", "mask", "weight"), _backward)
-register_backward("reverse_kl_backward")
+@backward_pass
+def reverse_kl_backward(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    state: Tensor,
+    scale: Tensor,
+    *,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """Compute the gradient of `scale * KL(student || teacher)`."""
+    ...

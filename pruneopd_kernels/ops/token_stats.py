@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from .. import checks
+from ..config import PruneConfig
+from ._operator import Impl, operator
 
-from ..reference._rows import float_type
-from ..results import TokenStats
-from ._implementations import Impl
-from ._registration import Outputs, call, register
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def token_stats(
     student_logits: Tensor,
     teacher_logits: Tensor,
     mask: Tensor | None = None,
     *,
     token_ids: Tensor | None = None,
-    k: int = 16,
+    k: int = PruneConfig.k,
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -79,46 +79,56 @@ def token_stats(
         >>> out.student_token_logprob, out.reverse_kl
         (tensor([-0.4076]), tensor([0.1547]))
     """
-    outputs = call(
-        "token_stats",
-        student_logits=student_logits,
-        teacher_logits=teacher_logits,
-        mask=mask,
-        token_ids=token_ids,
-        k=k,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        vocab_size=vocab_size,
-        impl=impl,
-    )
-    return TokenStats(*outputs)
+    ...
 
 
-def _fake(*, student_logits: Tensor, teacher_logits: Tensor, k: int, **_: Any) -> Outputs:
-    per_position = student_logits.shape[:-1]
-    dtype = float_type(student_logits, teacher_logits)
+class TokenStats(NamedTuple):
+    """Of `token_stats`. Per position means the leading axes of the logits; lse, entropy and KL are in nats."""
 
-    def new(*more: int, dtype: torch.dtype = dtype) -> Tensor:
-        return student_logits.new_empty((*per_position, *more), dtype=dtype)
+    student_topk_ids: Tensor
+    """int64 `[..., k]`: the student's candidates in order."""
+    student_topk_logprobs: Tensor
+    """float32 `[..., k]`: the student's log-probabilities of them."""
+    teacher_topk_ids: Tensor
+    """int64 `[..., k]`: the teacher's candidates in order."""
+    teacher_topk_logprobs: Tensor
+    """float32 `[..., k]`: the teacher's log-probabilities of them."""
+    teacher_on_student_logprobs: Tensor
+    """float32 `[..., k]`: the teacher's log-probabilities of the student's candidates."""
+    student_on_teacher_logprobs: Tensor
+    """float32 `[..., k]`: the student's log-probabilities of the teacher's candidates."""
+    overlap: Tensor
+    """float32 per position: O, the common share of both top-k (eq. 6)."""
+    student_lse: Tensor
+    """float32 per position: log-sum-exp of the student's logits over its temperature."""
+    teacher_lse: Tensor
+    """float32 per position: log-sum-exp of the teacher's logits over its temperature."""
+    student_entropy: Tensor
+    """float32 per position: entropy of the student's distribution."""
+    teacher_entropy: Tensor
+    """float32 per position: entropy of the teacher's distribution."""
+    reverse_kl: Tensor
+    """float32 per position: KL(student || teacher)."""
+    forward_kl: Tensor
+    """float32 per position: KL(teacher || student)."""
+    student_token_logprob: Tensor
+    """float32 per position: the student's log-probability of the token; NaN where there is none."""
+    teacher_token_logprob: Tensor
+    """float32 per position: the teacher's log-probability of the token; NaN where there is none."""
 
-    outputs = TokenStats(
-        student_topk_ids=new(k, dtype=torch.int64),
-        student_topk_logprobs=new(k),
-        teacher_topk_ids=new(k, dtype=torch.int64),
-        teacher_topk_logprobs=new(k),
-        teacher_on_student_logprobs=new(k),
-        student_on_teacher_logprobs=new(k),
-        overlap=new(),
-        student_lse=new(),
-        teacher_lse=new(),
-        student_entropy=new(),
-        teacher_entropy=new(),
-        reverse_kl=new(),
-        forward_kl=new(),
-        student_token_logprob=new(),
-        teacher_token_logprob=new(),
-    )
-    return tuple(outputs)
+
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    # A negative token id means that there is none, so there are no values to look at.
+    logits = a.student_logits
+    checks.logits(op, "student_logits", logits, float64)
+    checks.logits(op, "teacher_logits", a.teacher_logits, float64, like=logits)
+    checks.mask_of_positions(op, a.mask, logits, logits.shape[:-1])
+    checks.ids_of_positions(op, a.token_ids, logits, logits.shape[:-1])
+    checks.number_of_candidates(op, a.k, checks.vocab_size(op, a))
+    checks.scalars(op, a)
 
 
-register("token_stats", _fake)
+def fake(a: Any, empty: Any) -> Any:
+    side = empty("int64", a.k), empty("logits", a.k)
+    crossed = empty("logits", a.k), empty("logits", a.k)
+    return *side, empty("int64", a.k), empty("logits", a.k), *crossed, *(empty("logits") for _ in range(9))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from .. import checks
+from ._operator import Impl, operator
+from .logprobs_backward import through_logprobs
 
-from ..reference._rows import float_type
-from ..results import TopkForwardKl
-from ._implementations import Impl
-from ._losses import saved_type, through_logprobs
-from ._registration import Outputs, call, register_loss
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def topk_forward_kl(
     student_logits: Tensor,
     teacher_topk_ids: Tensor,
@@ -75,33 +74,49 @@ def topk_forward_kl(
         >>> logits.grad
         tensor([[-0.2190, -0.0013,  0.2203]])
     """
-    outputs = call(
-        "topk_forward_kl",
-        student_logits=student_logits,
-        teacher_topk_ids=teacher_topk_ids,
-        teacher_topk_logprobs=teacher_topk_logprobs,
-        mask=mask,
-        logprob_min=logprob_min,
-        student_temperature=student_temperature,
-        vocab_size=vocab_size,
-        impl=impl,
-    )
-    return TopkForwardKl(*outputs)
+    ...
 
 
-def _fake(*, student_logits: Tensor, teacher_topk_ids: Tensor, impl: str, **_: Any) -> Outputs:
-    per_position, dtype = student_logits.shape[:-1], float_type(student_logits)
-    k, saved = teacher_topk_ids.shape[-1], saved_type(impl)
+class TopkForwardKl(NamedTuple):
+    """Of `topk_forward_kl`. Per position means the leading axes of the logits."""
 
-    def new(*more: int | torch.SymInt, dtype: torch.dtype = dtype) -> Tensor:
-        return student_logits.new_empty((*per_position, *more), dtype=dtype)
+    loss: Tensor
+    """float32 per position: the sum of q (log q - log p) over the teacher's candidates; differentiable."""
+    student_mass: Tensor
+    """float32 per position: the student's probability of all the teacher's candidates together."""
+    teacher_mass: Tensor
+    """float32 per position: the teacher's."""
+    overlap: Tensor
+    """float32 per position: the share of the student's own k candidates that are among the teacher's (eq. 6)."""
+    overlap_token_advantage: Tensor
+    """float32 per position: the mean of -q (log q - log p) over the candidates of both; 0 where there is none."""
+    student_topk_ids: Tensor
+    """int64 `[..., k]`: the student's candidates in order."""
 
-    measures = (new(), new(), new(), new(dtype=torch.float32), new())
-    return *measures, new(k, dtype=torch.int64), new(k, dtype=saved), new(2, dtype=saved)
+
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    logits, ids = a.student_logits, a.teacher_topk_ids
+    checks.logits(op, "student_logits", logits, float64)
+    checks.candidates(op, "teacher_topk_ids", ids, logits, checks.MAX_K, "k")
+    checks.has_one_for_each(op, "teacher_topk_logprobs", a.teacher_topk_logprobs, logits, ids.shape)
+    checks.mask_of_positions(op, a.mask, logits, logits.shape[:-1])
+    vocab_size = checks.vocab_size(op, a)
+    checks.scalars(op, a)
+    if ids.shape[-1] > vocab_size:
+        rule = f"have at most vocab_size = {vocab_size} candidates"
+        checks.bad_value(op, "teacher_topk_ids", rule, ids.shape[-1])
+    if values:
+        checks.candidate_values(op, "teacher_topk_ids", ids, a.mask, vocab_size)
 
 
-def _backward(gradient: Tensor, saved: Outputs, *, teacher_topk_ids: Tensor, **arguments: Any) -> Tensor:
-    return through_logprobs(gradient, saved, topk_ids=teacher_topk_ids, **arguments)
+SAVED = ("coefficients", "state")  # the derivatives by each log p, NaN where the loss is not finite; the row's softmax
+SAVED_INPUTS = ("student_logits", "teacher_topk_ids")
 
 
-register_loss("topk_forward_kl", _fake, ("student_logits", "teacher_topk_ids"), _backward)
+def fake(a: Any, empty: Any) -> Any:
+    k, floats = a.teacher_topk_ids.shape[-1], [empty("logits") for _ in range(4)]
+    return *floats[:3], empty("float32"), floats[3], empty("int64", k), empty("saved", k), empty("saved", 2)
+
+
+def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
+    return through_logprobs(gradient, saved, a, a.teacher_topk_ids)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from .. import checks
+from ._operator import Impl, operator
+from .logprobs_backward import through_logprobs
 
-from ..reference._rows import float_type
-from ._implementations import Impl
-from ._losses import saved_type, through_logprobs
-from ._registration import Outputs, call, register_loss
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
+@operator
 def topk_policy_loss(
     student_logits: Tensor,
     topk_ids: Tensor,
@@ -80,30 +80,29 @@ def topk_policy_loss(
         >>> logits.grad
         tensor([[ 0.0450, -0.6674,  0.6224]])
     """
-    return call(  # type: ignore[no-any-return]
-        "topk_policy_loss",
-        student_logits=student_logits,
-        topk_ids=topk_ids,
-        advantages=advantages,
-        mask=mask,
-        old_logprobs=old_logprobs,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        clip_dual=clip_dual,
-        student_temperature=student_temperature,
-        vocab_size=vocab_size,
-        impl=impl,
-    )
+    ...
 
 
-def _fake(*, student_logits: Tensor, topk_ids: Tensor, impl: str, **_: Any) -> Outputs:
-    per_position, dtype = student_logits.shape[:-1], float_type(student_logits)
-    saved = saved_type(impl)
+def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
+    logits = a.student_logits
+    checks.logits(op, "student_logits", logits, float64)
+    checks.candidates(op, "topk_ids", a.topk_ids, logits, checks.MAX_POLICY_CANDIDATES, "m")
+    checks.has_one_for_each(op, "advantages", a.advantages, logits, a.topk_ids.shape)
+    checks.mask_of_positions(op, a.mask, logits, logits.shape[:-1])
+    checks.has_one_for_each(op, "old_logprobs", a.old_logprobs, logits, a.topk_ids.shape)
+    vocab_size = checks.vocab_size(op, a)
+    checks.scalars(op, a)
+    if values:
+        checks.candidate_values(op, "topk_ids", a.topk_ids, a.mask, vocab_size)
 
-    def new(*more: int | torch.SymInt, dtype: torch.dtype = dtype) -> Tensor:
-        return student_logits.new_empty((*per_position, *more), dtype=dtype)
 
-    return new(), new(topk_ids.shape[-1], dtype=saved), new(2, dtype=saved)
+SAVED = ("coefficients", "state")  # the derivatives by each log p, NaN where the loss is not finite; the row's softmax
+SAVED_INPUTS = ("student_logits", "topk_ids")
 
 
-register_loss("topk_policy_loss", _fake, ("student_logits", "topk_ids"), through_logprobs)
+def fake(a: Any, empty: Any) -> Any:
+    return empty("logits"), empty("saved", a.topk_ids.shape[-1]), empty("saved", 2)
+
+
+def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
+    return through_logprobs(gradient, saved, a, a.topk_ids)

@@ -1,0 +1,196 @@
+"""What follows from an operator's declaration: its schemas, its record of arguments, its Python function.
+
+A module `ops/<op>.py` declares one operator, read downwards: the signature with its defaults and docstring, the type of
+the result, `check` (the rules for its arguments) and `fake` (empty outputs). A loss also has `SAVED`, what its forward
+pass saves, `SAVED_INPUTS` and `backward`. Neither this module nor the declarations import torch, so that `host` works
+without it. `_registration` makes the operators for torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Literal, NoReturn, TypeVar, get_args
+
+from .. import checks
+
+Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
+IMPLS = get_args(Impl)
+
+# What `torch.ops` calls the operators. A copy of the package under another name, as the kernel hub's, has a namespace of
+# its own, so that both may live in one process.
+NAMESPACE = __name__.partition(".")[0].removesuffix("_kernels")
+
+# type in a schema: Python types that need no closer look
+_EXACT = {"int": (int,), "SymInt": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
+_REQUIRED = inspect.Parameter.empty
+
+OPERATORS: dict[str, Operator] = {}
+BACKWARD_PASSES: dict[str, Operator] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def operator(function: Function) -> Function:
+    """Declare an operator by its Python function, whose body is empty; return the function that calls it."""
+    op = OPERATORS[function.__name__] = Operator(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return op.call(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def backward_pass(function: Function) -> Function:
+    """Declare the backward pass of a loss, `torch.ops.pruneopd._<name>`: the gradient of its first argument."""
+    BACKWARD_PASSES[function.__name__] = Operator(function)
+    return function
+
+
+def run_backward(name: str, a: Any, *tensors: Any) -> Any:
+    """Run a backward pass on these tensors, with the scalars of the loss whose arguments are `a`."""
+    import torch
+
+    scalars = {scalar: getattr(a, scalar) for scalar in BACKWARD_PASSES[name].scalars}
+    return getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=a.impl)
+
+
+class Operator:
+    """One declaration, and what is derived from it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = function.__name__
+        self.function = function
+        self.signature = inspect.signature(function)
+        # Neither `impl` nor anything else that only one surface has.
+        self.parameters = {name: p for name, p in self.signature.parameters.items() if name != "impl"}
+        self.kinds = {name: checks.KINDS[p.annotation] for name, p in self.parameters.items()}  # types in the schema
+        self.tensors = [name for name, kind in self.kinds.items() if kind.startswith("Tensor")]
+        self.scalars = [name for name in self.kinds if name not in self.tensors]
+        assert [*self.tensors, *self.scalars] == [*self.kinds], f"{self.name}: tensors stand before scalars"
+        self.record: Any = namedtuple("Arguments", self.parameters)  # type: ignore[misc]  # noqa: PYI024
+        self._defaults = [p.default for p in self.parameters.values()]
+        self._index = {name: index for index, name in enumerate(self.parameters)}
+        self._types: dict[type, list[tuple[type, ...]]] = {}
+        self._required = self._defaults.count(_REQUIRED)
+        self._positional = [p.kind for p in self.parameters.values()].count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the operator; `_registration` replaces this method by one that computes."""
+        import_module("._registration", __package__)
+        return self.call(*args, **kwargs)
+
+    # What stands beside the signature in its module.
+
+    @functools.cached_property
+    def module(self) -> Any:
+        return sys.modules[self.function.__module__]
+
+    def check(self, a: Any, *, float64: bool = False, values: bool = False) -> None:
+        """Raise if a record of arguments breaks a rule; `values` also looks at the values inside tensors."""
+        self.module.check(self.name, a, float64=float64, values=values)
+
+    @functools.cached_property
+    def result(self) -> Any:
+        """The NamedTuple that the function returns; None if it returns one tensor."""
+        name = self.signature.return_annotation
+        return None if name == "Tensor" else getattr(self.module, name)
+
+    @functools.cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        single = "student_logits_gradient" if self.name in BACKWARD_PASSES else "loss"
+        return self.result._fields if self.result else (single,)
+
+    @functools.cached_property
+    def saved(self) -> tuple[str, ...]:
+        """The names of what the forward pass of a loss saves for its backward pass; nothing for other operators."""
+        return () if self.name in BACKWARD_PASSES else getattr(self.module, "SAVED", ())
+
+    # Schemas. Autograd registration refuses tensors after the `*`, so they stand before it.
+
+    def schema(self, name: str, outputs: Sequence[str]) -> str:
+        """The schema of an operator of `torch.ops.pruneopd`."""
+        scalars = ", ".join([*map(self._argument, self.scalars), 'str impl="auto"'])
+        returns = ", ".join(f"Tensor {output}" for output in outputs)
+        return f"{name}({', '.join(map(self._argument, self.tensors))}, *, {scalars}) -> ({returns})"
+
+    @property
+    def private_schema(self) -> str:
+        """The schema of a compiled implementation, which takes all arguments by position and returns `saved`, too."""
+        returns = ", ".join(f"Tensor {output}" for output in (*self.fields, *self.saved))
+        return f"{self.name}({', '.join(map(self._argument, self.kinds))}) -> ({returns})"
+
+    def _argument(self, name: str) -> str:
+        default = self.parameters[name].default
+        literal = "" if default is _REQUIRED else f"={json.dumps(default) if isinstance(default, str) else default}"
+        return f"{self.kinds[name]} {name}{literal}"
+
+    # Arguments of a call.
+
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the record of a call's arguments in the order of the signature, defaults filled in."""
+        count, values = len(args), self._defaults.copy()
+        if count > self._positional:
+            self._refuse(args, kwargs)
+        values[:count] = args
+        for name, value in kwargs.items():
+            index = self._index.get(name, -1)
+            if index < count:  # unknown, or given twice
+                self._refuse(args, kwargs)
+            values[index] = value
+        if _REQUIRED in values[count : self._required]:
+            self._refuse(args, kwargs)
+        return self.record._make(values)
+
+    def raw_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the same of a call by torch's dispatcher, which has bound the arguments already."""
+        values = self._defaults.copy()
+        values[: len(args)] = args
+        for name, value in kwargs.items():
+            values[self._index[name]] = value
+        return self.record._make(values)
+
+    def _refuse(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        raise AssertionError(f"{self.name}: arguments that Python can bind were refused")
+
+    def check_kinds(self, a: Any, array: type, noun: str) -> None:
+        """Raise a TypeError if an argument has not the type that the schema names; a Tensor is an `array` here."""
+        if array not in self._types:
+            self._types[array] = [_python_types(kind, array) for kind in self.kinds.values()]
+        for value, types, name in zip(a, self._types[array], self.kinds, strict=True):
+            if not isinstance(value, types):
+                checks.kind(self.name, name, value, self.kinds[name], array, noun)
+
+    def surface(self, call: Callable[..., Any], summary: str, extra: str = "") -> Any:
+        """Give a function of another module this operator's name, signature and docstring, less `impl`.
+
+        `extra` is the docstring's entry `name: text` of an argument that only this function has; its default is None.
+        """
+        parameters = [p for p in self.signature.parameters.values() if p.name != "impl"]
+        if extra:
+            name = extra.partition(":")[0]
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        call.__name__ = call.__qualname__ = self.name
+        call.__signature__ = self.signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        before, args, after = re.split(r"^(?:Args|Returns):\n", inspect.getdoc(self.function) or "", flags=re.M)
+        args = re.sub(r"^    impl: .*\n(?:     .*\n)*", "", args, flags=re.M).rstrip()
+        before = before.partition("\n")[2]
+        after = after.partition("\nExamples:")[0]
+        call.__doc__ = f"{summary}\n{before}Args:\n{args}\n{f'    {extra}' if extra else ''}\n\nReturns:\n{after}"
+        return call
+
+
+def _python_types(kind: str, array: type) -> tuple[type, ...]:
+    types = _EXACT.get(kind.rstrip("?"), (array,))
+    return (*types, type(None)) if kind.endswith("?") else types
