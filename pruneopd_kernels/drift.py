@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .reference._checking import has_values
-from .reference._rows import valid_positions
+from .formulas import has_values, response_ends, valid_positions
 
 
 @torch.no_grad()
@@ -99,11 +98,8 @@ def next_drift_count(
         checks.responses(op, cu_seqlens, drift_count_in, drift_count, shape, layout, carry="drift_count_in")
         if has_values(drift_count):
             checks.response_values(op, cu_seqlens, drift_count_in, shape, carry="drift_count_in")
-    if cu_seqlens is None:
-        responses, length = drift_count.shape
-        cu_seqlens = torch.arange(responses + 1, device=drift_count.device) * length
+    ends = response_ends(drift_count.shape, cu_seqlens, drift_count.device)
     if drift_count_in is None:
-        drift_count_in = drift_count.new_zeros(cu_seqlens.shape[0] - 1)
-    ends = cu_seqlens.to(torch.int64).clamp(0, drift_count.numel())
+        drift_count_in = drift_count.new_zeros(len(ends) - 1)
     last = torch.cat([drift_count.new_zeros(1), drift_count.flatten()])[ends[1:]]
     return torch.where(ends[1:] > ends[:-1], last, drift_count_in)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .checks import RewardWeight
-from .reference._rewards import candidate_rewards, weighted
-from .reference._rows import valid_positions
+from .formulas import candidate_rewards, valid_positions, weighted
 from .results import OpdRewards
 
 Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
@@ -127,7 +126,7 @@ def opd_rewards(
     renormalise = strategy != "symmetric_difference"
     rewards = candidate_rewards(a.to(torch.float64), b.to(torch.float64), valid, reward_weight, renormalise)
     if weight is not None:
-        rewards = weighted(weight.to(torch.float64), rewards)
+        rewards = weighted(weight[..., None].to(torch.float64), rewards)
     return OpdRewards(ids, rewards.to(dtype), valid)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..formulas import has_values
 from ..ops import _implementations as implementations
-from ..reference._checking import has_values
 from ..schemas import ARGUMENTS
 from ._products import autocast_dtype
 

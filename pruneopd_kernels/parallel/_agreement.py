@@ -19,8 +19,8 @@ from torch import distributed as dist
 
 from .. import checks
 from ..errors import InvalidType, InvalidValue
+from ..formulas import has_values
 from ..ops import _implementations as implementations
-from ..reference._checking import has_values
 from ..schemas import ARGUMENTS
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..formulas import float_type, where_finite
 from ..ops import _implementations as implementations
 from ..ops._implementations import Impl
 from ..ops._losses import saved_type
 from ..ops._registration import OPS
-from ..reference._rows import float_type
-from ..reference._saving import where_finite
 from ._agreement import Slices
 from ._exchange import gather
 from ._rows import Softmax, candidates_where, first_candidates, from_owners, local_ids, softmax_of

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference._rows import topk_ids as order
+from ..formulas import topk_ids as order
 from ._agreement import Slices
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..formulas import kl_divergence, read_rows
 from ..ops._implementations import Impl
 from ..ops._registration import OPS
 from ..ops.token_stats import token_stats
-from ..reference._losses import student_rows
-from ..reference.reverse_kl import divergence
 from ._agreement import Slices
 from ._rows import local_ids
 
@@ -92,9 +91,9 @@ def sent_divergence(
         p, q = (x[index][..., : slices.width] for x in (p_logits, q_logits))
         finite = ~((p > -torch.inf) & (q == -torch.inf)).any(-1)
         if finite.any():
-            p_rows = student_rows(p, finite, slices.width, p_temperature)
-            q_rows = student_rows(q, finite, slices.width, q_temperature)
-            kl[index] = torch.where(finite, divergence(p_rows, q_rows), torch.inf)
+            p_rows = read_rows(p, finite, slices.width, p_temperature)
+            q_rows = read_rows(q, finite, slices.width, q_temperature)
+            kl[index] = torch.where(finite, kl_divergence(p_rows, q_rows), torch.inf)
     return torch.where(kl == torch.inf, kl, (kl / KL_UNIT).clamp(max=torch.finfo(torch.float32).max))
 
 

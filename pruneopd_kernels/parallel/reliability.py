@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from ..checks import Metric, RewardWeight
+from ..formulas import (
+    accepted,
+    candidate_rewards,
+    float_type,
+    overlap_count,
+    overlap_of,
+    valid_positions,
+    weighted,
+)
 from ..ops._implementations import Impl
 from ..ops.reliability_from_drift import reliability_from_drift
-from ..reference._drift import accepted, overlap_count, overlap_of
-from ..reference._rewards import candidate_rewards, weighted
-from ..reference._rows import float_type, valid_positions
 from ..results import Reliability
 from ._agreement import agree
 from ._exchange import gather, outside_graphs
@@ -151,7 +157,7 @@ def reliability(
         drift,
         *along,
         candidates_where(valid, topk_ids),
-        weighted(along.weight.to(torch.float64), rewards).to(dtype),
+        weighted(along.weight[..., None].to(torch.float64), rewards).to(dtype),
     )
 
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..formulas import float_type, weighted_loss, weighted_positions
 from ..ops._implementations import Impl
 from ..ops._registration import OPS
-from ..reference._rows import float_type
-from ..reference.reverse_kl import used_positions, weighted
 from ._agreement import agree
 from ._exchange import gather, outside_graphs
 from ._loss import row_state, with_gradient
@@ -77,7 +76,7 @@ def reverse_kl(
     )
     dtype = float_type(student_logits, teacher_logits)
     with torch.no_grad():
-        used = used_positions(student_logits, mask, weight)
+        used = weighted_positions(student_logits, mask, weight)
         temperatures = (student_temperature, teacher_temperature)
         pair = pair_of(slices, student_logits, teacher_logits, used, 1, *temperatures, impl)
         record = _Record(
@@ -92,9 +91,9 @@ def reverse_kl(
         student = softmax_of(everyone.student_top, everyone.student_log_mass, student_temperature)
         teacher = softmax_of(everyone.teacher_top, everyone.teacher_log_mass, teacher_temperature)
         kl = kl_divergence(student, teacher, everyone.reverse_kl * KL_UNIT)
-        loss = weighted(kl, weight, used).to(dtype)
+        loss = weighted_loss(kl, weight, used).to(dtype)
         state = torch.stack(_state(student, teacher, everyone, kl, loss, used), -1)
-        scale = weighted(torch.ones_like(kl), weight, used)
+        scale = weighted_loss(torch.ones_like(kl), weight, used)
 
     def gradient_of(
         gradient: Tensor, student_logits: Tensor, teacher_logits: Tensor, state: Tensor, scale: Tensor

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..formulas import float_type, overlap_count, overlap_of, valid_positions
 from ..ops._implementations import Impl
-from ..reference._drift import overlap_count, overlap_of
-from ..reference._rows import float_type, valid_positions
 from ..results import TokenStats
 from ._agreement import Slices, agree
 from ._exchange import gather, outside_graphs

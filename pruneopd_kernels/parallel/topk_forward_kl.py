@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..formulas import float_type, forward_terms, measures_of, valid_positions
 from ..ops._implementations import Impl
-from ..reference._rows import float_type, valid_positions
-from ..reference.topk_forward_kl import forward_terms, measures_of
 from ..results import TopkForwardKl
 from ._agreement import agree
 from ._exchange import outside_graphs

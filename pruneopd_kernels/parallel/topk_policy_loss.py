@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..formulas import float_type, policy_positions, policy_terms
 from ..ops._implementations import Impl
-from ..reference._rows import float_type
-from ..reference.topk_policy_loss import policy_terms, used_positions
 from ._agreement import agree
 from ._exchange import outside_graphs
 from ._loss import student_rows, through_logprobs
@@ -83,7 +82,7 @@ def topk_policy_loss(
         },
     )
     with torch.no_grad():
-        used = used_positions(topk_ids, advantages, mask)
+        used = policy_positions(topk_ids, advantages, mask)
         rows = student_rows(slices, student_logits, topk_ids, used, 1, student_temperature, impl)
         terms, derivatives = policy_terms(
             rows.logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual

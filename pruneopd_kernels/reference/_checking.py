@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import checks
+from ..formulas import has_values
 
 
 def check(op: str, **arguments: Any) -> None:
@@ -18,8 +18,3 @@ def check(op: str, **arguments: Any) -> None:
     first = next(iter(arguments.values()))
     options = {"float64": True} if "student_logits" in arguments else {}
     getattr(checks, op)(**arguments, **options, values=has_values(first))
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether the values inside can be looked at without waiting for a GPU and without breaking a trace."""
-    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor) and not torch.compiler.is_compiling()

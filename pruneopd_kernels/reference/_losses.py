@@ -1,27 +1,12 @@
-"""What the losses share: which rows count, log-probabilities of candidates, gradients where a loss is not finite."""
+"""The gradient of a loss by autograd, and what it is where a loss is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class StudentRows(NamedTuple):
-    """Rows of the student's logits over the ids that exist, in float64, for a gradient to pass through."""
-
-    logits: Tensor
-    logprobs: Tensor  # NaN where broken
-    broken: Tensor
-
-
-def student_rows(logits: Tensor, used: Tensor, vocab_size: int, temperature: float) -> StudentRows:
-    """Where a row is not used, it is read as zeros and gets a gradient of 0, whatever is in it."""
-    x = torch.where(used[..., None], logits[..., :vocab_size].to(torch.float64), 0.0)
-    broken = (x.isnan() | (x == torch.inf)).any(-1) | ~x.isfinite().any(-1)
-    return StudentRows(x, torch.log_softmax(x / temperature, -1).masked_fill(broken[..., None], torch.nan), broken)
 
 
 def differentiable(loss_of: Callable[[Tensor], Tensor], student_logits: Tensor, vocab_size: int | None) -> Tensor:
@@ -57,17 +42,3 @@ class _NanGradient(torch.autograd.Function):
         (spoilt,) = ctx.saved_tensors
         rows = torch.where(spoilt & (gradient != 0), torch.nan, 0.0)
         return rows[..., None].to(ctx.dtype).expand(ctx.shape), None, None
-
-
-def candidate_logprobs(logprobs: Tensor, ids: Tensor) -> Tensor:
-    """log p of candidates, NaN for an id that does not exist; of padding, that of id 0."""
-    ids = ids.to(torch.int64)
-    exists = ids < logprobs.shape[-1]
-    return logprobs.gather(-1, torch.where(exists, ids, 0).clamp(min=0)).masked_fill(~exists, torch.nan)
-
-
-def row_state(rows: StudentRows, used: Tensor, temperature: float) -> list[Tensor]:
-    """What tells a row's softmax: a logit to refer to, and the sum of exp((logit - reference) / temperature)."""
-    reference = rows.logits.amax(-1)
-    mass = ((rows.logits - reference[..., None]) / temperature).exp().sum(-1)
-    return [torch.where(used, x.masked_fill(rows.broken, torch.nan), 0.0) for x in (reference, mass)]

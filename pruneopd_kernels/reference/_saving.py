@@ -10,13 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._losses import candidate_logprobs, row_state, student_rows
-from ._rows import float_type, valid_positions
-from ._rows import topk_ids as first_ids
-from .reverse_kl import divergence, weighted
-from .reverse_kl import used_positions as weighted_positions
-from .topk_forward_kl import forward_terms, measures_of
-from .topk_policy_loss import policy_terms, used_positions
+from ..formulas import (
+    candidate_logprobs,
+    float_type,
+    forward_terms,
+    kl_divergence,
+    measures_of,
+    policy_positions,
+    policy_terms,
+    read_rows,
+    row_state,
+    valid_positions,
+    weighted_loss,
+    weighted_positions,
+    where_finite,
+)
+from ..formulas import topk_ids as first_ids
 
 
 def topk_policy_loss(
@@ -33,14 +42,14 @@ def topk_policy_loss(
     vocab_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, coefficients `[..., m]`, state `[..., 2]`: reference and mass."""
-    used = used_positions(topk_ids, advantages, mask)
-    rows = student_rows(student_logits, used, vocab_size or student_logits.shape[-1], student_temperature)
+    used = policy_positions(topk_ids, advantages, mask)
+    rows = read_rows(student_logits, used, vocab_size, student_temperature)
     logprobs = candidate_logprobs(rows.logprobs, topk_ids)
     terms, derivatives = policy_terms(logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual)
     dtype = float_type(student_logits)
     loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(used[..., None], derivatives, 0.0)
-    return loss, where_finite(loss, coefficients), torch.stack(row_state(rows, used, student_temperature), -1)
+    return loss, where_finite(loss, coefficients), torch.stack(row_state(rows, used), -1)
 
 
 def topk_forward_kl(
@@ -55,7 +64,7 @@ def topk_forward_kl(
 ) -> tuple[Tensor, ...]:
     """The outputs, coefficients `[..., k]`, state `[..., 2]`: reference and mass."""
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
-    rows = student_rows(student_logits, valid, vocab_size or student_logits.shape[-1], student_temperature)
+    rows = read_rows(student_logits, valid, vocab_size, student_temperature)
     student_topk_ids = first_ids(rows.logits, teacher_topk_ids.shape[-1])
     logprobs = candidate_logprobs(rows.logprobs, teacher_topk_ids)
     terms = forward_terms(logprobs, rows.broken, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
@@ -68,7 +77,7 @@ def topk_forward_kl(
         *(x.to(torch.float32 if name == "overlap" else dtype) for name, x in measures._asdict().items()),
         student_topk_ids,
         where_finite(loss, coefficients),
-        torch.stack(row_state(rows, valid, student_temperature), -1),
+        torch.stack(row_state(rows, valid), -1),
     )
 
 
@@ -88,14 +97,13 @@ def reverse_kl(
     references: KL + log(the masses' ratio), NaN where the loss is not finite. The peak is the student's reference.
     """
     used = weighted_positions(student_logits, mask, weight)
-    size = vocab_size or student_logits.shape[-1]
-    student = student_rows(student_logits, used, size, student_temperature)
-    teacher = student_rows(teacher_logits, used, size, teacher_temperature)
+    student = read_rows(student_logits, used, vocab_size, student_temperature)
+    teacher = read_rows(teacher_logits, used, vocab_size, teacher_temperature)
     dtype = float_type(student_logits, teacher_logits)
-    kl = divergence(student, teacher)
-    loss = weighted(kl, weight, used).to(dtype)
-    reference, mass = row_state(student, used, student_temperature)
-    teacher_reference, teacher_mass = row_state(teacher, used, teacher_temperature)
+    kl = kl_divergence(student, teacher)
+    loss = weighted_loss(kl, weight, used).to(dtype)
+    reference, mass = row_state(student, used)
+    teacher_reference, teacher_mass = row_state(teacher, used)
     offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
     peak = student.logits.argmax(-1, keepdim=True)
     of_peak = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0] - kl
@@ -161,7 +169,3 @@ def _probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, tempe
 def _full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
     gradient = torch.where(used[..., None], gradient, 0.0).to(logits.dtype)
     return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()
-
-
-def where_finite(loss: Tensor, coefficients: Tensor) -> Tensor:
-    return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan)

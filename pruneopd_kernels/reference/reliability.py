@@ -6,12 +6,20 @@ import torch
 from torch import Tensor
 
 from ..checks import Metric, RewardWeight
+from ..formulas import (
+    accepted,
+    candidate_rewards,
+    float_type,
+    overlap_count,
+    overlap_of,
+    read_rows,
+    scan,
+    topk_ids,
+    valid_positions,
+    weighted,
+)
 from ..results import Reliability
 from ._checking import check
-from ._drift import accepted, overlap_count, overlap_of
-from ._rewards import candidate_rewards, weighted
-from ._rows import float_type, read_rows, valid_positions
-from .reliability_from_drift import scan
 
 
 @torch.no_grad()
@@ -56,32 +64,32 @@ def reliability(
         teacher_temperature=teacher_temperature,
         vocab_size=vocab_size,
     )
-    vocab_size = student_logits.shape[-1] if vocab_size is None else vocab_size
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
-    student = read_rows(student_logits, valid, vocab_size, k, student_temperature)
-    teacher = read_rows(teacher_logits, valid, vocab_size, k, teacher_temperature)
+    student = read_rows(student_logits, valid, vocab_size, student_temperature)
+    teacher = read_rows(teacher_logits, valid, vocab_size, teacher_temperature)
+    student_topk_ids, teacher_topk_ids = (topk_ids(rows.logits, k) for rows in (student, teacher))
     broken = student.broken | teacher.broken
 
-    overlap = overlap_of(overlap_count(student.topk_ids, teacher.topk_ids).masked_fill(broken, 0), k)
+    overlap = overlap_of(overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0), k)
     if metric == "overlap":
         drift = overlap < threshold
     else:
         assert token_ids is not None
-        teacher_topk_logprobs = teacher.logprobs.gather(-1, teacher.topk_ids)
-        drift = ~accepted(token_ids, teacher.topk_ids, teacher_topk_logprobs, top_p) | broken
+        teacher_topk_logprobs = teacher.logprobs.gather(-1, teacher_topk_ids)
+        drift = ~accepted(token_ids, teacher_topk_ids, teacher_topk_logprobs, top_p) | broken
     drift = drift & valid
     along = scan(drift, valid, cu_seqlens, drift_count, w_drop, w_base, eps)
 
     rewards = candidate_rewards(
-        student.logprobs.gather(-1, student.topk_ids),
-        teacher.logprobs.gather(-1, student.topk_ids),
-        torch.ones_like(student.topk_ids, dtype=torch.bool),
+        student.logprobs.gather(-1, student_topk_ids),
+        teacher.logprobs.gather(-1, student_topk_ids),
+        torch.ones_like(student_topk_ids, dtype=torch.bool),
         reward_weight,
     )
     return Reliability(
         torch.where(valid, overlap, 0.0).to(torch.float32),
         drift,
         *along,
-        student.topk_ids,
-        weighted(along.weight.to(torch.float64), rewards).to(float_type(student_logits, teacher_logits)),
+        student_topk_ids,
+        weighted(along.weight[..., None].to(torch.float64), rewards).to(float_type(student_logits, teacher_logits)),
     )

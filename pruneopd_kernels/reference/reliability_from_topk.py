@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from ..checks import Metric
+from ..formulas import accepted, overlap_count, overlap_of, scan, valid_positions
 from ..results import ReliabilityFromTopk
 from ._checking import check
-from ._drift import accepted, overlap_count, overlap_of
-from ._rows import valid_positions
-from .reliability_from_drift import scan
 
 
 @torch.no_grad()

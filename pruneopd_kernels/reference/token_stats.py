@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formulas import (
+    entropy,
+    float_type,
+    kl_divergence,
+    overlap_count,
+    overlap_of,
+    read_rows,
+    token_logprobs,
+    topk_ids,
+    valid_positions,
+)
 from ..results import TokenStats
 from ._checking import check
-from ._drift import overlap_count, overlap_of
-from ._rows import Rows, entropy, float_type, kl_divergence, read_rows, valid_positions
 
 
 @torch.no_grad()
@@ -35,11 +44,11 @@ def token_stats(
         teacher_temperature=teacher_temperature,
         vocab_size=vocab_size,
     )
-    vocab_size = student_logits.shape[-1] if vocab_size is None else vocab_size
     valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
-    student = read_rows(student_logits, valid, vocab_size, k, student_temperature)
-    teacher = read_rows(teacher_logits, valid, vocab_size, k, teacher_temperature)
-    count = overlap_count(student.topk_ids, teacher.topk_ids).masked_fill(student.broken | teacher.broken, 0)
+    student = read_rows(student_logits, valid, vocab_size, student_temperature)
+    teacher = read_rows(teacher_logits, valid, vocab_size, teacher_temperature)
+    student_topk_ids, teacher_topk_ids = (topk_ids(rows.logits, k) for rows in (student, teacher))
+    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(student.broken | teacher.broken, 0)
 
     dtype = float_type(student_logits, teacher_logits)
 
@@ -48,28 +57,19 @@ def token_stats(
         return torch.where(where, values, 0.0).to(dtype)
 
     return TokenStats(
-        student_topk_ids=student.topk_ids,
-        student_topk_logprobs=stored(student.logprobs.gather(-1, student.topk_ids)),
-        teacher_topk_ids=teacher.topk_ids,
-        teacher_topk_logprobs=stored(teacher.logprobs.gather(-1, teacher.topk_ids)),
-        teacher_on_student_logprobs=stored(teacher.logprobs.gather(-1, student.topk_ids)),
-        student_on_teacher_logprobs=stored(student.logprobs.gather(-1, teacher.topk_ids)),
+        student_topk_ids=student_topk_ids,
+        student_topk_logprobs=stored(student.logprobs.gather(-1, student_topk_ids)),
+        teacher_topk_ids=teacher_topk_ids,
+        teacher_topk_logprobs=stored(teacher.logprobs.gather(-1, teacher_topk_ids)),
+        teacher_on_student_logprobs=stored(teacher.logprobs.gather(-1, student_topk_ids)),
+        student_on_teacher_logprobs=stored(student.logprobs.gather(-1, teacher_topk_ids)),
         overlap=stored(overlap_of(count, k)),
-        student_lse=stored(student.lse),
-        teacher_lse=stored(teacher.lse),
+        student_lse=stored(student.lse()),
+        teacher_lse=stored(teacher.lse()),
         student_entropy=stored(entropy(student)),
         teacher_entropy=stored(entropy(teacher)),
         reverse_kl=stored(kl_divergence(student, teacher)),
         forward_kl=stored(kl_divergence(teacher, student)),
-        student_token_logprob=stored(token_logprob(student, token_ids)),
-        teacher_token_logprob=stored(token_logprob(teacher, token_ids)),
+        student_token_logprob=stored(token_logprobs(student, token_ids)),
+        teacher_token_logprob=stored(token_logprobs(teacher, token_ids)),
     )
-
-
-def token_logprob(rows: Rows, token_ids: Tensor | None) -> Tensor:
-    """The token's log-probability; NaN where there is no token, or none of this id."""
-    if token_ids is None:
-        return torch.full_like(rows.lse, torch.nan)
-    exists = (token_ids >= 0) & (token_ids < rows.logprobs.shape[-1])
-    ids = torch.where(exists, token_ids, 0).to(torch.int64)
-    return rows.logprobs.gather(-1, ids[..., None]).squeeze(-1).masked_fill(~exists, torch.nan)

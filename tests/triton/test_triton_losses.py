@@ -13,14 +13,19 @@ import cases
 import comparison
 import processes
 from interpreted import INTERPRETED
+from pruneopd_kernels.formulas import (
+    Rows,
+    candidate_logprobs,
+    forward_terms,
+    kl_divergence,
+    measures_of,
+    policy_positions,
+    policy_terms,
+    topk_ids,
+    valid_positions,
+    weighted_positions,
+)
 from pruneopd_kernels.reference import _saving
-from pruneopd_kernels.reference._losses import StudentRows, candidate_logprobs
-from pruneopd_kernels.reference._rows import topk_ids as first_ids
-from pruneopd_kernels.reference._rows import valid_positions
-from pruneopd_kernels.reference.reverse_kl import divergence
-from pruneopd_kernels.reference.reverse_kl import used_positions as weighted_positions
-from pruneopd_kernels.reference.topk_forward_kl import forward_terms, measures_of
-from pruneopd_kernels.reference.topk_policy_loss import policy_terms, used_positions
 
 INF, NAN = cases.INF, cases.NAN
 BF16, F16, F32 = cases.BF16, cases.F16, cases.F32
@@ -47,7 +52,7 @@ DEFAULTS = {
 
 def used_by(loss, x):
     if loss == "topk_policy_loss":
-        return used_positions(x["topk_ids"], x["advantages"], x["mask"])
+        return policy_positions(x["topk_ids"], x["advantages"], x["mask"])
     if loss == "reverse_kl":
         return weighted_positions(x["student_logits"], x["mask"], x["weight"])
     return valid_positions(x["mask"], x["student_logits"], x["student_logits"].shape[:-1])
@@ -56,7 +61,7 @@ def used_by(loss, x):
 def eager_rows(logits, used, size, temperature):
     x = torch.where(used[..., None], logits[..., :size].float(), 0.0)
     broken = (x.isnan() | (x == INF)).any(-1) | ~x.isfinite().any(-1)
-    return StudentRows(x, (x / temperature).log_softmax(-1), broken)
+    return Rows(x, (x / temperature).log_softmax(-1), broken, temperature)
 
 
 def eager(loss, x, scale):
@@ -75,7 +80,7 @@ def eager(loss, x, scale):
     elif loss == "reverse_kl":
         teacher = eager_rows(x["teacher_logits"], used, size, x["teacher_temperature"])
         weight = 1.0 if x["weight"] is None else x["weight"]
-        kl = divergence(rows, teacher)
+        kl = kl_divergence(rows, teacher)
         total = torch.where(used, weight * kl, 0.0)
         outputs["excess"] = rows.logprobs - teacher.logprobs - kl[..., None]
         # No difference is closer than what it is of.
@@ -87,7 +92,7 @@ def eager(loss, x, scale):
         ids = x["teacher_topk_ids"]
         logprobs = candidate_logprobs(rows.logprobs, ids)
         parts = forward_terms(logprobs, rows.broken, ids, x["teacher_topk_logprobs"], x["logprob_min"])
-        outputs.update(measures_of(first_ids(rows.logits, ids.shape[-1]), rows.broken, parts, ids, used)._asdict())
+        outputs.update(measures_of(topk_ids(rows.logits, ids.shape[-1]), rows.broken, parts, ids, used)._asdict())
         outputs["coefficients"] = parts.derivatives
         total = torch.where(used, parts.terms.sum(-1), 0.0)
     (total * scale).nan_to_num().sum().backward()
