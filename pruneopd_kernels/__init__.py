@@ -1,14 +1,16 @@
 """Operators for prune-aware on-policy distillation (Prune-OPD, arXiv:2605.07804).
 
-The names below are resolved when they are first used: importing this package imports neither torch nor NumPy, and
-`pruneopd_kernels.host` works where torch is not installed. `torch.ops.pruneopd` is filled as soon as both this package
-and torch are imported, in whichever order.
+The names below are imported when they are first used. Importing this package imports neither torch nor NumPy, and
+`pruneopd_kernels.host` works without torch. `torch.ops.pruneopd` is filled once both this package and torch are
+imported, in either order.
 """
 
+import os
+import sys
 from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-
-from . import _with_torch
 
 if TYPE_CHECKING:
     from . import host, parallel, reference
@@ -16,25 +18,16 @@ if TYPE_CHECKING:
     from .config import PruneConfig
     from .drift import next_drift_count, sampled_drift
     from .errors import InvalidType, InvalidValue
-    from .linear.linear_opd_loss import linear_opd_loss
+    from .linear.linear_opd_loss import LinearOpdLoss, linear_opd_loss
     from .linear.linear_reliability import linear_reliability
-    from .ops.reliability import reliability
-    from .ops.reliability_from_drift import reliability_from_drift
-    from .ops.reliability_from_topk import reliability_from_topk
+    from .ops.reliability import Reliability, reliability
+    from .ops.reliability_from_drift import ReliabilityFromDrift, reliability_from_drift
+    from .ops.reliability_from_topk import ReliabilityFromTopk, reliability_from_topk
     from .ops.reverse_kl import reverse_kl
-    from .ops.token_stats import token_stats
-    from .ops.topk_forward_kl import topk_forward_kl
+    from .ops.token_stats import TokenStats, token_stats
+    from .ops.topk_forward_kl import TopkForwardKl, topk_forward_kl
     from .ops.topk_policy_loss import topk_policy_loss
-    from .results import (
-        LinearOpdLoss,
-        OpdRewards,
-        Reliability,
-        ReliabilityFromDrift,
-        ReliabilityFromTopk,
-        TokenStats,
-        TopkForwardKl,
-    )
-    from .rewards import opd_rewards
+    from .rewards import OpdRewards, opd_rewards
 
 __version__ = "0.1.0"
 
@@ -67,47 +60,34 @@ __all__ = [
     "topk_policy_loss",
 ]
 
-_MODULES = {
-    "budget": ["ResponseBudget"],
-    "config": ["PruneConfig"],
-    "drift": ["next_drift_count", "sampled_drift"],
-    "errors": ["InvalidType", "InvalidValue"],
-    "linear": ["linear_opd_loss", "linear_reliability"],
-    "ops": [
-        "reliability",
-        "reliability_from_drift",
-        "reliability_from_topk",
-        "reverse_kl",
-        "token_stats",
-        "topk_forward_kl",
-        "topk_policy_loss",
-    ],
-    "results": [
-        "LinearOpdLoss",
-        "OpdRewards",
-        "Reliability",
-        "ReliabilityFromDrift",
-        "ReliabilityFromTopk",
-        "TokenStats",
-        "TopkForwardKl",
-    ],
-    "rewards": ["opd_rewards"],
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+# Where the other names are looked for. The first three import no torch.
+_MODULES = ("ops", "config", "errors", "budget", "drift", "rewards", "linear")
 
 
 def __getattr__(name: str) -> Any:
     if name in ("host", "parallel", "reference"):
         return import_module(f".{name}", __name__)
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for module in _MODULES:
+            value = getattr(import_module(f".{module}", __name__), name, None)
+            if value is not None:
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_with_torch.register()
+def _torch_will_call() -> bool:
+    """Return whether `import torch` will call `pruneopd_autoload`, as it does for an installed package."""
+    return (
+        __name__ == "pruneopd_kernels"
+        and os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1"
+        and bool(entry_points(group="torch.backends", name="pruneopd"))
+    )
+
+
+if "torch" in sys.modules or (find_spec("torch") is not None and not _torch_will_call()):
+    import_module(".ops._registration", __name__)

@@ -1,8 +1,8 @@
 """Rules for arguments: each raises `<op>: <argument> must <rule>, got <actual>` if its argument breaks it.
 
-The operators' declarations (`ops/<op>.py`) call these functions; the raw operators, the reference and `host` share them.
-There is no torch here: a tensor, torch's or NumPy's, is asked for its shape, dtype, device and strides. The values inside
-a tensor are looked at only by the functions in the last section. Callers use those only if looking neither waits for a
+The operators' declarations (`ops/<op>.py`) call these functions; the raw operators, the reference and `host` share
+them. There is no torch here: a tensor, torch's or NumPy's, is asked for its shape, dtype, device and strides. Only the
+functions in the last section look at the values inside a tensor. Callers use those only if looking neither waits for a
 GPU nor breaks a trace.
 
 Rules are checked in the order of the signature: tensors, then scalars, then values inside tensors.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, get_args
 
@@ -113,7 +113,13 @@ def candidates(op: str, argument: str, ids: Any, logits: Any, most: int, letter:
 
 
 def has_one_for_each(
-    op: str, argument: str, array: Any, like: Any, shape: Sequence[int], allowed: Sequence[str] = FLOATS, words: str = ""
+    op: str,
+    argument: str,
+    array: Any,
+    like: Any,
+    shape: Sequence[int],
+    allowed: Sequence[str] = FLOATS,
+    words: str = "",
 ) -> None:
     """Check an optional array of this shape on the device of `like`."""
     if array is not None:
@@ -220,19 +226,21 @@ SCALARS = {
 
 def scalars(op: str, a: Any) -> None:
     """Check every scalar that `a`, a record of arguments or a configuration, has and that `SCALARS` has a rule for."""
-    for argument, rule in _scalar_rules(type(a)):
+    for argument, rule in _scalar_rules(type(a)):  # type: ignore[arg-type]
         rule(op, argument, getattr(a, argument))
 
 
 @functools.cache
-def _scalar_rules(kind: Any) -> list[tuple[str, Any]]:
-    names = getattr(kind, "_fields", None) or kind.__dataclass_fields__
+def _scalar_rules(kind: Hashable) -> list[tuple[str, Any]]:
+    names = getattr(kind, "_fields", None) or kind.__dataclass_fields__  # type: ignore[attr-defined]
     return [(name, SCALARS[name]) for name in names if name in SCALARS]
 
 
 def vocab_size(op: str, a: Any) -> int:
     """Check `a.vocab_size` against the widths of the logits; return how many ids exist."""
-    widths = [logits.shape[-1] for logits in (a.student_logits, getattr(a, "teacher_logits", None)) if logits is not None]
+    widths = [
+        logits.shape[-1] for logits in (a.student_logits, getattr(a, "teacher_logits", None)) if logits is not None
+    ]
     return vocabulary(op, a.vocab_size, widths, "last axes of student_logits and teacher_logits")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +10,19 @@ from torch import Tensor
 from . import checks
 from .checks import RewardWeight
 from .formulas import candidate_rewards, valid_positions, weighted
-from .results import OpdRewards
 
 Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
+
+
+class OpdRewards(NamedTuple):
+    """Of `opd_rewards`. The number of candidates m is k, or 2k where the strategy takes both sides."""
+
+    ids: Tensor
+    """int64 `[..., m]`: the candidates."""
+    rewards: Tensor
+    """float `[..., m]`: their rewards, 0 where not valid."""
+    valid: Tensor
+    """bool `[..., m]`: whether the strategy takes the candidate."""
 
 
 @torch.no_grad()

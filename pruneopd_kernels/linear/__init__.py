@@ -4,7 +4,7 @@ One operator per file; the files with an underscore are what they share: which p
 done with a chunk's logits, the two passes of a loss.
 """
 
-from .linear_opd_loss import linear_opd_loss
+from .linear_opd_loss import LinearOpdLoss, linear_opd_loss
 from .linear_reliability import linear_reliability
 
-__all__ = ["linear_opd_loss", "linear_reliability"]
+__all__ = ["LinearOpdLoss", "linear_opd_loss", "linear_reliability"]

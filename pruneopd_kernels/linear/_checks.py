@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .. import checks
 from ..formulas import has_values
+from ..ops import OPERATORS
 from ..ops import _implementations as implementations
-from ..schemas import ARGUMENTS
 from ._products import autocast_dtype
 
 Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]
 Reduction = Literal["none", "sum"]
 
-_KINDS = ARGUMENTS["reliability"] | {
+_KINDS = OPERATORS["reliability"].kinds | {"impl": "str"} | {
     "student_hidden": "Tensor", "student_weight": "Tensor", "student_bias": "Tensor?",
     "teacher_hidden": "Tensor", "teacher_weight": "Tensor", "teacher_bias": "Tensor?",
     "teacher_topk_ids": "Tensor?", "teacher_topk_logprobs": "Tensor?",
@@ -116,12 +116,10 @@ def _scalars(op: str, arguments: dict[str, Any]) -> int:
     if arguments["chunk_size"] is not None and arguments["chunk_size"] < 1:
         checks.bad_value(op, "chunk_size", "be >= 1", arguments["chunk_size"])
     checks.number_of_candidates(op, arguments["k"], vocab_size)
-    checks.unit(op, "threshold", arguments["threshold"])
-    checks.not_negative(op, **{name: arguments[name] for name in ("w_drop", "w_base", "eps")})
-    checks.metric_and_its_needs(op, arguments["metric"], token_ids=arguments["token_ids"])
-    checks.unit(op, "top_p", arguments["top_p"])
-    checks.one_of(op, "reward_weight", arguments["reward_weight"], checks.REWARD_WEIGHTS)
-    checks.positive(op, **{name: arguments[name] for name in ("student_temperature", "teacher_temperature")})
+    record = OPERATORS["reliability"].record(**{"student_logits": None, "teacher_logits": None, **{
+        name: arguments[name] for name in OPERATORS["reliability"].kinds if not name.endswith("_logits")}})  # fmt: skip
+    checks.scalars(op, record)
+    checks.needed_by_top_p(op, record, "token_ids")
     return vocab_size
 
 

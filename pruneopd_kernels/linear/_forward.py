@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from ..drift import next_drift_count
-from ..ops.reliability_from_drift import reliability_from_drift
-from ..results import Reliability
-from ..schemas import ARGUMENTS
+from ..ops import OPERATORS, Reliability, reliability_from_drift
 from ._positions import Chunk, Positions, put, take
 from ._products import Head, autocast_dtype, head_of
 from ._scoring import Arguments, Scored, score_candidates, score_logits, terms_of
@@ -79,7 +77,9 @@ def problem_of(arguments: dict[str, Any]) -> Problem:
         teacher = side("teacher")
     row_bytes = max(one.head.width * one.head.dtype.itemsize for one in (student, teacher) if isinstance(one, Side))
     along = {name: arguments[name] for name in _NOT_SCALARS}
-    scalars = [name for name in ARGUMENTS["reliability"] if name in arguments and name not in _NOT_SCALARS]
+    scalars = [
+        name for name in [*OPERATORS["reliability"].kinds, "impl"] if name in arguments and name not in _NOT_SCALARS
+    ]
     return Problem(
         student,
         teacher,

@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import Reliability, TopkForwardKl, reliability, reliability_from_topk, token_stats
 from ..ops._registration import OPS
-from ..ops.reliability import reliability
-from ..ops.reliability_from_topk import reliability_from_topk
-from ..ops.token_stats import token_stats
-from ..results import Reliability, TopkForwardKl
 from ..rewards import opd_rewards
 
 Arguments = dict[str, Any]  # the scalars of `reliability`, `impl` included

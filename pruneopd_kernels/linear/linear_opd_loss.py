@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import Metric, RewardWeight
-from ..ops._implementations import Impl
-from ..results import LinearOpdLoss
+from ..ops._operator import Impl
 from ._checks import Loss, Reduction, check
 from ._forward import problem_of
 from ._passes import FormedInBackward, FormedInForward, forward_pass
 from ._products import autocast_dtype, without_autocast
+
+
+class LinearOpdLoss(NamedTuple):
+    """Of `linear_opd_loss`: a loss, and then the fields of `Reliability`."""
+
+    loss: Tensor
+    """float32 per position, or 0-d for `reduction="sum"`: weighted by L; differentiable."""
+    entropy: Tensor
+    """float32 per position: of the student's distribution, in nats."""
+    overlap: Tensor
+    drift: Tensor
+    drift_count: Tensor
+    reliability: Tensor
+    weight: Tensor
+    effective_length: Tensor
+    topk_ids: Tensor
+    rewards: Tensor
 
 
 def linear_opd_loss(

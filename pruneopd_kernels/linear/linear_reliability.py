@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import Metric, RewardWeight
-from ..ops._implementations import Impl
-from ..results import Reliability
+from ..ops import Reliability
+from ..ops._operator import Impl
 from ._checks import check
 from ._forward import Fields, computed_chunks, positions_of, problem_of
 from ._products import without_autocast

@@ -47,6 +47,11 @@ def _why_not_on(impl: str, device: torch.device) -> str | None:
     return _cuda.why_not_on(device) if impl == "cuda" else None
 
 
+def saved_type(impl: str) -> torch.dtype:
+    """Return the dtype of what a forward pass saves: float64 in the reference, which rounds nothing on the way."""
+    return torch.float64 if impl == "reference" else torch.float32
+
+
 def require_usable(op: str, impl: str, device: torch.device) -> None:
     """An implementation that was asked for runs or raises; there is no falling back."""
     why = WHY_NOT[impl] or _why_not_on(impl, device)

@@ -16,15 +16,18 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from .. import checks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
 IMPLS = get_args(Impl)
 
-# What `torch.ops` calls the operators. A copy of the package under another name, as the kernel hub's, has a namespace of
-# its own, so that both may live in one process.
+# What `torch.ops` calls the operators. A copy of the package under another name, as the kernel hub's, has a namespace
+# of its own, so that both may live in one process.
 NAMESPACE = __name__.partition(".")[0].removesuffix("_kernels")
 
 # type in a schema: Python types that need no closer look
@@ -53,12 +56,13 @@ def backward_pass(function: Function) -> Function:
     return function
 
 
-def run_backward(name: str, a: Any, *tensors: Any) -> Any:
+def run_backward(name: str, a: Any, *tensors: Any) -> Tensor:
     """Run a backward pass on these tensors, with the scalars of the loss whose arguments are `a`."""
     import torch
 
     scalars = {scalar: getattr(a, scalar) for scalar in BACKWARD_PASSES[name].scalars}
-    return getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=a.impl)
+    gradient: Tensor = getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=a.impl)
+    return gradient
 
 
 class Operator:
@@ -74,7 +78,7 @@ class Operator:
         self.tensors = [name for name, kind in self.kinds.items() if kind.startswith("Tensor")]
         self.scalars = [name for name in self.kinds if name not in self.tensors]
         assert [*self.tensors, *self.scalars] == [*self.kinds], f"{self.name}: tensors stand before scalars"
-        self.record: Any = namedtuple("Arguments", self.parameters)  # type: ignore[misc]  # noqa: PYI024
+        self.record: Any = namedtuple("Arguments", self.parameters)  # type: ignore[misc]
         self._defaults = [p.default for p in self.parameters.values()]
         self._index = {name: index for index, name in enumerate(self.parameters)}
         self._types: dict[type, list[tuple[type, ...]]] = {}

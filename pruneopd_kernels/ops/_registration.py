@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, formulas
 from . import _implementations as implementations
 from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS, Operator
 
@@ -24,19 +24,18 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 class Empty:
     """Makes the empty outputs of a call: `empty(dtype, *more)` is `[..., *more]`, where `...` are the positions.
 
-    The dtype "logits" is that of what is computed from logits: float64 if some are float64, else float32. "saved" is
-    that of what a forward pass saves: float64 in the reference, which rounds nothing on the way, else float32.
+    The dtype "logits" stands for `formulas.float_type` of the logits, "saved" for `_implementations.saved_type`.
     """
 
     def __init__(self, a: Any, impl: str) -> None:
         self.like = a[0]
         self.positions = self.like.shape[: self.like.ndim - (self.like.dtype != torch.bool)]
-        wide = torch.float64 in (x.dtype for name, x in a._asdict().items() if name.endswith("_logits"))
-        float_type = torch.float64 if wide else torch.float32
-        self.dtypes = {"logits": float_type, "saved": torch.float64 if impl == "reference" else torch.float32}
+        logits = [x for name, x in a._asdict().items() if name.endswith("_logits")]
+        self.dtypes = {"logits": formulas.float_type(*logits), "saved": implementations.saved_type(impl)}
 
     def __call__(self, dtype: str, *more: int | torch.SymInt) -> Tensor:
-        return self.like.new_empty((*self.positions, *more), dtype=self.dtypes.get(dtype) or getattr(torch, dtype))
+        torch_dtype = self.dtypes.get(dtype) or getattr(torch, dtype)
+        return self.like.new_empty((*self.positions, *more), dtype=torch_dtype)  # type: ignore[no-any-return]
 
     def scan(self, cu_seqlens: Tensor | None) -> Outputs:
         """Empty C, R, L and E."""
@@ -122,7 +121,7 @@ def register_backward(op: Operator) -> None:
 def _define(op: Operator, name: str, outputs: tuple[str, ...]) -> Callable[[str, Any], Any]:
     """Define an operator with its kernel for every device, its fake and its refusal of vmap; return the kernel.
 
-    The kernel that is returned takes `impl` and a record of arguments. It checks them, unless a forward pass already has.
+    The kernel that is returned takes `impl` and a record of arguments. It checks them, except in a backward pass.
     """
     _LIBRARY.define(op.schema(name, outputs), tags=(torch.Tag.pt2_compliant_tag,))
     is_backward, single = op.name in BACKWARD_PASSES, len(outputs) == 1

@@ -81,8 +81,8 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
     checks.vocab_size(op, a)
 
 
-# The student's reference and mass, the teacher's reference, what is left of KL where both logits are at their references,
-# and the excess of the student's peak.
+# Five floats a position: the student's reference and mass, the teacher's reference, what is left of KL if both logits
+# are at their references, and the excess of the student's peak.
 SAVED = ("state",)
 SAVED_INPUTS = ("student_logits", "teacher_logits", "mask", "weight")
 

@@ -20,8 +20,8 @@ from torch import distributed as dist
 from .. import checks
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values
+from ..ops import OPERATORS
 from ..ops import _implementations as implementations
-from ..schemas import ARGUMENTS
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -143,14 +143,16 @@ class _Whole:
 def _error(op: str, arguments: Mapping[str, Any], widths: Mapping[str, int] | None) -> Exception | None:
     """What is wrong with this rank's arguments; without the widths of all, whatever does not depend on them."""
     try:
-        checks.kinds(op, arguments, Tensor, "a tensor")
         given = dict(arguments)
         impl, logits = given.pop("impl"), given["student_logits"]
+        operator = OPERATORS[op]
+        operator.check_kinds(operator.record(**given), Tensor, "a tensor")
+        checks.kind(op, "impl", impl, "str")
         for name in LOGITS:
             if name in given and given[name].ndim:
                 given[name] = _Whole(given[name], UNKNOWN_WIDTH if widths is None else widths[name])
         chosen = implementations.choose(op, impl, logits.device)
-        getattr(checks, op)(**given, float64=chosen == "reference", values=has_values(logits))
+        operator.check(operator.record(**given), float64=chosen == "reference", values=has_values(logits))
         implementations.require_usable(op, chosen, logits.device)
     except Exception as error:  # whatever it is, the others must hear of it
         return error
@@ -165,7 +167,7 @@ def _entries(op: str, arguments: Mapping[str, Any], with_values: bool) -> list[_
     entries = [_Entry("the operator", op)]
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
-            entries.append(_Entry(name, _scalar(value, ARGUMENTS[op][name])))
+            entries.append(_Entry(name, _scalar(value, OPERATORS[op].kinds.get(name, "str"))))
             continue
         shape = [*value.shape[:-1], "V"] if name in LOGITS else value.shape
         entries.append(_Entry(name, str(value.dtype).removeprefix("torch."), is_dtype=True))

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..formulas import float_type, where_finite
 from ..ops import _implementations as implementations
-from ..ops._implementations import Impl
-from ..ops._losses import saved_type
+from ..ops._operator import Impl
 from ..ops._registration import OPS
 from ._agreement import Slices
 from ._exchange import gather
@@ -99,7 +98,7 @@ def with_gradient(
     impl: Impl,
 ) -> Tensor:
     """The loss, with `gradient_of(gradient, student_logits, *inputs, *computed)`, the latter in what `impl` saves."""
-    dtype = saved_type(implementations.choose(op, impl, student_logits.device))
+    dtype = implementations.saved_type(implementations.choose(op, impl, student_logits.device))
 
     def of_slice(gradient: Tensor, student_logits: Tensor, *saved: Tensor) -> Tensor:
         if slices.width == 0:

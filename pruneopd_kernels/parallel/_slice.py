@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..formulas import kl_divergence, read_rows
-from ..ops._implementations import Impl
+from ..ops._operator import Impl
 from ..ops._registration import OPS
 from ..ops.token_stats import token_stats
 from ._agreement import Slices

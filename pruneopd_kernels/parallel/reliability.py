@@ -17,9 +17,8 @@ from ..formulas import (
     valid_positions,
     weighted,
 )
-from ..ops._implementations import Impl
-from ..ops.reliability_from_drift import reliability_from_drift
-from ..results import Reliability
+from ..ops import Reliability, reliability_from_drift
+from ..ops._operator import Impl
 from ._agreement import agree
 from ._exchange import gather, outside_graphs
 from ._rows import candidates_where, first_candidates, softmax_of

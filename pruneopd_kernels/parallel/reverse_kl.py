@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import float_type, weighted_loss, weighted_positions
-from ..ops._implementations import Impl
+from ..ops._operator import Impl
 from ..ops._registration import OPS
 from ._agreement import agree
 from ._exchange import gather, outside_graphs

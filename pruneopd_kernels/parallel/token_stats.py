@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..formulas import float_type, overlap_count, overlap_of, valid_positions
-from ..ops._implementations import Impl
-from ..results import TokenStats
+from ..ops import TokenStats
+from ..ops._operator import Impl
 from ._agreement import Slices, agree
 from ._exchange import gather, outside_graphs
 from ._rows import Softmax, candidates_where, entropy, first_candidates, from_owners, kl_divergence, softmax_of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..formulas import float_type, forward_terms, measures_of, valid_positions
-from ..ops._implementations import Impl
-from ..results import TopkForwardKl
+from ..ops import TopkForwardKl
+from ..ops._operator import Impl
 from ._agreement import agree
 from ._exchange import outside_graphs
 from ._loss import student_rows, through_logprobs

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import float_type, policy_positions, policy_terms
-from ..ops._implementations import Impl
+from ..ops._operator import Impl
 from ._agreement import agree
 from ._exchange import outside_graphs
 from ._loss import student_rows, through_logprobs

@@ -1,23 +1,37 @@
-"""The operators in plain PyTorch: the definition that every implementation is held to.
+"""The operators in plain PyTorch: the definition that every implementation is tested against.
 
-The same signatures as in `pruneopd_kernels`, without `impl`, on any device. All that is computed from logits is
-computed in float64 and rounded once, to float32; float64 logits are taken too, and then stay float64.
+The functions have the signatures of their namesakes in `pruneopd_kernels` without `impl`, and run on any device.
+Everything computed from logits is computed in float64 and rounded once, to float32. float64 logits are allowed, too;
+results then stay float64. Here the losses are differentiated by autograd, any number of times.
 """
 
-from .reliability import reliability
-from .reliability_from_drift import reliability_from_drift
-from .reliability_from_topk import reliability_from_topk
-from .reverse_kl import reverse_kl
-from .token_stats import token_stats
-from .topk_forward_kl import topk_forward_kl
-from .topk_policy_loss import topk_policy_loss
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "reliability",
-    "reliability_from_drift",
-    "reliability_from_topk",
-    "reverse_kl",
-    "token_stats",
-    "topk_forward_kl",
-    "topk_policy_loss",
-]
+import torch
+
+from .. import formulas
+from ..ops import OPERATORS, Operator
+from . import _saving
+
+
+def _function(op: Operator) -> Any:
+    definition = getattr(import_module(f".{op.name}", __name__), op.name)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        a = op.arguments(args, kwargs)
+        if not torch.compiler.is_compiling():  # a trace has no place for checks
+            op.check_kinds(a, torch.Tensor, "a tensor")
+            op.check(a, float64=True, values=formulas.has_values(a[0]))
+        return definition(a)
+
+    COMPUTE[op.name] = definition
+    return op.surface(function, f"Compute `pruneopd_kernels.{op.name}` in plain PyTorch.")
+
+
+# operator or backward pass: what `impl="reference"` runs, with a record of arguments that have been checked
+COMPUTE: dict[str, Any] = {}
+globals().update({name: _function(op) for name, op in OPERATORS.items()})
+COMPUTE.update(_saving.PASSES)
+
+__all__ = [*OPERATORS]

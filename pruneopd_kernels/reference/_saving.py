@@ -1,11 +1,13 @@
 """The losses in two passes, as `torch.ops.pruneopd` runs them: what the first saves, and the gradient from that.
 
-The signatures are those of `pruneopd_kernels.schemas`. What is saved is float64: `coefficients`, the derivatives of the
+Each takes a record of arguments. What is saved is float64: `coefficients`, the derivatives of the
 loss by the log-probabilities of the candidates, NaN where the loss is not finite, and `state`, which tells the softmax
 of a row.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,48 +30,29 @@ from ..formulas import (
 from ..formulas import topk_ids as first_ids
 
 
-def topk_policy_loss(
-    *,
-    student_logits: Tensor,
-    topk_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor | None,
-    old_logprobs: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    clip_dual: float,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def topk_policy_loss(a: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, coefficients `[..., m]`, state `[..., 2]`: reference and mass."""
-    used = policy_positions(topk_ids, advantages, mask)
-    rows = read_rows(student_logits, used, vocab_size, student_temperature)
-    logprobs = candidate_logprobs(rows.logprobs, topk_ids)
-    terms, derivatives = policy_terms(logprobs, topk_ids, advantages, old_logprobs, clip_low, clip_high, clip_dual)
-    dtype = float_type(student_logits)
+    used = policy_positions(a.topk_ids, a.advantages, a.mask)
+    rows = read_rows(a.student_logits, used, a.vocab_size, a.student_temperature)
+    logprobs = candidate_logprobs(rows.logprobs, a.topk_ids)
+    terms, derivatives = policy_terms(
+        logprobs, a.topk_ids, a.advantages, a.old_logprobs, a.clip_low, a.clip_high, a.clip_dual
+    )
+    dtype = float_type(a.student_logits)
     loss = torch.where(used, terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(used[..., None], derivatives, 0.0)
     return loss, where_finite(loss, coefficients), torch.stack(row_state(rows, used), -1)
 
 
-def topk_forward_kl(
-    *,
-    student_logits: Tensor,
-    teacher_topk_ids: Tensor,
-    teacher_topk_logprobs: Tensor,
-    mask: Tensor | None,
-    logprob_min: float | None,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
+def topk_forward_kl(a: Any) -> tuple[Tensor, ...]:
     """The outputs, coefficients `[..., k]`, state `[..., 2]`: reference and mass."""
-    valid = valid_positions(mask, student_logits, student_logits.shape[:-1])
-    rows = read_rows(student_logits, valid, vocab_size, student_temperature)
-    student_topk_ids = first_ids(rows.logits, teacher_topk_ids.shape[-1])
-    logprobs = candidate_logprobs(rows.logprobs, teacher_topk_ids)
-    terms = forward_terms(logprobs, rows.broken, teacher_topk_ids, teacher_topk_logprobs, logprob_min)
-    measures = measures_of(student_topk_ids, rows.broken, terms, teacher_topk_ids, valid)
-    dtype = float_type(student_logits)
+    valid = valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
+    rows = read_rows(a.student_logits, valid, a.vocab_size, a.student_temperature)
+    student_topk_ids = first_ids(rows.logits, a.teacher_topk_ids.shape[-1])
+    logprobs = candidate_logprobs(rows.logprobs, a.teacher_topk_ids)
+    terms = forward_terms(logprobs, rows.broken, a.teacher_topk_ids, a.teacher_topk_logprobs, a.logprob_min)
+    measures = measures_of(student_topk_ids, rows.broken, terms, a.teacher_topk_ids, valid)
+    dtype = float_type(a.student_logits)
     loss = torch.where(valid, terms.terms.sum(-1), 0.0).to(dtype)
     coefficients = torch.where(valid[..., None], terms.derivatives, 0.0)
     return (
@@ -81,27 +64,18 @@ def topk_forward_kl(
     )
 
 
-def reverse_kl(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, Tensor]:
+def reverse_kl(a: Any) -> tuple[Tensor, Tensor]:
     """Loss, state `[..., 5]`: the student's reference and mass, the teacher's reference, offset, the peak's excess.
 
     With the excess of an id log p - log q - KL, the offset is what is left of it where both logits are at their
     references: KL + log(the masses' ratio), NaN where the loss is not finite. The peak is the student's reference.
     """
-    used = weighted_positions(student_logits, mask, weight)
-    student = read_rows(student_logits, used, vocab_size, student_temperature)
-    teacher = read_rows(teacher_logits, used, vocab_size, teacher_temperature)
-    dtype = float_type(student_logits, teacher_logits)
+    used = weighted_positions(a.student_logits, a.mask, a.weight)
+    student = read_rows(a.student_logits, used, a.vocab_size, a.student_temperature)
+    teacher = read_rows(a.teacher_logits, used, a.vocab_size, a.teacher_temperature)
+    dtype = float_type(a.student_logits, a.teacher_logits)
     kl = kl_divergence(student, teacher)
-    loss = weighted_loss(kl, weight, used).to(dtype)
+    loss = weighted_loss(kl, a.weight, used).to(dtype)
     reference, mass = row_state(student, used)
     teacher_reference, teacher_mass = row_state(teacher, used)
     offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
@@ -111,53 +85,35 @@ def reverse_kl(
     return loss, torch.stack([reference, mass, teacher_reference, offset, excess], -1)
 
 
-def logprobs_backward(
-    *,
-    student_logits: Tensor,
-    topk_ids: Tensor,
-    coefficients: Tensor,
-    state: Tensor,
-    scale: Tensor,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor]:
+def logprobs_backward(a: Any) -> tuple[Tensor]:
     """The gradient of `scale * sum(coefficients * log p[topk_ids])`.
 
     Candidates below 0 or beyond the vocabulary have a part in the sum, and no logit here.
     """
-    size = vocab_size or student_logits.shape[-1]
-    used = (scale != 0) & (coefficients != 0).any(-1)
-    coefficients, scale = coefficients.to(torch.float64), scale.to(torch.float64)
-    p = _probabilities(student_logits, state, used, size, student_temperature)
+    size = a.vocab_size or a.student_logits.shape[-1]
+    used = (a.scale != 0) & (a.coefficients != 0).any(-1)
+    coefficients, scale = a.coefficients.to(torch.float64), a.scale.to(torch.float64)
+    p = _probabilities(a.student_logits, a.state, used, size, a.student_temperature)
     gradient = -p * coefficients.sum(-1, keepdim=True)
-    exists = (topk_ids >= 0) & (topk_ids < size)
-    ids = torch.where(exists, topk_ids.to(torch.int64), 0)
+    exists = (a.topk_ids >= 0) & (a.topk_ids < size)
+    ids = torch.where(exists, a.topk_ids.to(torch.int64), 0)
     gradient = gradient.scatter_add(-1, ids, torch.where(exists, coefficients, 0.0))
-    return (_full_width(student_logits, gradient * (scale / student_temperature)[..., None], used),)
+    return (_full_width(a.student_logits, gradient * (scale / a.student_temperature)[..., None], used),)
 
 
-def reverse_kl_backward(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    state: Tensor,
-    scale: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor]:
+def reverse_kl_backward(a: Any) -> tuple[Tensor]:
     """The gradient of `scale * KL(p || q)`."""
-    size = vocab_size or student_logits.shape[-1]
-    used = scale != 0
-    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in state.to(torch.float64).unbind(-1))
-    p = _probabilities(student_logits, state, used, size, student_temperature)
-    x, y = (logits[..., :size].to(torch.float64) for logits in (student_logits, teacher_logits))
-    excess = (x - reference) / student_temperature - (y - teacher_reference) / teacher_temperature - offset
+    size = a.vocab_size or a.student_logits.shape[-1]
+    used = a.scale != 0
+    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in a.state.to(torch.float64).unbind(-1))
+    p = _probabilities(a.student_logits, a.state, used, size, a.student_temperature)
+    x, y = (logits[..., :size].to(torch.float64) for logits in (a.student_logits, a.teacher_logits))
+    excess = (x - reference) / a.student_temperature - (y - teacher_reference) / a.teacher_temperature - offset
     # Where it has most of the mass its excess is the sum of many that are next to nothing: float32 could not tell it.
     excess = torch.where((mass < 1.5) & (x == reference) & ~offset.isnan(), of_peak, excess)
     gradient = torch.where((p == 0) & ~offset.isnan(), 0.0, p * excess)
-    scale = scale.to(torch.float64) / student_temperature
-    return (_full_width(student_logits, gradient * scale[..., None], used),)
+    scale = a.scale.to(torch.float64) / a.student_temperature
+    return (_full_width(a.student_logits, gradient * scale[..., None], used),)
 
 
 def _probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, temperature: float) -> Tensor:
@@ -169,3 +125,10 @@ def _probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, tempe
 def _full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
     gradient = torch.where(used[..., None], gradient, 0.0).to(logits.dtype)
     return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()
+
+
+# operator with two passes, or backward pass: its function
+PASSES = {
+    pass_.__name__: pass_
+    for pass_ in (topk_policy_loss, topk_forward_kl, reverse_kl, logprobs_backward, reverse_kl_backward)
+}

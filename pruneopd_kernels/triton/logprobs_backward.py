@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,18 +81,9 @@ def logprobs_backward_kernel(logits, topk_ids, coefficients, state, scale, stude
 
 
 @for_any_axes
-def logprobs_backward(
-    *,
-    student_logits: Tensor,
-    topk_ids: Tensor,
-    coefficients: Tensor,
-    state: Tensor,
-    scale: Tensor,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    m = topk_ids.shape[-1]
-    inputs = (topk_ids, coefficients, state, scale)
-    written = gradient.run(logprobs_backward_kernel, (student_logits,), (student_temperature,), vocab_size, inputs,
-                           M=m, M_PADDED=triton.next_power_of_2(m))  # fmt: skip
-    return (written,)
+def logprobs_backward(a: Any) -> tuple[Tensor, ...]:
+    m = a.topk_ids.shape[-1]
+    inputs = (a.topk_ids, a.coefficients, a.state, a.scale)
+    sizes = {"M": m, "M_PADDED": triton.next_power_of_2(m)}
+    logits, temperatures = (a.student_logits,), (a.student_temperature,)
+    return (gradient.run(logprobs_backward_kernel, logits, temperatures, a.vocab_size, inputs, **sizes),)

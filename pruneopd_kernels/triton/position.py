@@ -265,14 +265,11 @@ def for_any_axes(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[T
     """The operator, called for each index of the first axis where two strides do not tell where the positions lie."""
 
     @functools.wraps(op)
-    def wrapped(**arguments: Any) -> tuple[Tensor, ...]:
-        logits = [arguments[name] for name in ("student_logits", "teacher_logits") if name in arguments]
+    def wrapped(a: Any) -> tuple[Tensor, ...]:
+        logits = [x for name, x in a._asdict().items() if name.endswith("_logits")]
         if all(len(position_axes(x)) <= 2 for x in logits) or not logits[0].numel():
-            return op(**arguments)
-        parts = [
-            wrapped(**{name: x[i] if isinstance(x, Tensor) else x for name, x in arguments.items()})
-            for i in range(logits[0].shape[0])
-        ]
+            return op(a)
+        parts = [wrapped(a._make(x[i] if isinstance(x, Tensor) else x for x in a)) for i in range(logits[0].shape[0])]
         return tuple(torch.stack(field) for field in zip(*parts, strict=True))
 
     return wrapped

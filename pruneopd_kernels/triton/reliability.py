@@ -104,37 +104,18 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                 tl.store(rewards + at + j, tl.zeros([K_PADDED], tl.float32), mask=exists)
 
 
-def reliability(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    mask: Tensor | None,
-    token_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    drift_count: Tensor | None,
-    k: int,
-    threshold: float,
-    w_drop: float,
-    w_base: float,
-    eps: float,
-    metric: str,
-    top_p: float,
-    reward_weight: str,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    shape = student_logits.shape[:-1]
-    new: Any = student_logits.new_empty
+def reliability(a: Any) -> tuple[Tensor, ...]:
+    shape = a.student_logits.shape[:-1]
+    new: Any = a.student_logits.new_empty
     overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
-    topk_ids, rewards = new((*shape, k), dtype=torch.int64), new((*shape, k), dtype=torch.float32)
-    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
-    Launch(logits, temperatures, mask, k, vocab_size).run(
+    topk_ids, rewards = new((*shape, a.k), dtype=torch.int64), new((*shape, a.k), dtype=torch.float32)
+    logits, temperatures = (a.student_logits, a.teacher_logits), (a.student_temperature, a.teacher_temperature)
+    Launch(logits, temperatures, a.mask, a.k, a.vocab_size).run(
         reliability_kernel,
-        [per_position(token_ids) if metric == "top_p" else None],
+        [per_position(a.token_ids) if a.metric == "top_p" else None],
         outputs=[overlap, drift.view(torch.int8), topk_ids, rewards],
-        scalars=[float64_bits(threshold), float64_bits(top_p)],
-        WEIGHT=reward_weight,
+        scalars=[float64_bits(a.threshold), float64_bits(a.top_p)],
+        WEIGHT=a.reward_weight,
     )
-    along = scan(drift, mask, cu_seqlens, drift_count, w_drop, w_base, eps, rewards)
+    along = scan(drift, a.mask, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps, rewards)
     return overlap, drift, *along, topk_ids, rewards

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .scan import scan
 
 
-def reliability_from_drift(
-    *,
-    drift: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    drift_count: Tensor | None,
-    w_drop: float,
-    w_base: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    return scan(drift, mask, cu_seqlens, drift_count, w_drop, w_base, eps)
+def reliability_from_drift(a: Any) -> tuple[Tensor, ...]:
+    return scan(a.drift, a.mask, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps)

@@ -55,45 +55,30 @@ def drift_kernel(student_ids, teacher_ids, mask, logprobs, token_ids, overlap, d
     tl.store(drift + n, (drifts & valid).to(tl.int8), mask=inside)
 
 
-def reliability_from_topk(
-    *,
-    student_topk_ids: Tensor,
-    teacher_topk_ids: Tensor,
-    mask: Tensor | None,
-    teacher_topk_logprobs: Tensor | None,
-    token_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    drift_count: Tensor | None,
-    threshold: float,
-    w_drop: float,
-    w_base: float,
-    eps: float,
-    metric: str,
-    top_p: float,
-) -> tuple[Tensor, ...]:
-    *shape, k = student_topk_ids.shape
-    new: Any = student_topk_ids.new_empty
+def reliability_from_topk(a: Any) -> tuple[Tensor, ...]:
+    *shape, k = a.student_topk_ids.shape
+    new: Any = a.student_topk_ids.new_empty
     overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
     k_padded = triton.next_power_of_2(k)
     at_once = max(1, 2048 // k_padded)
-    by_acceptance = metric == "top_p"
+    by_acceptance = a.metric == "top_p"
     if drift.numel():
         with device_of(drift):
             drift_kernel[(triton.cdiv(drift.numel(), at_once),)](
-                per_position(student_topk_ids),
-                per_position(teacher_topk_ids),
-                flags(mask),
-                per_position(teacher_topk_logprobs) if by_acceptance else None,
-                per_position(token_ids) if by_acceptance else None,
+                per_position(a.student_topk_ids),
+                per_position(a.teacher_topk_ids),
+                flags(a.mask),
+                per_position(a.teacher_topk_logprobs) if by_acceptance else None,
+                per_position(a.token_ids) if by_acceptance else None,
                 overlap,
                 drift.view(torch.int8),
                 drift.numel(),
-                float64_bits(threshold),
-                float64_bits(top_p),
+                float64_bits(a.threshold),
+                float64_bits(a.top_p),
                 K=k,
                 K_PADDED=k_padded,
                 POSITIONS=at_once,
                 num_warps=4,
                 enable_fp_fusion=False,
             )
-    return overlap, drift, *scan(drift, mask, cu_seqlens, drift_count, w_drop, w_base, eps)
+    return overlap, drift, *scan(drift, a.mask, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps)

@@ -78,23 +78,14 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
 
 
 @for_any_axes
-def reverse_kl(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    shape = student_logits.shape[:-1]
-    new: Any = student_logits.new_empty
+def reverse_kl(a: Any) -> tuple[Tensor, ...]:
+    shape = a.student_logits.shape[:-1]
+    new: Any = a.student_logits.new_empty
     outputs = [new(shape, dtype=torch.float32), new((*shape, 5), dtype=torch.float32)]
-    used = mask if weight is None else used_positions(mask, weight != 0)
-    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
-    Launch(logits, temperatures, used, None, vocab_size, stats=1).run(
-        reverse_kl_kernel, [per_position(weight)], outputs, scalars=[]
+    used = a.mask if a.weight is None else used_positions(a.mask, a.weight != 0)
+    logits, temperatures = (a.student_logits, a.teacher_logits), (a.student_temperature, a.teacher_temperature)
+    Launch(logits, temperatures, used, None, a.vocab_size, stats=1).run(
+        reverse_kl_kernel, [per_position(a.weight)], outputs, scalars=[]
     )
     return tuple(outputs)
 
@@ -147,15 +138,6 @@ def reverse_kl_backward_kernel(x_logits, y_logits, state, scale, student_logits_
 
 
 @for_any_axes
-def reverse_kl_backward(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    state: Tensor,
-    scale: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
-    return (gradient.run(reverse_kl_backward_kernel, logits, temperatures, vocab_size, (state, scale)),)
+def reverse_kl_backward(a: Any) -> tuple[Tensor, ...]:
+    logits, temperatures = (a.student_logits, a.teacher_logits), (a.student_temperature, a.teacher_temperature)
+    return (gradient.run(reverse_kl_backward_kernel, logits, temperatures, a.vocab_size, (a.state, a.scale)),)

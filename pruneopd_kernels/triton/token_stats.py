@@ -113,23 +113,13 @@ def store_masked(outputs, at, K: tl.constexpr, K_PADDED: tl.constexpr):
 
 
 @for_any_axes
-def token_stats(
-    *,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    mask: Tensor | None,
-    token_ids: Tensor | None,
-    k: int,
-    student_temperature: float,
-    teacher_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    shape = student_logits.shape[:-1]
-    new: Any = student_logits.new_empty
+def token_stats(a: Any) -> tuple[Tensor, ...]:
+    shape = a.student_logits.shape[:-1]
+    new: Any = a.student_logits.new_empty
     candidates = [torch.int64, torch.float32, torch.int64, *[torch.float32] * 3]
-    outputs = [new((*shape, k), dtype=dtype) for dtype in candidates]
+    outputs = [new((*shape, a.k), dtype=dtype) for dtype in candidates]
     outputs += [new(shape, dtype=torch.float32) for _ in range(9)]
-    logits, temperatures = (student_logits, teacher_logits), (student_temperature, teacher_temperature)
-    launch = Launch(logits, temperatures, mask, k, vocab_size, stats=2)
-    launch.run(token_stats_kernel, [per_position(token_ids)], outputs, scalars=[])
+    logits, temperatures = (a.student_logits, a.teacher_logits), (a.student_temperature, a.teacher_temperature)
+    launch = Launch(logits, temperatures, a.mask, a.k, a.vocab_size, stats=2)
+    launch.run(token_stats_kernel, [per_position(a.token_ids)], outputs, scalars=[])
     return tuple(outputs)

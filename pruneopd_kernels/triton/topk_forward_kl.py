@@ -110,25 +110,16 @@ def forward_kernel(logits, mask, teacher_topk_ids, teacher_topk_logprobs, scratc
 
 
 @for_any_axes
-def topk_forward_kl(
-    *,
-    student_logits: Tensor,
-    teacher_topk_ids: Tensor,
-    teacher_topk_logprobs: Tensor,
-    mask: Tensor | None,
-    logprob_min: float | None,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    *shape, k = teacher_topk_ids.shape
-    new: Any = student_logits.new_empty
+def topk_forward_kl(a: Any) -> tuple[Tensor, ...]:
+    *shape, k = a.teacher_topk_ids.shape
+    new: Any = a.student_logits.new_empty
     outputs = [new(shape, dtype=torch.float32) for _ in range(5)]
     outputs += [new((*shape, k), dtype=torch.int64), new((*shape, k), dtype=torch.float32)]
     outputs += [new((*shape, 2), dtype=torch.float32)]
-    Launch((student_logits,), (student_temperature,), mask, k, vocab_size).run(
+    Launch((a.student_logits,), (a.student_temperature,), a.mask, k, a.vocab_size).run(
         forward_kernel,
-        [per_position(teacher_topk_ids), per_position(teacher_topk_logprobs)],
+        [per_position(a.teacher_topk_ids), per_position(a.teacher_topk_logprobs)],
         outputs,
-        scalars=[None if logprob_min is None else float64_bits(logprob_min)],
+        scalars=[None if a.logprob_min is None else float64_bits(a.logprob_min)],
     )
     return tuple(outputs)

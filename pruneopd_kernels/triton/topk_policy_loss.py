@@ -89,28 +89,16 @@ def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, rar
 
 
 @for_any_axes
-def topk_policy_loss(
-    *,
-    student_logits: Tensor,
-    topk_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor | None,
-    old_logprobs: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    clip_dual: float,
-    student_temperature: float,
-    vocab_size: int | None,
-) -> tuple[Tensor, ...]:
-    *shape, m = topk_ids.shape
-    new: Any = student_logits.new_empty
+def topk_policy_loss(a: Any) -> tuple[Tensor, ...]:
+    *shape, m = a.topk_ids.shape
+    new: Any = a.student_logits.new_empty
     outputs = [new((*shape, *more), dtype=torch.float32) for more in ((), (m,), (2,))]
-    used = used_positions(mask, ((topk_ids >= 0) & (advantages != 0)).any(-1))
-    Launch((student_logits,), (student_temperature,), used, None, vocab_size).run(
+    used = used_positions(a.mask, ((a.topk_ids >= 0) & (a.advantages != 0)).any(-1))
+    Launch((a.student_logits,), (a.student_temperature,), used, None, a.vocab_size).run(
         policy_kernel,
-        [per_position(topk_ids), per_position(advantages), per_position(old_logprobs)],
+        [per_position(a.topk_ids), per_position(a.advantages), per_position(a.old_logprobs)],
         outputs,
-        scalars=[float64_bits(clip_low), float64_bits(clip_high), float64_bits(clip_dual)],
+        scalars=[float64_bits(a.clip_low), float64_bits(a.clip_high), float64_bits(a.clip_dual)],
         M=m,
         M_PADDED=triton.next_power_of_2(m),
     )

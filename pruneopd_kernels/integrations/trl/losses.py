@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from ... import LinearOpdLoss, Reliability
 from ...checks import bad_value
 from ...config import PruneConfig
 from ...linear import linear_opd_loss, linear_reliability
-from ...results import LinearOpdLoss, Reliability
 
 Loss = Literal["reverse_kl", "topk_policy", "divergence"]
 

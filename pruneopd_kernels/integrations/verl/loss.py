@@ -66,8 +66,7 @@ class PruneLossConfig(DistillationLossConfig):
         checks.at_least(name, "topk", self.topk, 1)
         for field in ("threshold", "w_drop", "w_base", "eps"):
             checks.kind(name, field, getattr(self, field), "float")
-        checks.unit(name, "threshold", self.threshold)
-        checks.not_negative(name, w_drop=self.w_drop, w_base=self.w_base, eps=self.eps)
+        checks.scalars(name, self)
         super().__post_init__()
 
 

@@ -8,9 +8,8 @@ from verl.utils.import_utils import is_megatron_core_available
 from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 from verl.workers.config import DistillationConfig
 
-from ... import parallel
+from ... import TopkForwardKl, parallel
 from ...ops.topk_forward_kl import topk_forward_kl
-from ...results import TopkForwardKl
 from .loss import distils_only
 
 
