@@ -82,7 +82,7 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def same_device(op: str, argument: str, array: Any, like: Any) -> None:
-    device, wanted = (getattr(tensor, "device", "cpu") for tensor in (array, like))  # NumPy 1 knows no devices
+    device, wanted = getattr(array, "device", "cpu"), getattr(like, "device", "cpu")  # NumPy 1 knows no devices
     if device != wanted:
         bad_value(op, argument, f"be on {wanted}", device)
 

@@ -33,11 +33,11 @@ def choose(op: str, impl: str, device: torch.device, real: bool = True) -> str:
 
     Where the tensors are not `real`, no device is asked anything: the answer may be what a newer GPU would get.
     """
-    checks.one_of(op, "impl", impl, IMPLS)
     if impl != "auto":
+        checks.one_of(op, "impl", impl, IMPLS)
         return impl
     usable = AUTO.get(device.type, ("reference",))
-    return next(impl for impl in usable if not real or _why_not_on(impl, device) is None)
+    return next(impl for impl in usable if impl != "cuda" or not real or _cuda.why_not_on(device) is None)
 
 
 def _why_not_on(impl: str, device: torch.device) -> str | None:
