@@ -1,5 +1,6 @@
 """Builds the compiled part of the package, by CMakeLists.txt. Everything else about it is in pyproject.toml."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -18,8 +19,12 @@ from setuptools.errors import CompileError, PlatformError
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 TORCH_REQUIREMENT = "torch>=2.11"
-# OFF: the reference and Triton alone. Never chosen for the user, to whom a missing compiler is news.
+# OFF: the reference and Triton alone. Opt-in: a missing compiler must fail loudly.
 COMPILE = os.environ.get("PRUNEOPD_COMPILE", "ON")
+# The library for NVIDIA GPUs. AUTO: if nvcc is found. Containers are often built on machines without a GPU, so that
+# `pip install` does not ask for one. DRIVER: if there is an NVIDIA driver, too. The Makefile's default for development.
+CUDA = os.environ.get("PRUNEOPD_CUDA", "AUTO")
+NO_DRIVER = "there is no NVIDIA driver here, and PRUNEOPD_CUDA=ON builds them all the same"
 OR_WITHOUT = "or set PRUNEOPD_COMPILE=OFF to go without the compiled operators"
 NOT_ISOLATED = "building pruneopd-kernels without build isolation needs {}: pip install cmake ninja pybind11"
 
@@ -73,6 +78,15 @@ def find_tool(name: str, folder: str) -> str:
     return command
 
 
+def has_driver() -> bool:
+    """Return whether the library of NVIDIA's driver can be loaded."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 class CMakeBuild(build_ext):
     """Configures once, then lets ninja rebuild what changed."""
 
@@ -113,8 +127,7 @@ class CMakeBuild(build_ext):
             "PRUNEOPD_TORCH": torch,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
-            # Where nvcc is found, or as the user says: OFF, or ON, which fails where it is not.
-            "PRUNEOPD_CUDA": os.environ.get("PRUNEOPD_CUDA", "AUTO"),
+            "PRUNEOPD_CUDA": CUDA.replace("DRIVER", "AUTO"),
             "PRUNEOPD_CUDA_ARCHITECTURES": os.environ.get("PRUNEOPD_CUDA_ARCHITECTURES", ""),
         }
         if "CUDA_HOME" in os.environ:
@@ -125,14 +138,19 @@ class CMakeBuild(build_ext):
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         if subprocess.run(configure, stdout=subprocess.DEVNULL).returncode != 0:
             raise CompileError("CMake could not configure the build; its reason stands above")
-        if subprocess.run([cmake, "--build", str(build)]).returncode != 0:
+        without_cuda = build / "without_cuda.txt"  # in cmake/cuda.cmake's words
+        why_not = without_cuda.read_text() if without_cuda.exists() else ""
+        if not why_not and CUDA == "DRIVER" and not has_driver():
+            why_not = NO_DRIVER
+        if why_not and first_time:
+            print(f"pruneopd-kernels: building without kernels for NVIDIA GPUs: {why_not}", flush=True)
+        extensions = [extension for extension in self.extensions if not (extension.optional and why_not)]
+        targets = [extension.name.rpartition(".")[2] for extension in extensions]
+        if subprocess.run([cmake, "--build", str(build), "--target", *targets]).returncode != 0:
             raise CompileError("the compiler's message stands above")
-        without_cuda = build / "without_cuda.txt"
-        if without_cuda.exists() and first_time:
-            print(f"pruneopd-kernels: building without kernels for NVIDIA GPUs: {without_cuda.read_text()}")
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
-            if extension.optional and without_cuda.exists():
+            if extension not in extensions:
                 target.unlink(missing_ok=True)  # of an earlier build
                 if self.in_source:
                     (ROOT / "pruneopd_kernels" / target.name).unlink(missing_ok=True)
@@ -143,10 +161,12 @@ class CMakeBuild(build_ext):
 
 if COMPILE not in ("ON", "OFF"):
     raise PlatformError(f"building pruneopd-kernels: PRUNEOPD_COMPILE must be ON or OFF, got {COMPILE!r}")
+if CUDA not in ("AUTO", "DRIVER", "ON", "OFF"):
+    raise PlatformError(f"building pruneopd-kernels: PRUNEOPD_CUDA must be AUTO, DRIVER, ON or OFF, got {CUDA!r}")
 compiled = [
     Extension("pruneopd_kernels._cpp", []),
     Extension("pruneopd_kernels._host", []),
-    Extension("pruneopd_kernels._cuda", [], optional=True),  # where there is a CUDA toolkit
+    Extension("pruneopd_kernels._cuda", [], optional=True),  # if there is a CUDA toolkit
 ]
 setup(
     ext_modules=compiled if COMPILE == "ON" else [],
