@@ -89,5 +89,5 @@ def _torch_will_call() -> bool:
     )
 
 
-if "torch" in sys.modules or (find_spec("torch") is not None and not _torch_will_call()):
+if sys.modules.get("torch") is not None or (find_spec("torch") is not None and not _torch_will_call()):
     import_module(".ops._registration", __name__)
