@@ -149,7 +149,7 @@ class Operator:
             if index < count:  # unknown, or given twice
                 self._refuse(args, kwargs)
             values[index] = value
-        if _REQUIRED in values[count : self._required]:
+        if any(value is _REQUIRED for value in values[count : self._required]):
             self._refuse(args, kwargs)
         return self.record._make(values)
 
