@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,6 +123,25 @@ def accepted(token_ids: Tensor, teacher_topk_ids: Tensor, teacher_topk_logprobs:
     return (in_nucleus & (teacher_topk_ids == token_ids[..., None])).any(-1) & ~logprobs.isnan().any(-1)
 
 
+def overlap_and_drift(
+    student_topk_ids: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor | None,
+    broken: Tensor,
+    valid: Tensor,
+    a: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return O in float32 and B; `a` has the operator's arguments that decide about drift."""
+    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0)
+    overlap = overlap_of(count, student_topk_ids.shape[-1])
+    if a.metric == "overlap":
+        drift = overlap < a.threshold
+    else:
+        assert teacher_topk_logprobs is not None
+        drift = ~accepted(a.token_ids, teacher_topk_ids, teacher_topk_logprobs, a.top_p) | broken
+    return torch.where(valid, overlap, 0.0).to(torch.float32), drift & valid
+
+
 # --- along a response (eq. 8-10, 12) ------------------------------------------------------------------------------
 
 
@@ -135,17 +154,9 @@ class Along(NamedTuple):
     effective_length: Tensor
 
 
-def scan(
-    drift: Tensor,
-    valid: Tensor,
-    cu_seqlens: Tensor | None,
-    drift_count: Tensor | None,
-    w_drop: float,
-    w_base: float,
-    eps: float,
-) -> Along:
-    """Compute C, R, L and E from drift at valid positions."""
-    cu_seqlens = response_ends(drift.shape, cu_seqlens, drift.device)
+def scan(drift: Tensor, valid: Tensor, a: Any) -> Along:
+    """Compute C, R, L and E from drift at valid positions; `a` has the operator's other arguments."""
+    cu_seqlens = response_ends(drift.shape, a.cu_seqlens, drift.device)
     position = torch.arange(drift.numel(), device=drift.device)
     response = torch.searchsorted(cu_seqlens[1:].contiguous(), position, right=True)
 
@@ -155,14 +166,14 @@ def scan(
         return total[1:] - total[cu_seqlens[response]], total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
 
     count, _ = since_start(drift & valid)
-    if drift_count is not None:
+    if a.drift_count is not None:
         # Positions after the last response start from 0.
-        count = count + torch.cat([drift_count, drift_count.new_zeros(1)])[response]
+        count = count + torch.cat([a.drift_count, a.drift_count.new_zeros(1)])[response]
     count = count.clamp(max=torch.iinfo(torch.int32).max).view(drift.shape)
-    lost = w_drop * count.to(torch.float64)  # rounded before the difference: no fused multiply-add
+    lost = a.w_drop * count.to(torch.float64)  # rounded before the difference: no fused multiply-add
     reliability = (1.0 - lost).clamp(0.0, 1.0)
-    weight = reliability + w_base
-    _, effective_length = since_start(valid & (reliability > eps))
+    weight = reliability + a.w_base
+    _, effective_length = since_start(valid & (reliability > a.eps))
     return Along(
         count.to(torch.int32),
         torch.where(valid, reliability, 0.0).to(torch.float32),
@@ -295,18 +306,23 @@ def forward_terms(
 
 
 def measures_of(
-    student_topk_ids: Tensor, broken: Tensor, terms: ForwardTerms, teacher_topk_ids: Tensor, valid: Tensor
+    student_topk_ids: Tensor,
+    broken: Tensor,
+    terms: ForwardTerms,
+    teacher_topk_ids: Tensor,
+    valid: Tensor,
+    dtype: torch.dtype = torch.float64,
 ) -> Measures:
+    """Compute the measures in this dtype, the overlap in float32."""
     count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0)
     shared = (teacher_topk_ids[..., :, None] == student_topk_ids[..., None, :]).any(-1)
     advantage = torch.where(shared, -terms.terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
-    measures = (
-        terms.student_logprobs.exp().sum(-1).masked_fill(broken, torch.nan),
-        terms.teacher_logprobs.exp().sum(-1),
-        overlap_of(count, teacher_topk_ids.shape[-1]),
-        advantage.masked_fill(broken, torch.nan),
+    return Measures(
+        torch.where(valid, terms.student_logprobs.exp().sum(-1).masked_fill(broken, torch.nan), 0.0).to(dtype),
+        torch.where(valid, terms.teacher_logprobs.exp().sum(-1), 0.0).to(dtype),
+        torch.where(valid, overlap_of(count, teacher_topk_ids.shape[-1]), 0.0).to(torch.float32),
+        torch.where(valid, advantage.masked_fill(broken, torch.nan), 0.0).to(dtype),
     )
-    return Measures(*(torch.where(valid, x, 0.0) for x in measures))
 
 
 # --- reverse KL ---------------------------------------------------------------------------------------------------
@@ -327,12 +343,12 @@ def weighted_loss(loss: Tensor, weight: Tensor | None, used: Tensor) -> Tensor:
 
 
 def row_state(rows: Rows, used: Tensor) -> list[Tensor]:
-    """Return what describes a row's softmax: a reference logit, and the sum of exp((logit - it) / temperature)."""
+    """Return what defines a row's softmax: a reference logit, and the sum of exp((logit - reference) / temperature)."""
     reference = rows.logits.amax(-1)
     mass = ((rows.logits - reference[..., None]) / rows.temperature).exp().sum(-1)
     return [torch.where(used, x.masked_fill(rows.broken, torch.nan), 0.0) for x in (reference, mass)]
 
 
-def where_finite(loss: Tensor, coefficients: Tensor) -> Tensor:
-    """Replace the coefficients of a loss that is not finite by NaN."""
-    return coefficients.masked_fill(~loss.isfinite()[..., None], torch.nan)
+def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:
+    """Return the derivatives by the candidates' log-probabilities; NaN where the loss is not finite."""
+    return torch.where(used[..., None], derivatives, 0.0).masked_fill(~loss.isfinite()[..., None], torch.nan)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..formulas import float_type, where_finite
+from ..formulas import coefficients_of, float_type
 from ..ops import _implementations as implementations
 from ..ops._operator import Impl
 from ..ops._registration import OPS
@@ -72,7 +72,7 @@ def through_logprobs(
 ) -> Tensor:
     """The loss, with its gradient by this rank's logits from its derivatives by the log-probabilities of ids."""
     with torch.no_grad():
-        coefficients = where_finite(loss, torch.where(used[..., None], derivatives, 0.0))
+        coefficients = coefficients_of(loss, derivatives, used)
         state = torch.stack(row_state(softmax, used), -1)
 
     def gradient_of(gradient: Tensor, student_logits: Tensor, *saved: Tensor) -> Tensor:

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 
 from .. import formulas
-from ..ops import OPERATORS, Operator
-from . import _saving
+from ..ops import BACKWARD_PASSES, OPERATORS, Operator
+
+
+def _module(op: Operator) -> Any:
+    """Return the module here that has the name of the one in which the operator is declared."""
+    return import_module(f".{op.function.__module__.rpartition('.')[2]}", __name__)
 
 
 def _function(op: Operator) -> Any:
-    definition = getattr(import_module(f".{op.name}", __name__), op.name)
+    module = _module(op)
+    definition = getattr(module, op.name)
 
     def function(*args: Any, **kwargs: Any) -> Any:
         a = op.arguments(args, kwargs)
@@ -25,13 +30,13 @@ def _function(op: Operator) -> Any:
             op.check(a, float64=True, values=formulas.has_values(a[0]))
         return definition(a)
 
-    COMPUTE[op.name] = definition
+    COMPUTE[op.name] = getattr(module, "forward_pass", definition)  # of a loss, which saves for the backward pass
     return op.surface(function, f"Compute `pruneopd_kernels.{op.name}` in plain PyTorch.")
 
 
 # operator or backward pass: what `impl="reference"` runs, with a record of arguments that have been checked
 COMPUTE: dict[str, Any] = {}
 globals().update({name: _function(op) for name, op in OPERATORS.items()})
-COMPUTE.update(_saving.PASSES)
+COMPUTE.update({name: getattr(_module(op), name) for name, op in BACKWARD_PASSES.items()})
 
 __all__ = [*OPERATORS]

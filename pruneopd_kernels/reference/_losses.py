@@ -1,4 +1,4 @@
-"""The gradient of a loss by autograd, and what it is where a loss is not finite."""
+"""What the losses share: the gradient by autograd, and parts of the backward passes that do without autograd."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 def differentiable(loss_of: Callable[[Tensor], Tensor], student_logits: Tensor, vocab_size: int | None) -> Tensor:
-    """`loss_of(student_logits)`, with a gradient of NaN for every id that exists where the loss is not finite.
+    """Return `loss_of(student_logits)`, whose gradient is NaN for every id that exists if the loss is not finite.
 
-    What autograd makes of such a row depends on how its formula is written down.
+    Autograd's own gradient of such a row would depend on how the formula is written.
     """
     x = student_logits[..., :vocab_size]
     with torch.no_grad():
         loss = loss_of(x.detach())
     spoilt = ~loss.isfinite()
-    finite = loss_of(torch.where(spoilt[..., None], 0.0, x))  # whose gradient stops at what is replaced
+    finite = loss_of(torch.where(spoilt[..., None], 0.0, x))  # no gradient reaches a row that is replaced
     return torch.where(spoilt, loss, finite) + _NanGradient.apply(x, loss, spoilt)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _NanGradient(torch.autograd.Function):
-    """0 like `loss`, with a gradient of NaN by the rows of x that are spoilt; but of 0 where nobody asks for one."""
+    """Zeros like `loss`. The gradient is NaN for the spoilt rows of x, except where the incoming gradient is 0."""
 
     generate_vmap_rule = True
 
@@ -42,3 +42,16 @@ class _NanGradient(torch.autograd.Function):
         (spoilt,) = ctx.saved_tensors
         rows = torch.where(spoilt & (gradient != 0), torch.nan, 0.0)
         return rows[..., None].to(ctx.dtype).expand(ctx.shape), None, None
+
+
+def probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, temperature: float) -> Tensor:
+    """Return the softmax of each row from its state."""
+    reference, mass = state[..., :1].to(torch.float64), state[..., 1:2].to(torch.float64)
+    x = torch.where(used[..., None], logits[..., :size].to(torch.float64), 0.0)
+    return ((x - reference) / temperature).exp() / mass
+
+
+def full_width(logits: Tensor, gradient: Tensor, used: Tensor) -> Tensor:
+    """Return the gradient in the shape and dtype of the logits: 0 in rows that are not used and beyond vocab_size."""
+    gradient = torch.where(used[..., None], gradient, 0.0).to(logits.dtype)
+    return torch.nn.functional.pad(gradient, (0, logits.shape[-1] - gradient.shape[-1])).contiguous()

@@ -9,6 +9,5 @@ from ..ops import ReliabilityFromDrift
 
 
 def reliability_from_drift(a: Any) -> ReliabilityFromDrift:
-    """The definition of `pruneopd_kernels.reliability_from_drift`."""
     valid = valid_positions(a.mask, a.drift, a.drift.shape)
-    return ReliabilityFromDrift(*scan(a.drift, valid, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps))
+    return ReliabilityFromDrift(*scan(a.drift, valid, a))

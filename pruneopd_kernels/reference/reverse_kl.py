@@ -4,20 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..formulas import float_type, kl_divergence, read_rows, weighted_loss, weighted_positions
-from ._losses import differentiable
+from ..formulas import Rows, float_type, kl_divergence, read_rows, row_state, weighted_loss, weighted_positions
+from ._losses import differentiable, full_width, probabilities
 
 
 def reverse_kl(a: Any) -> Tensor:
-    """The definition of `pruneopd_kernels.reverse_kl`."""
-    used = weighted_positions(a.student_logits, a.mask, a.weight)
+    """Compute the loss, differentiable by autograd."""
+    return differentiable(lambda logits: _forward(a, logits)[0], a.student_logits, a.vocab_size)
+
+
+def forward_pass(a: Any) -> tuple[Tensor, Tensor]:
+    """Compute the loss, and save a state `[..., 5]` for `reverse_kl_backward`.
+
+    The excess of an id is log p - log q - KL. The state holds the student's reference logit and mass, the teacher's
+    reference logit, the offset and the excess of the student's peak. The offset is what is left of the excess where
+    both logits equal their references: KL + log(ratio of the masses), NaN if the loss is not finite.
+    """
+    loss, kl, student, teacher, used = _forward(a, a.student_logits)
+    reference, mass = row_state(student, used)
+    teacher_reference, teacher_mass = row_state(teacher, used)
+    offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
+    peak = student.logits.argmax(-1, keepdim=True)
+    of_peak = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0] - kl
+    return loss, torch.stack([reference, mass, teacher_reference, offset, torch.where(used, of_peak, 0.0)], -1)
+
+
+def _forward(a: Any, student_logits: Tensor) -> tuple[Tensor, Tensor, Rows, Rows, Tensor]:
+    used = weighted_positions(student_logits, a.mask, a.weight)
+    student = read_rows(student_logits, used, a.vocab_size, a.student_temperature)
     teacher = read_rows(a.teacher_logits.detach(), used, a.vocab_size, a.teacher_temperature)
-    dtype = float_type(a.student_logits, a.teacher_logits)
+    kl = kl_divergence(student, teacher)
+    loss = weighted_loss(kl, a.weight, used).to(float_type(student_logits, a.teacher_logits))
+    return loss, kl, student, teacher, used
 
-    def loss_of(logits: Tensor) -> Tensor:
-        student = read_rows(logits, used, a.vocab_size, a.student_temperature)
-        return weighted_loss(kl_divergence(student, teacher), a.weight, used).to(dtype)
 
-    return differentiable(loss_of, a.student_logits, a.vocab_size)
+def reverse_kl_backward(a: Any) -> tuple[Tensor]:
+    """Compute the gradient of `scale * KL(p || q)`."""
+    size = a.vocab_size or a.student_logits.shape[-1]
+    used = a.scale != 0
+    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in a.state.to(torch.float64).unbind(-1))
+    p = probabilities(a.student_logits, a.state, used, size, a.student_temperature)
+    x, y = (logits[..., :size].to(torch.float64) for logits in (a.student_logits, a.teacher_logits))
+    excess = (x - reference) / a.student_temperature - (y - teacher_reference) / a.teacher_temperature - offset
+    # The excess of an id with most of the mass is a sum of many small terms, which float32 cannot resolve.
+    excess = torch.where((mass < 1.5) & (x == reference) & ~offset.isnan(), of_peak, excess)
+    gradient = torch.where((p == 0) & ~offset.isnan(), 0.0, p * excess)
+    scale = a.scale.to(torch.float64) / a.student_temperature
+    return (full_width(a.student_logits, gradient * scale[..., None], used),)

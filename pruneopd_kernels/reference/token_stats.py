@@ -23,7 +23,6 @@ from ..ops import TokenStats
 
 @torch.no_grad()
 def token_stats(a: Any) -> TokenStats:
-    """The definition of `pruneopd_kernels.token_stats`."""
     valid = valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
     student = read_rows(a.student_logits, valid, a.vocab_size, a.student_temperature)
     teacher = read_rows(a.teacher_logits, valid, a.vocab_size, a.teacher_temperature)

@@ -11,10 +11,12 @@ from ..formulas import (
     ForwardTerms,
     Rows,
     candidate_logprobs,
+    coefficients_of,
     float_type,
     forward_terms,
     measures_of,
     read_rows,
+    row_state,
     topk_ids,
     valid_positions,
 )
@@ -23,30 +25,30 @@ from ._losses import differentiable
 
 
 def topk_forward_kl(a: Any) -> TopkForwardKl:
-    """The definition of `pruneopd_kernels.topk_forward_kl`."""
-    valid = valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
-
-    dtype = float_type(a.student_logits)
-
-    def rows_of(logits: Tensor) -> Rows:
-        return read_rows(logits, valid, a.vocab_size, a.student_temperature)
-
-    def terms_of(rows: Rows) -> ForwardTerms:
-        logprobs = candidate_logprobs(rows.logprobs, a.teacher_topk_ids)
-        return forward_terms(logprobs, rows.broken, a.teacher_topk_ids, a.teacher_topk_logprobs, a.logprob_min)
-
-    def loss_of(logits: Tensor) -> Tensor:
-        return torch.where(valid, terms_of(rows_of(logits)).terms.sum(-1), 0.0).to(dtype)
-
+    """Compute the loss, differentiable by autograd, and the measures."""
     with torch.no_grad():
-        rows = rows_of(a.student_logits.detach())
-        student_topk_ids = topk_ids(rows.logits, a.teacher_topk_ids.shape[-1])
-        measures = measures_of(student_topk_ids, rows.broken, terms_of(rows), a.teacher_topk_ids, valid)
-    return TopkForwardKl(
-        differentiable(loss_of, a.student_logits, a.vocab_size),
-        measures.student_mass.to(dtype),
-        measures.teacher_mass.to(dtype),
-        measures.overlap.to(torch.float32),
-        measures.overlap_token_advantage.to(dtype),
-        student_topk_ids,
-    )
+        _, terms, rows, valid = _forward(a, a.student_logits)
+    loss = differentiable(lambda logits: _forward(a, logits)[0], a.student_logits, a.vocab_size)
+    return TopkForwardKl(loss, *_measures(a, terms, rows, valid))
+
+
+def forward_pass(a: Any) -> tuple[Tensor, ...]:
+    """Compute the outputs, and save for `logprobs_backward` the coefficients and the state of the row."""
+    loss, terms, rows, valid = _forward(a, a.student_logits)
+    coefficients = coefficients_of(loss, terms.derivatives, valid)
+    return loss, *_measures(a, terms, rows, valid), coefficients, torch.stack(row_state(rows, valid), -1)
+
+
+def _forward(a: Any, student_logits: Tensor) -> tuple[Tensor, ForwardTerms, Rows, Tensor]:
+    valid = valid_positions(a.mask, student_logits, student_logits.shape[:-1])
+    rows = read_rows(student_logits, valid, a.vocab_size, a.student_temperature)
+    logprobs = candidate_logprobs(rows.logprobs, a.teacher_topk_ids)
+    terms = forward_terms(logprobs, rows.broken, a.teacher_topk_ids, a.teacher_topk_logprobs, a.logprob_min)
+    loss = torch.where(valid, terms.terms.sum(-1), 0.0).to(float_type(student_logits))
+    return loss, terms, rows, valid
+
+
+def _measures(a: Any, terms: ForwardTerms, rows: Rows, valid: Tensor) -> tuple[Tensor, ...]:
+    ids = topk_ids(rows.logits, a.teacher_topk_ids.shape[-1])
+    measures = measures_of(ids, rows.broken, terms, a.teacher_topk_ids, valid, float_type(a.student_logits))
+    return *measures, ids
