@@ -1,10 +1,11 @@
-"""From hidden states: reliability and losses where the logits of both heads exist for some positions at a time only.
+"""Functions from hidden states: only the logits of some positions exist at a time.
 
-One operator per file; the files with an underscore are what they share: which positions, the matrix products, what is
-done with a chunk's logits, the two passes of a loss.
+One function per file. The files with an underscore are what they share: the declaration of arguments, their checks,
+which positions, the matrix products, what is computed from a chunk's logits, the two passes of a loss.
 """
 
 from .linear_opd_loss import LinearOpdLoss, linear_opd_loss
 from .linear_reliability import linear_reliability
+from .linear_token_stats import linear_token_stats
 
-__all__ = ["LinearOpdLoss", "linear_opd_loss", "linear_reliability"]
+__all__ = ["LinearOpdLoss", "linear_opd_loss", "linear_reliability", "linear_token_stats"]

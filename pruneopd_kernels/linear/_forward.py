@@ -1,4 +1,4 @@
-"""Chunk after chunk: logits of both sides into the same memory, their scores, and the count that is carried on."""
+"""Chunk after chunk: both sides' logits into the same memory, their scores, and the count that is carried on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..drift import next_drift_count
-from ..ops import OPERATORS, Reliability, reliability_from_drift
+from ..ops import Reliability, reliability_from_drift
+from ._declaration import options
 from ._positions import Chunk, Positions, put, take
 from ._products import Head, autocast_dtype, head_of
-from ._scoring import Arguments, Scored, score_candidates, score_logits, terms_of
+from ._scoring import Scored, score, score_candidates
 
-CHUNK_BYTES = 2**28  # of one side's logits, where the caller has no opinion
+CHUNK_BYTES = 2**28  # of one side's logits, if the caller names no size
 
 
 class Side(NamedTuple):
@@ -25,89 +26,50 @@ class Side(NamedTuple):
     head: Head
 
 
-class Candidates(NamedTuple):
-    """What a teacher's server sends, `[..., k]` each."""
-
-    ids: Tensor
-    logprobs: Tensor
-
-
 @dataclass(frozen=True)
 class Problem:
-    """What is to be computed, checked."""
+    """What is to be computed."""
 
+    a: Any  # the record of all arguments, checked
     student: Side
-    teacher: Side | Candidates
-    mask: Tensor | None
-    token_ids: Tensor | None
-    cu_seqlens: Tensor | None
-    drift_count: Tensor | None
+    teacher: Side | None  # None: a server sent candidates
     chunk_size: int
-    skip_exhausted: bool
-    loss: str | None  # None: reliability alone
-    arguments: Arguments
-
-    @property
-    def leading(self) -> int:
-        return self.student.hidden.ndim - 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is computed from logits."""
-        sides = [side for side in (self.student, self.teacher) if isinstance(side, Side)]
-        return torch.float64 if any(side.head.dtype == torch.float64 for side in sides) else torch.float32
+        """Return the dtype of what is computed from logits."""
+        dtypes = [side.head.dtype for side in (self.student, self.teacher) if side is not None]
+        return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-_NOT_SCALARS = ("mask", "token_ids", "cu_seqlens", "drift_count")
-
-
-def problem_of(arguments: dict[str, Any]) -> Problem:
-    """From the arguments of either operator, checked, under the autocast that they were given in."""
-    autocast = autocast_dtype(arguments["student_hidden"].device)
-
-    def side(name: str) -> Side:
-        hidden, weight, bias = (arguments[f"{name}_{part}"] for part in ("hidden", "weight", "bias"))
-        return Side(hidden, head_of(weight, bias, autocast))
-
-    student = side("student")
-    teacher: Side | Candidates
-    if arguments["teacher_hidden"] is None:
-        teacher = Candidates(arguments["teacher_topk_ids"], arguments["teacher_topk_logprobs"])
-    else:
-        teacher = side("teacher")
-    row_bytes = max(one.head.width * one.head.dtype.itemsize for one in (student, teacher) if isinstance(one, Side))
-    along = {name: arguments[name] for name in _NOT_SCALARS}
-    scalars = [
-        name for name in [*OPERATORS["reliability"].kinds, "impl"] if name in arguments and name not in _NOT_SCALARS
-    ]
-    return Problem(
-        student,
-        teacher,
-        **along,
-        chunk_size=arguments["chunk_size"] or max(1, CHUNK_BYTES // row_bytes),
-        skip_exhausted=arguments.get("skip_exhausted", False),
-        loss=arguments.get("loss"),
-        arguments={name: arguments[name] for name in scalars},
-    )
+def problem_of(a: Any) -> Problem:
+    """Return the problem under the autocast in effect now."""
+    autocast = autocast_dtype(a.student_hidden.device)
+    student = Side(a.student_hidden, head_of(a.student_weight, a.student_bias, autocast))
+    teacher = None
+    if a.teacher_hidden is not None:
+        teacher = Side(a.teacher_hidden, head_of(a.teacher_weight, a.teacher_bias, autocast))
+    row_bytes = max(side.head.width * side.head.dtype.itemsize for side in (student, teacher) if side is not None)
+    return Problem(a, student, teacher, a.chunk_size or max(1, CHUNK_BYTES // row_bytes))
 
 
 class Logits:
     """Memory for one chunk's logits of one side, used again for each chunk."""
 
-    def __init__(self, side: Side, chunk_size: int, positions: int, leading: int) -> None:
-        self.side, self.leading = side, leading
+    def __init__(self, side: Side, chunk_size: int, positions: int) -> None:
+        self.side = side
         self.memory = side.hidden.new_empty(min(chunk_size, positions), side.head.width, dtype=side.head.dtype)
 
-    def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden states at these positions, rounded as products take them, and their logits."""
-        hidden = take(self.side.hidden, index, self.leading).to(self.side.head.operands)
-        logits = self.memory[: len(index)]
+    def of(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hidden states at these positions, rounded as products take them, and their logits."""
+        hidden = take(self.side.hidden, places).to(self.side.head.operands)
+        logits = self.memory[: len(places)]
         self.side.head.logits(hidden, logits)
         return hidden, logits
 
 
 class Computed(NamedTuple):
-    """One chunk. The logits are overwritten by the next one's."""
+    """One chunk. The next one's logits overwrite these."""
 
     chunk: Chunk
     counted: Tensor | None  # bool [c]: False where the response was exhausted before; None: all count
@@ -118,106 +80,90 @@ class Computed(NamedTuple):
 
 
 def positions_of(problem: Problem) -> Positions:
-    """Those that are valid and, if exhausted responses are skipped, not exhausted by the count they come with."""
-    hidden, mask = problem.student.hidden, problem.mask
-    positions = Positions(hidden.shape[:-1], mask, problem.cu_seqlens, hidden.device)
-    if not problem.skip_exhausted or problem.drift_count is None:
-        return positions
-    alive = ~is_exhausted(problem.drift_count, problem)
-    if problem.cu_seqlens is None:
-        alive = alive[:, None].expand(positions.shape)
-    else:
-        lengths = problem.cu_seqlens.diff().to(torch.int64)
-        alive = alive.repeat_interleave(lengths, output_size=positions.count_of_all)
-    mask = alive if mask is None else alive & (mask != 0)
-    return Positions(positions.shape, mask, problem.cu_seqlens, hidden.device)
+    """Return the valid positions; with `skip_exhausted`, without responses that the given count has exhausted."""
+    a, shape, mask = problem.a, problem.student.hidden.shape[:-1], problem.a.mask
+    if getattr(a, "skip_exhausted", False) and a.drift_count is not None:
+        alive = ~is_exhausted(a.drift_count, a)
+        if a.cu_seqlens is None:
+            alive = alive[:, None].expand(shape)
+        else:
+            alive = alive.repeat_interleave(a.cu_seqlens.diff().to(torch.int64), output_size=shape.numel())
+        mask = alive if mask is None else alive & (mask != 0)
+    return Positions(shape, mask, a.cu_seqlens, problem.student.hidden.device)
 
 
-def is_exhausted(drift_count: Tensor, problem: Problem) -> Tensor:
-    """Whether R (eq. 9) is 0 after so many drifts."""
-    w_drop: float = problem.arguments["w_drop"]
-    return 1.0 - w_drop * drift_count.to(torch.float64) <= 0.0
+def is_exhausted(drift_count: Tensor, a: Any) -> Tensor:
+    """Return whether R (eq. 9) is 0 after so many drifts."""
+    return 1.0 - a.w_drop * drift_count.to(torch.float64) <= 0.0
 
 
 def computed_chunks(problem: Problem, positions: Positions) -> Iterator[Computed]:
-    """One after another, in time order along each response, since a position's weight depends on those before it.
+    """Compute one chunk after another, in time order along each response: a weight depends on earlier positions.
 
-    With `skip_exhausted` it is asked after each chunk whether the response at its end is exhausted, and if so the
-    next chunk starts with the next response. On a GPU that waits for the chunk.
+    There is at least one, though it may be empty. With `skip_exhausted`, each chunk is followed by the question whether
+    its last response is exhausted. If so, the next chunk starts with the next response. On a GPU that waits for the
+    chunk.
     """
-    size, arguments, leading = problem.chunk_size, problem.arguments, problem.leading
-    student = Logits(problem.student, size, len(positions), leading)
-    teacher = Logits(problem.teacher, size, len(positions), leading) if isinstance(problem.teacher, Side) else None
-    carry = problem.drift_count
-    start = 0
-    while start < len(positions):
+    a, size = problem.a, problem.chunk_size
+    student = Logits(problem.student, size, len(positions))
+    teacher = None if problem.teacher is None else Logits(problem.teacher, size, len(positions))
+    carry, start, is_first = a.drift_count, 0, True
+    while is_first or start < len(positions):
         chunk = positions.chunk(start, size)
-        token_ids = None if problem.token_ids is None else take(problem.token_ids, chunk.places, leading)
+        token_ids = None if a.token_ids is None else take(a.token_ids, chunk.places)
         along = {"token_ids": token_ids, "cu_seqlens": chunk.cu_seqlens, "drift_count": carry}
         hidden, student_logits = student.of(chunk.places)
-        teacher_logits = None
-        if isinstance(problem.teacher, Candidates):
-            ids, logprobs = (take(tensor, chunk.places, leading) for tensor in problem.teacher)
-            scored = score_candidates(student_logits, ids, logprobs, arguments, **along)
+        if teacher is None:
+            teacher_logits = None
+            ids, logprobs = (take(sent, chunk.places) for sent in (a.teacher_topk_ids, a.teacher_topk_logprobs))
+            scored = score_candidates(student_logits, ids, logprobs, a, **along)
         else:
-            assert teacher is not None
             _, teacher_logits = teacher.of(chunk.places)
-            scored = Scored(score_logits(student_logits, teacher_logits, arguments, **along))
-            if problem.loss is not None:
-                scored = terms_of(problem.loss, student_logits, teacher_logits, scored.reliability, arguments)
+            scored = score(student_logits, teacher_logits, a, **along)
         drift_count, drift = scored.reliability.drift_count, scored.reliability.drift
         carry = next_drift_count(drift_count, chunk.cu_seqlens, carry)
-        start, counted = chunk.stop, None
-        if problem.skip_exhausted:
-            counted = ~is_exhausted(drift_count - drift.to(torch.int32), problem)
-            if bool(is_exhausted(drift_count[-1], problem)):
+        start, counted, is_first = chunk.stop, None, False
+        if getattr(a, "skip_exhausted", False):
+            counted = ~is_exhausted(drift_count - drift.to(torch.int32), a)
+            if len(chunk.places) and bool(is_exhausted(drift_count[-1], a)):
                 start = positions.end_of_response(start - 1)
         yield Computed(chunk, counted, hidden, student_logits, teacher_logits, scored)
 
 
-class Fields:
+class Fields(dict[str, Tensor]):
     """The results of all positions: what a masked position has, until a chunk's are put in their places."""
 
-    def __init__(self, problem: Problem, positions: Positions) -> None:
-        self.problem, self.positions = problem, positions
-        k = problem.arguments["k"]
-        new, shape, dtype = problem.student.hidden.new_zeros, positions.shape, problem.dtype
-        self.candidates = torch.arange(k, device=problem.student.hidden.device)
-        self.counted = new(shape, dtype=torch.bool)
-        self.overlap = new(shape, dtype=torch.float32)
-        self.drift = new(shape, dtype=torch.bool)
-        self.topk_ids = self.candidates.repeat(*shape, 1)
-        self.rewards = new((*shape, k), dtype=dtype)
-        self.entropy = new(shape, dtype=dtype)
-        self.loss = new(shape, dtype=dtype)
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
 
-    def put(self, computed: Computed) -> None:
-        scored, counted = computed.scored, computed.counted
-        values = {
-            "overlap": scored.reliability.overlap,
-            "drift": scored.reliability.drift,
-            "topk_ids": scored.reliability.topk_ids,
-            "rewards": scored.reliability.rewards,  # 0 where exhausted, as the loss is
-            "entropy": scored.entropy,
-            "loss": None if scored.terms is None else scored.terms.loss,
-        }
-        index, leading = computed.chunk.places, self.problem.leading
-        put(self.counted, index, torch.ones_like(scored.reliability.drift) if counted is None else counted, leading)
+    def put(self, places: Tensor, values: dict[str, Tensor], counted: Tensor | None = None) -> None:
+        """Put a chunk's values in their places, except where they do not count."""
         for name, value in values.items():
-            if value is None:
-                continue
-            if counted is not None and name in ("overlap", "drift", "entropy"):
-                value = torch.where(counted, value, torch.zeros_like(value))
-            if counted is not None and name == "topk_ids":
-                value = torch.where(counted[:, None], value, self.candidates)
-            put(getattr(self, name), index, value, leading)
+            masked = value.new_zeros(value.shape[1:])
+            if name.endswith("_ids"):
+                masked += torch.arange(len(masked), device=value.device)
+            if name not in self:
+                self[name] = masked.repeat(*self.shape, *[1] * masked.ndim)
+            if counted is not None:
+                value = torch.where(counted[:, None] if masked.ndim else counted, value, masked)
+            put(self[name], places, value)
 
-    def reliability(self) -> Reliability:
-        """With C, R, L and E from one scan over all positions, which is the chunks' own."""
-        problem, arguments = self.problem, self.problem.arguments
+    def put_computed(self, computed: Computed, dtype: torch.dtype) -> None:
+        """Put what does not follow from a scan over all positions; in this dtype what is computed from logits."""
+        scored, counted = computed.scored, computed.counted
+        drift = scored.reliability.drift
+        values = {name: getattr(scored.reliability, name) for name in ("overlap", "drift", "topk_ids")}
+        values["counted"] = torch.ones_like(drift) if counted is None else counted
+        floats = {"rewards": scored.reliability.rewards, "entropy": scored.entropy}
+        floats["loss"] = None if scored.terms is None else scored.terms.loss
+        values.update({name: value.to(dtype) for name, value in floats.items() if value is not None})
+        self.put(computed.chunk.places, values, counted)
+
+    def reliability(self, a: Any) -> Reliability:
+        """Return all fields, with C, R, L and E from one scan over all positions."""
         along = reliability_from_drift(
-            self.drift, self.counted, cu_seqlens=problem.cu_seqlens, drift_count=problem.drift_count,
-            **{name: arguments[name] for name in ("w_drop", "w_base", "eps", "impl")},
+            self["drift"], self["counted"], cu_seqlens=a.cu_seqlens, drift_count=a.drift_count,
+            **options("reliability_from_drift", a),
         )  # fmt: skip
-        count, reliability, weight, length = along
-        return Reliability(self.overlap, self.drift, count, reliability, weight, length, self.topk_ids, self.rewards)
+        return Reliability(self["overlap"], self["drift"], *along, self["topk_ids"], self["rewards"])

@@ -5,68 +5,68 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from ..formulas import response_ends
 
 
 class Chunk(NamedTuple):
-    """Some consecutive valid positions, of one response or of several."""
+    """Consecutive valid positions, of one response or of several."""
 
-    start: int  # counted among the valid positions
-    stop: int
-    places: Tensor  # int64 [stop - start]: where they are among all positions
-    cu_seqlens: Tensor  # int32 [B + 1]: where each response's begin and end in the chunk; most are empty
+    stop: int  # where the chunk ends, counted in valid positions
+    places: Tensor
+    cu_seqlens: Tensor  # int32 [B + 1]: where each response begins and ends in the chunk; most are empty
+
+
+def valid_places(shape: Sequence[int], mask: Tensor | None, device: torch.device) -> Tensor:
+    """Return the indices of the valid positions, int64 `[M, 2]` of `[B, T]` positions, or `[M, 1]` of `[N]`.
+
+    Without a mask nothing waits for a GPU. With one, counting the valid positions does.
+    """
+    if mask is not None:
+        return (mask != 0).nonzero()
+    return torch.stack(torch.unravel_index(torch.arange(prod(shape), device=device), tuple(shape)), -1)
+
+
+def take(tensor: Tensor, places: Tensor) -> Tensor:
+    """Return the rows at these positions of a tensor with any strides."""
+    return tensor[places.unbind(-1)]
+
+
+def put(tensor: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write the rows at these positions."""
+    tensor[places.unbind(-1)] = values.to(tensor.dtype)
 
 
 class Positions:
-    """The valid positions of `[B, T]` or, packed, `[N]`.
-
-    Masked positions are left out from the start, so that they cost no product. Without a mask nothing here waits for a
-    GPU; with one, counting the valid positions does.
-    """
+    """The valid positions of `[B, T]` or, packed, `[N]`. Masked positions cost no product."""
 
     def __init__(
         self, shape: Sequence[int], mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
     ) -> None:
-        self.shape = tuple(shape)
-        self.count_of_all = count = int(torch.Size(shape).numel())
-        if cu_seqlens is None:
-            ends = torch.arange(shape[0] + 1, device=device) * shape[1]
-        else:
-            ends = cu_seqlens.to(torch.int64).clamp(0, count)
-        if mask is None:
-            self.places, self.ends = torch.arange(count, device=device), ends
-        else:
-            valid = mask.reshape(-1) != 0
-            before = torch.nn.functional.pad(valid.cumsum(0), (1, 0))
-            self.places, self.ends = valid.nonzero().squeeze(1), before[ends]
+        self.shape = torch.Size(shape)
+        self.places = valid_places(shape, mask, device)
+        self.ends = response_ends(shape, cu_seqlens, device)  # counted in valid positions
+        if mask is not None:
+            self.ends = pad((mask.reshape(-1) != 0).cumsum(0), (1, 0))[self.ends]
 
     def __len__(self) -> int:
         return len(self.places)
 
     def chunk(self, start: int, size: int) -> Chunk:
         stop = min(start + size, len(self))
-        return Chunk(start, stop, self.places[start:stop], (self.ends.clamp(start, stop) - start).to(torch.int32))
+        return Chunk(stop, self.places[start:stop], (self.ends.clamp(start, stop) - start).to(torch.int32))
 
     def end_of_response(self, position: int) -> int:
-        """Where the valid positions end of the response that this one belongs to."""
+        """Return where the valid positions end of the response that this position belongs to."""
         return self._ends_on_host[bisect_right(self._ends_on_host, position)]
 
     @cached_property
     def _ends_on_host(self) -> list[int]:
         ends: list[int] = self.ends.tolist()
         return ends
-
-
-def take(tensor: Tensor, places: Tensor, leading: int) -> Tensor:
-    """The rows at these positions of a tensor with so many leading axes, whatever its strides."""
-    if leading == 1:
-        return tensor[places]
-    return tensor[places // tensor.shape[1], places % tensor.shape[1]]
-
-
-def put(tensor: Tensor, places: Tensor, values: Tensor, leading: int) -> None:
-    """The same the other way round; the tensor is contiguous."""
-    tensor.view(-1, *tensor.shape[leading:])[places] = values.to(tensor.dtype)

@@ -1,4 +1,7 @@
-"""What is done with one chunk's logits: reliability, entropy, the loss, and the gradient of the loss by the logits."""
+"""What is computed from one chunk's logits: reliability, entropy, the loss and its gradient by the logits.
+
+`a` is the record of all arguments.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..formulas import weighted
 from ..ops import Reliability, TopkForwardKl, reliability, reliability_from_topk, token_stats
+from ..ops._operator import run_backward
 from ..ops._registration import OPS
 from ..rewards import opd_rewards
-
-Arguments = dict[str, Any]  # the scalars of `reliability`, `impl` included
-_STUDENT = ("student_temperature", "vocab_size", "impl")
-_BOTH = (*_STUDENT, "teacher_temperature")
-_ALONG = ("threshold", "w_drop", "w_base", "eps", "metric", "top_p", "impl")
+from ._declaration import options
 
 
 class Terms(NamedTuple):
-    """A chunk's losses, and what their gradient is formed from: some floats a position."""
+    """A chunk's losses, and what their gradient is formed from: some floats per position."""
 
     loss: Tensor  # [c], weighted
-    weight: Tensor  # [c]: what the gradient that follows from the rest is multiplied by
-    state: Tensor  # [c, 2] or [c, 4]: what tells the softmax
-    ids: Tensor | None = None  # [c, m]: candidates; none for a loss over the whole vocabulary
+    weight: Tensor  # [c]: multiplies the gradient that follows from the other fields
+    state: Tensor  # [c, 2] or [c, 5]: defines the softmax
+    ids: Tensor | None = None  # [c, m]: candidates; None for a loss over the whole vocabulary
     coefficients: Tensor | None = None  # [c, m]: derivatives by their log-probabilities
 
 
@@ -33,28 +34,30 @@ class Scored(NamedTuple):
     terms: Terms | None = None
 
 
-def terms_of(loss: str, student: Tensor, teacher: Tensor, scored: Reliability, arguments: Arguments) -> Scored:
-    """The loss from both sides' logits."""
+def score(student: Tensor, teacher: Tensor, a: Any, **along: Any) -> Scored:
+    """Score a chunk from both sides' logits; with a loss, if the arguments name one."""
+    scored = reliability(student, teacher, **along, **options("reliability", a))
+    loss = getattr(a, "loss", None)
+    if loss is None:
+        return Scored(scored)
     if loss == "topk_forward_kl":
-        stats = token_stats(student, teacher, k=arguments["k"], **_only(_BOTH, arguments))
-        terms, _ = _forward_kl(student, stats.teacher_topk_ids, stats.teacher_topk_logprobs, arguments)
-        return Scored(scored, stats.student_entropy, weighted(terms, scored.weight))
+        stats = token_stats(student, teacher, **options("token_stats", a))
+        terms, _ = _forward_kl(student, stats.teacher_topk_ids, stats.teacher_topk_logprobs, a)
+        return Scored(scored, stats.student_entropy, _with_weight(terms, scored.weight))
     if loss == "topk_policy":
         value, coefficients, state = OPS._topk_policy_loss(
-            student, scored.topk_ids, scored.rewards, **_only(_STUDENT, arguments)
+            student, scored.topk_ids, scored.rewards, **options("topk_policy_loss", a)
         )
         terms = Terms(value, torch.ones_like(value), state, scored.topk_ids, coefficients)
     else:
-        value, state = OPS._reverse_kl(student, teacher, weight=scored.weight, **_only(_BOTH, arguments))
+        value, state = OPS._reverse_kl(student, teacher, weight=scored.weight, **options("reverse_kl", a))
         terms = Terms(value, scored.weight, state)
-    return Scored(scored, _entropy(student, arguments), terms)
+    return Scored(scored, _stats_of(student, a, k=1).student_entropy, terms)
 
 
-def score_candidates(
-    student: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, arguments: Arguments, **along: Any
-) -> Scored:
-    """All there is where a server sends the teacher's candidates instead of its logits."""
-    terms, outputs = _forward_kl(student, teacher_ids, teacher_logprobs, arguments)
+def score_candidates(student: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, a: Any, **along: Any) -> Scored:
+    """Score a chunk from the student's logits and the candidates that the teacher's server sent."""
+    terms, outputs = _forward_kl(student, teacher_ids, teacher_logprobs, a)
     broken = outputs.student_mass.isnan()[..., None]
     scored = reliability_from_topk(
         # A row without a softmax agrees with nothing and accepts nothing.
@@ -62,61 +65,44 @@ def score_candidates(
         teacher_ids.masked_fill(broken, -1),
         teacher_topk_logprobs=teacher_logprobs,
         **along,
-        **_only(_ALONG, arguments),
+        **options("reliability_from_topk", a),
     )
-    stats = token_stats(student, student, k=arguments["k"], **_only_student_twice(arguments))
+    stats = _stats_of(student, a)
     rewards = opd_rewards(
         stats.student_topk_ids,
         stats.student_topk_logprobs,
         teacher_ids,
         teacher_logprobs,
         strategy="intersection",
-        reward_weight=arguments["reward_weight"],
+        reward_weight=a.reward_weight,
         weight=scored.weight,
     ).rewards
     full = Reliability(*scored, topk_ids=outputs.student_topk_ids, rewards=rewards)
-    return Scored(full, stats.student_entropy, weighted(terms, scored.weight))
+    return Scored(full, stats.student_entropy, _with_weight(terms, scored.weight))
 
 
-def score_logits(student: Tensor, teacher: Tensor, arguments: Arguments, **along: Any) -> Reliability:
-    return reliability(student, teacher, **along, **arguments)
-
-
-def logits_gradient(
-    terms: Terms, scale: Tensor, student: Tensor, teacher: Tensor | None, arguments: Arguments
-) -> Tensor:
-    """The gradient by the student's logits of `sum(scale * loss)`; teacher's logits for a loss over the vocabulary."""
-    scale = torch.where(terms.weight == 0, 0.0, scale.to(terms.state.dtype) * terms.weight)
+def logits_gradient(terms: Terms, scale: Tensor, student: Tensor, teacher: Tensor | None, a: Any) -> Tensor:
+    """Return the gradient of `sum(scale * loss)` by the student's logits."""
+    scale = weighted(terms.weight, scale.to(terms.state.dtype))
     if terms.ids is None:
-        return OPS._reverse_kl_backward(  # type: ignore[no-any-return]
-            student, teacher, terms.state, scale, **_only(_BOTH, arguments)
-        )
-    return OPS._logprobs_backward(  # type: ignore[no-any-return]
-        student, terms.ids, terms.coefficients, terms.state, scale, **_only(_STUDENT, arguments)
-    )
+        gradient = run_backward("reverse_kl_backward", a, student, teacher, terms.state, scale)
+    else:
+        gradient = run_backward("logprobs_backward", a, student, terms.ids, terms.coefficients, terms.state, scale)
+    return gradient  # type: ignore[no-any-return]
 
 
-def weighted(terms: Terms, weight: Tensor) -> Terms:
-    """With L; a weight of 0 silences even a NaN."""
+def _with_weight(terms: Terms, weight: Tensor) -> Terms:
     weight = weight.to(terms.loss.dtype)
-    return terms._replace(loss=torch.where(weight == 0, 0.0, weight * terms.loss), weight=weight)
+    return terms._replace(loss=weighted(weight, terms.loss), weight=weight)
 
 
-def _forward_kl(student: Tensor, ids: Tensor, logprobs: Tensor, arguments: Arguments) -> tuple[Terms, Any]:
-    *outputs, coefficients, state = OPS._topk_forward_kl(student, ids, logprobs, **_only(_STUDENT, arguments))
+def _forward_kl(student: Tensor, ids: Tensor, logprobs: Tensor, a: Any) -> tuple[Terms, TopkForwardKl]:
+    *outputs, coefficients, state = OPS._topk_forward_kl(student, ids, logprobs, **options("topk_forward_kl", a))
     fields = TopkForwardKl(*outputs)
     return Terms(fields.loss, torch.ones_like(fields.loss), state, ids, coefficients), fields
 
 
-def _entropy(student: Tensor, arguments: Arguments) -> Tensor:
-    """Of the student against itself, for what of the second reading comes out of a cache costs little."""
-    return token_stats(student, student, k=1, **_only_student_twice(arguments)).student_entropy
-
-
-def _only_student_twice(arguments: Arguments) -> Arguments:
-    student = _only(_STUDENT, arguments)
-    return student | {"teacher_temperature": student["student_temperature"]}
-
-
-def _only(names: tuple[str, ...], arguments: Arguments) -> Arguments:
-    return {name: arguments[name] for name in names}
+def _stats_of(student: Tensor, a: Any, **changes: Any) -> Any:
+    """Return the student's statistics against itself: the second read of its logits comes from a cache."""
+    twice = {"teacher_temperature": a.student_temperature}
+    return token_stats(student, student, **options("token_stats", a) | twice | changes)

@@ -1,0 +1,92 @@
+"""How a function from hidden states is declared: its own arguments and, for `**arguments`, those of an operator."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..ops import OPERATORS
+from ._checks import check
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+KINDS = checks.KINDS | dict.fromkeys(("Loss", "Reduction", "Impl"), "str")
+
+# What the docstrings share.
+ENTRIES = """
+    student_hidden: float32, bfloat16 or float16 `[B, T, H]` (padded) or `[N, H]` (packed), with any strides: what the
+        student's head is applied to.
+    student_weight: The head's weight `[V, H]`, of the same dtype unless under autocast.
+    teacher_hidden: `[B, T, H']` or `[N, H']`; H' and dtype may differ from the student's.
+    teacher_weight: `[V', H']`.
+    mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. None: all positions are valid.
+        On a GPU the valid positions are counted, which waits for it once.
+    student_bias: `[V]`.
+    teacher_bias: `[V']`.
+    chunk_size: How many positions' logits exist at a time, >= 1. None: as many as fit into 256 MiB a model.
+"""
+
+
+def from_hidden_states(op: str) -> Callable[[Function], Function]:
+    """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's.
+
+    The function that is returned checks its arguments and calls `compute(a)` of the same module with a record of them.
+    """
+
+    def decorate(function: Function) -> Function:
+        name, module = function.__name__, sys.modules[function.__module__]
+        own = inspect.signature(function)
+        parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        given = OPERATORS[op].signature.parameters.items()
+        parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("_logits")})
+        signature = own.replace(parameters=[*parameters.values()])
+        kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
+        record: Any = namedtuple("Arguments", kinds)  # type: ignore[misc]
+
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from None
+            bound.apply_defaults()
+            for key, value in bound.arguments.items():
+                checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
+            a = record(**bound.arguments)
+            check(name, a)
+            return module.compute(a)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Python loops are no part of a graph. A decorator that says so would import torch's compiler.
+            compute = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
+            return compute(args, kwargs)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__doc__ = _docstring(function, op, list(parameters))
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> str:
+    """Return the function's docstring with an entry for each argument: its own, a shared one or the operator's."""
+    own, operators = (inspect.getdoc(f) or "" for f in (function, OPERATORS[op].function))
+    entries = {}
+    for text in (operators, ENTRIES, own):
+        entries.update(re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", text, re.MULTILINE))
+    before, after = own.split("\nReturns:\n")
+    args = "".join(f"    {name}: {entries[name]}" for name in arguments)
+    return f"{before.partition('Args:')[0].rstrip()}\n\nArgs:\n{args}\nReturns:\n{after}"
+
+
+def options(op: str, a: Any) -> dict[str, Any]:
+    """Return the scalars that an operator takes, from a record of arguments."""
+    return {name: getattr(a, name) for name in (*OPERATORS[op].scalars, "impl") if hasattr(a, name)}
