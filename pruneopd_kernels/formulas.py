@@ -339,6 +339,27 @@ def weighted_loss(loss: Tensor, weight: Tensor | None, used: Tensor) -> Tensor:
     return torch.where(used, loss if weight is None else weight.detach().to(torch.float64) * loss, 0.0)
 
 
+def reverse_kl_state(
+    student_state: list[Tensor],
+    teacher_reference: Tensor,
+    student_log_mass: Tensor,
+    teacher_log_mass: Tensor,
+    peak_log_ratio: Tensor,
+    kl: Tensor,
+    loss: Tensor,
+    used: Tensor,
+) -> Tensor:
+    """Return what the backward pass needs, `[..., 5]`.
+
+    The excess of an id is log p - log q - KL. The state holds the student's reference logit and mass, the teacher's
+    reference logit, the offset and the excess of the student's peak. The offset is what is left of the excess where
+    both logits equal their references: KL + log(ratio of the masses), NaN if the loss is not finite.
+    """
+    offset = torch.where(used, kl + student_log_mass - teacher_log_mass, 0.0).masked_fill(~loss.isfinite(), torch.nan)
+    excess = torch.where(used, peak_log_ratio - kl, 0.0)
+    return torch.stack([*student_state, teacher_reference, offset, excess], -1)
+
+
 # --- what a forward pass saves ------------------------------------------------------------------------------------
 
 

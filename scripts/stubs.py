@@ -6,10 +6,14 @@
 Type checkers and editors read these files. Defaults are left out, as usual in stubs: they stand in the declarations.
 """
 
+import inspect
 import sys
 import textwrap
+from collections.abc import Callable
 from inspect import Parameter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from pruneopd_kernels.ops import OPERATORS, Operator
 
@@ -17,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "pruneopd_kernels"
 HEAD = "# Written by scripts/stubs.py from the declarations in pruneopd_kernels/ops.\n# fmt: off\n"
 
 
-def signature(op: Operator, tensor: str, result: str, extra: str = "", without: str = "impl") -> str:
+def signature(op: Any, tensor: str, result: str, extra: str = "", without: str = "impl") -> str:
     """Return one function of a stub; `tensor` takes the place of Tensor, `extra` is one more keyword argument."""
     words, keyword_only = [], False
     for name, parameter in op.signature.parameters.items():
@@ -65,15 +69,53 @@ COMPUTE: dict[str, Any]
     return HEAD + imports + "".join(signature(op, "Tensor", result_of(op)) for op in OPERATORS.values())
 
 
+def parallel() -> str:
+    imports = f"""from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..checks import Metric, RewardWeight
+from ..ops import {results(lambda op: "student_logits" in op.tensors)}
+from ..ops._operator import Impl
+
+"""
+    ops = [op for op in OPERATORS.values() if "student_logits" in op.tensors]
+    extra = "group: ProcessGroup | None"
+    return HEAD + imports + "".join(signature(op, "Tensor", result_of(op), extra, without="") for op in ops)
+
+
+def linear() -> str:
+    from pruneopd_kernels import linear
+
+    imports = """from torch import Tensor
+
+from ..checks import Metric, RewardWeight
+from ..ops import Reliability, TokenStats
+from ..ops._operator import Impl
+from ._checks import Loss, Reduction
+from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss
+
+"""
+    functions = (linear.linear_opd_loss, linear.linear_reliability, linear.linear_token_stats)
+    declared = [SimpleNamespace(name=f.__name__, signature=inspect.signature(f)) for f in functions]
+    return (
+        HEAD + imports + "".join(signature(op, "Tensor", op.signature.return_annotation, without="") for op in declared)
+    )
+
+
 def result_of(op: Operator) -> str:
     return op.result.__name__ if op.result else "Tensor"
 
 
-def results() -> str:
-    return ", ".join(sorted(op.result.__name__ for op in OPERATORS.values() if op.result))
+def results(has: Callable[[Operator], bool] = lambda op: True) -> str:
+    return ", ".join(sorted(op.result.__name__ for op in OPERATORS.values() if op.result and has(op)))
 
 
-STUBS = {"host.pyi": host, "reference/__init__.pyi": reference}
+STUBS = {
+    "host.pyi": host,
+    "linear/__init__.pyi": linear,
+    "parallel/__init__.pyi": parallel,
+    "reference/__init__.pyi": reference,
+}
 
 
 def main() -> int:

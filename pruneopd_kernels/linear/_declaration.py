@@ -79,7 +79,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
 def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> str:
     """Return the function's docstring with an entry for each argument: its own, a shared one or the operator's."""
     own, operators = (inspect.getdoc(f) or "" for f in (function, OPERATORS[op].function))
-    entries = {}
+    entries: dict[str, str] = {}
     for text in (operators, ENTRIES, own):
         entries.update(re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", text, re.MULTILINE))
     before, after = own.split("\nReturns:\n")

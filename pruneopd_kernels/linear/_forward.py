@@ -83,7 +83,7 @@ def positions_of(problem: Problem) -> Positions:
     """Return the valid positions; with `skip_exhausted`, without responses that the given count has exhausted."""
     a, shape, mask = problem.a, problem.student.hidden.shape[:-1], problem.a.mask
     if getattr(a, "skip_exhausted", False) and a.drift_count is not None:
-        alive = ~is_exhausted(a.drift_count, a)
+        alive = ~is_exhausted(a.drift_count, a.w_drop)
         if a.cu_seqlens is None:
             alive = alive[:, None].expand(shape)
         else:
@@ -92,9 +92,9 @@ def positions_of(problem: Problem) -> Positions:
     return Positions(shape, mask, a.cu_seqlens, problem.student.hidden.device)
 
 
-def is_exhausted(drift_count: Tensor, a: Any) -> Tensor:
+def is_exhausted(drift_count: Tensor, w_drop: float) -> Tensor:
     """Return whether R (eq. 9) is 0 after so many drifts."""
-    return 1.0 - a.w_drop * drift_count.to(torch.float64) <= 0.0
+    return 1.0 - w_drop * drift_count.to(torch.float64) <= 0.0
 
 
 def computed_chunks(problem: Problem, positions: Positions) -> Iterator[Computed]:
@@ -124,8 +124,8 @@ def computed_chunks(problem: Problem, positions: Positions) -> Iterator[Computed
         carry = next_drift_count(drift_count, chunk.cu_seqlens, carry)
         start, counted, is_first = chunk.stop, None, False
         if getattr(a, "skip_exhausted", False):
-            counted = ~is_exhausted(drift_count - drift.to(torch.int32), a)
-            if len(chunk.places) and bool(is_exhausted(drift_count[-1], a)):
+            counted = ~is_exhausted(drift_count - drift.to(torch.int32), a.w_drop)
+            if len(chunk.places) and bool(is_exhausted(drift_count[-1], a.w_drop)):
                 start = positions.end_of_response(start - 1)
         yield Computed(chunk, counted, hidden, student_logits, teacher_logits, scored)
 

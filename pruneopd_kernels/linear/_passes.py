@@ -70,7 +70,7 @@ def forward_pass(problem: Problem, inputs: Sequence[Tensor | None], wanted: Sequ
     a, positions = problem.a, positions_of(problem)
     fields, kept = Fields(positions.shape), []
     gradients = Gradients(inputs, wanted) if a.reduction == "sum" and any(wanted) else None
-    scale = inputs[0].new_ones((), dtype=torch.float64) if a.scale is None else a.scale
+    scale = torch.ones((), device=problem.student.hidden.device, dtype=torch.float64) if a.scale is None else a.scale
     for computed in computed_chunks(problem, positions):
         fields.put_computed(computed, problem.dtype)
         terms, places = computed.scored.terms, computed.chunk.places

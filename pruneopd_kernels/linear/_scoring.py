@@ -88,7 +88,7 @@ def logits_gradient(terms: Terms, scale: Tensor, student: Tensor, teacher: Tenso
         gradient = run_backward("reverse_kl_backward", a, student, teacher, terms.state, scale)
     else:
         gradient = run_backward("logprobs_backward", a, student, terms.ids, terms.coefficients, terms.state, scale)
-    return gradient  # type: ignore[no-any-return]
+    return gradient
 
 
 def _with_weight(terms: Terms, weight: Tensor) -> Terms:

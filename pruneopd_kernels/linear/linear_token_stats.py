@@ -55,7 +55,8 @@ def compute(a: Any) -> TokenStats:
     problem, fields = problem_of(a), Fields(a.student_hidden.shape[:-1])
     places = valid_places(fields.shape, a.mask, a.student_hidden.device)
     with without_autocast(a.student_hidden):
-        sides = [Logits(side, problem.chunk_size, len(places)) for side in (problem.student, problem.teacher)]
+        both = filter(None, (problem.student, problem.teacher))
+        sides = [Logits(side, problem.chunk_size, len(places)) for side in both]
         for chunk in places.split(problem.chunk_size):  # one, and empty, if there is no valid position
             student_logits, teacher_logits = (side.of(chunk)[1] for side in sides)
             token_ids = None if a.token_ids is None else take(a.token_ids, chunk)

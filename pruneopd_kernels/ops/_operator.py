@@ -176,19 +176,22 @@ class Operator:
             if not isinstance(value, types):
                 checks.kind(self.name, name, value, self.kinds[name], array, noun)
 
-    def surface(self, call: Callable[..., Any], summary: str, extra: str = "") -> Any:
+    def surface(self, call: Callable[..., Any], summary: str, extra: str = "", with_impl: bool = False) -> Any:
         """Give a function of another module this operator's name, signature and docstring, less `impl`.
 
         `extra` is the docstring's entry `name: text` of an argument that only this function has; its default is None.
+        `with_impl` keeps `impl`.
         """
-        parameters = [p for p in self.signature.parameters.values() if p.name != "impl"]
+        parameters = [p for p in self.signature.parameters.values() if with_impl or p.name != "impl"]
         if extra:
             name = extra.partition(":")[0]
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
         call.__name__ = call.__qualname__ = self.name
         call.__signature__ = self.signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         before, args, after = re.split(r"^(?:Args|Returns):\n", inspect.getdoc(self.function) or "", flags=re.M)
-        args = re.sub(r"^    impl: .*\n(?:     .*\n)*", "", args, flags=re.M).rstrip()
+        if not with_impl:
+            args = re.sub(r"^    impl: .*\n(?:     .*\n)*", "", args, flags=re.M)
+        args = args.rstrip()
         before = before.partition("\n")[2]
         after = after.partition("\nExamples:")[0]
         call.__doc__ = f"{summary}\n{before}Args:\n{args}\n{f'    {extra}' if extra else ''}\n\nReturns:\n{after}"

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from .. import checks
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values
-from ..ops import OPERATORS
+from ..ops import Operator
 from ..ops import _implementations as implementations
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class Slices:
     rank: int
     ends: tuple[int, ...]  # of each rank's ids
     vocab_size: int
+    given: Mapping[str, Any]  # the operator's scalars, with `impl`
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Return these scalars, and what any operator on this rank's slice takes."""
+        return {name: self.given[name] for name in (*names, "impl")} | {"vocab_size": self.width}
 
     @property
     def offset(self) -> int:
@@ -52,11 +57,11 @@ class Slices:
 
     @property
     def width(self) -> int:
-        """How many ids this rank holds."""
+        """Return how many ids this rank holds."""
         return self.ends[self.rank] - self.offset
 
     def counts(self, k: int) -> list[int]:
-        """How many candidates each rank has to offer."""
+        """Return how many candidates each rank has."""
         return [min(k, width) for width in self.widths]
 
 
@@ -68,27 +73,26 @@ class _Entry(NamedTuple):
     is_dtype: bool = False
 
 
-def agree(op: str, group: ProcessGroup | None, arguments: Mapping[str, Any]) -> Slices:
-    """Check the arguments on all ranks at once, from one small exchange; `arguments` are all of the operator's."""
-    rank, ranks = _place(op, group)
-    error = _error(op, arguments, None)
-    entries = _entries(op, arguments, with_values=error is None)
+def agree(op: Operator, group: ProcessGroup | None, a: Any, impl: str) -> Slices:
+    """Check a record of arguments on all ranks at once, with one small exchange."""
+    rank, ranks = _place(op.name, group)
+    error = _error(op, a, impl, None)
+    entries = _entries(op, a, impl, with_values=error is None)
     digest = hashlib.blake2b(repr(entries).encode(), digest_size=8).digest()
-    widths = [_width(arguments.get(name)) for name in LOGITS]
+    widths = [_width(getattr(a, name, None)) for name in LOGITS]
     rows = _exchange([int.from_bytes(digest, "little", signed=True), *widths, error is not None], ranks, group)
     digests, student_widths, teacher_widths, failures = zip(*rows, strict=True)
     whole = {"student_logits": sum(student_widths), "teacher_logits": sum(teacher_widths)}
     if any(failures) or len(set(digests)) > 1:
-        _raise_together(op, error and (_error(op, arguments, whole) or error), entries, ranks, group)
-    error = _error(op, arguments, whole)  # of what has been agreed on, and so the same on every rank
+        _raise_together(op.name, error and (_error(op, a, impl, whole) or error), entries, ranks, group)
+    error = _error(op, a, impl, whole)  # of what has been agreed on, and so the same on every rank
     if error is not None:
         raise error
-    vocab_size = arguments["vocab_size"]
-    vocab_size = whole["student_logits"] if vocab_size is None else int(vocab_size)
+    vocab_size = whole["student_logits"] if a.vocab_size is None else int(a.vocab_size)
     ends = _ends(student_widths, vocab_size)
-    if "teacher_logits" in arguments:
-        _cut_alike(op, ends, _ends(teacher_widths, vocab_size))
-    return Slices(group, rank, ends, vocab_size)
+    if "teacher_logits" in op.tensors:
+        _cut_alike(op.name, ends, _ends(teacher_widths, vocab_size))
+    return Slices(group, rank, ends, vocab_size, {name: getattr(a, name) for name in op.scalars} | {"impl": impl})
 
 
 def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
@@ -140,20 +144,16 @@ class _Whole:
         return self._stride
 
 
-def _error(op: str, arguments: Mapping[str, Any], widths: Mapping[str, int] | None) -> Exception | None:
-    """What is wrong with this rank's arguments; without the widths of all, whatever does not depend on them."""
+def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) -> Exception | None:
+    """Return what is wrong with this rank's arguments; without the widths of all, what does not depend on them."""
     try:
-        given = dict(arguments)
-        impl, logits = given.pop("impl"), given["student_logits"]
-        operator = OPERATORS[op]
-        operator.check_kinds(operator.record(**given), Tensor, "a tensor")
-        checks.kind(op, "impl", impl, "str")
-        for name in LOGITS:
-            if name in given and given[name].ndim:
-                given[name] = _Whole(given[name], UNKNOWN_WIDTH if widths is None else widths[name])
-        chosen = implementations.choose(op, impl, logits.device)
-        operator.check(operator.record(**given), float64=chosen == "reference", values=has_values(logits))
-        implementations.require_usable(op, chosen, logits.device)
+        op.check_kinds(a, Tensor, "a tensor")
+        checks.kind(op.name, "impl", impl, "str")
+        sliced = {name: getattr(a, name) for name in LOGITS if name in op.tensors and getattr(a, name).ndim}
+        whole = {name: _Whole(x, UNKNOWN_WIDTH if widths is None else widths[name]) for name, x in sliced.items()}
+        chosen = implementations.choose(op.name, impl, a[0].device)
+        op.check(a._replace(**whole), float64=chosen == "reference", values=has_values(a[0]))
+        implementations.require_usable(op.name, chosen, a[0].device)
     except Exception as error:  # whatever it is, the others must hear of it
         return error
     return None
@@ -162,18 +162,18 @@ def _error(op: str, arguments: Mapping[str, Any], widths: Mapping[str, int] | No
 # What the ranks find wrong together.
 
 
-def _entries(op: str, arguments: Mapping[str, Any], with_values: bool) -> list[_Entry]:
-    """All that must be equal on every rank, in words."""
-    entries = [_Entry("the operator", op)]
-    for name, value in arguments.items():
+def _entries(op: Operator, a: Any, impl: str, with_values: bool) -> list[_Entry]:
+    """Return all that must be equal on every rank, in words."""
+    entries = [_Entry("the operator", op.name)]
+    for name, value in {**a._asdict(), "impl": impl}.items():
         if not isinstance(value, Tensor):
-            entries.append(_Entry(name, _scalar(value, OPERATORS[op].kinds.get(name, "str"))))
+            entries.append(_Entry(name, _scalar(value, op.kinds.get(name, "str"))))
             continue
         shape = [*value.shape[:-1], "V"] if name in LOGITS else value.shape
         entries.append(_Entry(name, str(value.dtype).removeprefix("torch."), is_dtype=True))
         entries.append(_Entry(name, f"[{', '.join(map(str, shape))}] on {value.device.type}"))
         if with_values and name in VALUES and has_values(value):
-            entries.append(_Entry(name, f"values of checksum {_checksum(name, value, arguments['mask']):08x}"))
+            entries.append(_Entry(name, f"values of checksum {_checksum(name, value, a.mask):08x}"))
     return entries
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,34 +13,27 @@ from torch import distributed as dist
 
 from ._agreement import Slices
 
-Record = TypeVar("Record", bound=NamedTuple)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def gather(record: Record, slices: Slices, shape: torch.Size, dtype: torch.dtype) -> Record:
-    """The records of all ranks, stacked on a first axis.
+def gather(slices: Slices, shape: torch.Size, dtype: torch.dtype, *mine: Tensor) -> list[Tensor]:
+    """Return what every rank sends, stacked on a first axis.
 
-    The fields of a record are tensors `[*shape]` or `[*shape, c]`, ids (int64) or floats; floats travel as `dtype`, ids
-    as integers of its size, and all come back in float64 and int64.
+    The tensors are `[*shape]` or `[*shape, c]`, ids (int64) or floats. Floats travel as `dtype`, ids as integers of its
+    size. All come back in float64 and int64.
     """
     ranks, positions = dist.get_world_size(slices.group), shape.numel()
-    columns = [field.shape[len(shape) :].numel() for field in record]
-    packed = torch.cat(
-        [_bits(field.reshape(positions, c), dtype) for field, c in zip(record, columns, strict=True)], -1
-    )
+    columns = [x.shape[len(shape) :].numel() for x in mine]
+    packed = torch.cat([_bits(x.reshape(positions, c), dtype) for x, c in zip(mine, columns, strict=True)], -1)
     everyone = packed.new_empty((ranks, *packed.shape))
     dist.all_gather(list(everyone.unbind()), packed, group=slices.group)
-    received = everyone.split(columns, -1)
-    fields = (
-        (bits.view(dtype).to(torch.float64) if field.is_floating_point() else bits.to(torch.int64)).reshape(
-            ranks, *field.shape
-        )
-        for bits, field in zip(received, record, strict=True)
-    )
-    return type(record)(*fields)
+    return [
+        (bits.view(dtype).to(torch.float64) if x.is_floating_point() else bits.to(torch.int64)).reshape(ranks, *x.shape)
+        for bits, x in zip(everyone.split(columns, -1), mine, strict=True)
+    ]
 
 
 def _bits(field: Tensor, dtype: torch.dtype) -> Tensor:

@@ -76,6 +76,14 @@ def first_candidates(slices: Slices, k: int, logits: Tensor, *others: Tensor) ->
     return [together(x).gather(-1, first) for x in (logits, *others)]
 
 
+def whole_rows(
+    slices: Slices, k: int, temperature: float, topk_ids: Tensor, topk_logits: Tensor, log_mass: Tensor, *others: Tensor
+) -> tuple[Softmax, list[Tensor]]:
+    """Return the softmax of whole rows, and their candidates: logits, ids, and what else belongs to them."""
+    softmax = softmax_of(topk_logits[..., 0], log_mass, temperature)
+    return softmax, first_candidates(slices, k, topk_logits, topk_ids, *others)
+
+
 def candidates_where(valid: Tensor, ids: Tensor) -> Tensor:
     """Candidates; where masked, the first ids."""
     return torch.where(valid[..., None], ids, torch.arange(ids.shape[-1], device=ids.device))

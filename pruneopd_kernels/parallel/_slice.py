@@ -1,17 +1,17 @@
-"""What one rank finds out about its slice, with the operators for whole rows."""
+"""What one rank computes from its slice, with the operators for whole rows."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..formulas import kl_divergence, read_rows
-from ..ops._operator import Impl
+from ..formulas import kl_divergence as whole_kl_divergence
+from ..formulas import read_rows
+from ..ops import token_stats
 from ..ops._registration import OPS
-from ..ops.token_stats import token_stats
 from ._agreement import Slices
 from ._rows import local_ids
 
@@ -40,36 +40,18 @@ class Pair(NamedTuple):
     forward_kl: Tensor
 
 
-def pair_of(
-    slices: Slices,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    used: Tensor,
-    k: int,
-    student_temperature: float,
-    teacher_temperature: float,
-    impl: Impl,
-) -> Pair:
-    """Both sides of this rank's slice, from one read."""
+def pair_of(slices: Slices, a: Any, used: Tensor, k: int) -> Pair:
+    """Return both sides of this rank's slice, from one read."""
     if slices.width == 0:
         nothing = torch.zeros(used.shape, device=used.device)
-        student, teacher = (_empty_side(slices, logits, used, k) for logits in (student_logits, teacher_logits))
+        student, teacher = (_empty_side(slices, logits, used, k) for logits in (a.student_logits, a.teacher_logits))
         return Pair(student, teacher, nothing, nothing, nothing, nothing)
-    stats = token_stats(
-        student_logits,
-        teacher_logits,
-        used,
-        k=min(k, slices.width),
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        vocab_size=slices.width,
-        impl=impl,
-    )
+    options = slices.options("student_temperature", "teacher_temperature")
+    stats = token_stats(a.student_logits, a.teacher_logits, used, k=min(k, slices.width), **options)
     # The log-probability of the greatest tells the mass without a log-sum-exp, which is as large as the logits.
-    student_log_mass, teacher_log_mass = -stats.student_topk_logprobs[..., 0], -stats.teacher_topk_logprobs[..., 0]
     return Pair(
-        _side(slices, student_logits, used, k, stats.student_topk_ids, student_log_mass),
-        _side(slices, teacher_logits, used, k, stats.teacher_topk_ids, teacher_log_mass),
+        _side(slices, a.student_logits, used, k, stats.student_topk_ids, -stats.student_topk_logprobs[..., 0]),
+        _side(slices, a.teacher_logits, used, k, stats.teacher_topk_ids, -stats.teacher_topk_logprobs[..., 0]),
         stats.student_entropy,
         stats.teacher_entropy,
         stats.reverse_kl,
@@ -77,42 +59,36 @@ def pair_of(
     )
 
 
-def sent_divergence(
-    slices: Slices, kl: Tensor, p_logits: Tensor, q_logits: Tensor, p_temperature: float, q_temperature: float
-) -> Tensor:
-    """KL(p || q) of this slice over KL_UNIT: +inf where an id has log q = -inf < log p, and only there.
+def sent_divergence(slices: Slices, kl: Tensor, p: tuple[Tensor, float], q: tuple[Tensor, float]) -> Tensor:
+    """Return KL(p || q) of this slice over KL_UNIT: +inf where an id has log q = -inf < log p, and only there.
 
-    What `token_stats` says of it is +inf where it is finite and no float32, too. That takes logits near the ends of
-    float32, or a temperature near 0. Only rows that are +inf are looked at again; a GPU is asked whether there are any.
+    `token_stats` also returns +inf where KL is finite and no float32. That takes logits near the ends of float32, or a
+    temperature near 0. Only rows that are +inf are read again; a GPU is asked whether there are any. p and q are the
+    logits and the temperature of each side.
     """
     kl = kl.to(torch.float64)
     for rows in (kl == torch.inf).nonzero().split(ROWS_AT_ONCE):
         index = tuple(rows.unbind(-1)) if kl.ndim else ()
-        p, q = (x[index][..., : slices.width] for x in (p_logits, q_logits))
-        finite = ~((p > -torch.inf) & (q == -torch.inf)).any(-1)
+        x, y = (logits[index][..., : slices.width] for logits, _ in (p, q))
+        finite = ~((x > -torch.inf) & (y == -torch.inf)).any(-1)
         if finite.any():
-            p_rows = read_rows(p, finite, slices.width, p_temperature)
-            q_rows = read_rows(q, finite, slices.width, q_temperature)
-            kl[index] = torch.where(finite, kl_divergence(p_rows, q_rows), torch.inf)
+            p_rows, q_rows = read_rows(x, finite, None, p[1]), read_rows(y, finite, None, q[1])
+            kl[index] = torch.where(finite, whole_kl_divergence(p_rows, q_rows), torch.inf)
     return torch.where(kl == torch.inf, kl, (kl / KL_UNIT).clamp(max=torch.finfo(torch.float32).max))
 
 
-def student_of(
-    slices: Slices, student_logits: Tensor, used: Tensor, k: int, student_temperature: float, impl: Impl
-) -> Side:
-    """The student's side of this rank's slice."""
+def student_of(slices: Slices, a: Any, used: Tensor, k: int) -> Side:
+    """Return the student's side of this rank's slice."""
     if slices.width == 0:
-        return _empty_side(slices, student_logits, used, k)
+        return _empty_side(slices, a.student_logits, used, k)
     shape = (*used.shape, min(k, slices.width))
-    padding = torch.full((), -1, device=used.device).expand(shape)
-    *_, topk_ids, _, state = OPS._topk_forward_kl(
-        student_logits, padding, torch.zeros((), device=used.device).expand(shape), used,
-        student_temperature=student_temperature, vocab_size=slices.width, impl=impl,
-    )  # fmt: skip
+    padding, nothing = (torch.full((), value, device=used.device).expand(shape) for value in (-1, 0.0))
+    options = slices.options("student_temperature")
+    *_, topk_ids, _, state = OPS._topk_forward_kl(a.student_logits, padding, nothing, used, **options)
     reference, mass = state.to(torch.float64).unbind(-1)
-    greatest = logits_at(student_logits, topk_ids[..., :1], used)[..., 0].to(torch.float64)
-    log_mass = mass.log() + (reference - greatest) / student_temperature
-    return _side(slices, student_logits, used, k, topk_ids, log_mass)
+    greatest = logits_at(a.student_logits, topk_ids[..., :1], used)[..., 0].to(torch.float64)
+    log_mass = mass.log() + (reference - greatest) / a.student_temperature
+    return _side(slices, a.student_logits, used, k, topk_ids, log_mass)
 
 
 def logits_of_ids(slices: Slices, logits: Tensor, ids: Tensor, used: Tensor) -> Tensor:

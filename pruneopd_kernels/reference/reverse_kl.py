@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formulas import Rows, float_type, kl_divergence, read_rows, row_state, weighted_loss, weighted_positions
+from ..formulas import (
+    Rows,
+    float_type,
+    kl_divergence,
+    read_rows,
+    reverse_kl_state,
+    row_state,
+    weighted_loss,
+    weighted_positions,
+)
 from ._losses import differentiable, full_width, probabilities
 
 
@@ -17,19 +26,13 @@ def reverse_kl(a: Any) -> Tensor:
 
 
 def forward_pass(a: Any) -> tuple[Tensor, Tensor]:
-    """Compute the loss, and save a state `[..., 5]` for `reverse_kl_backward`.
-
-    The excess of an id is log p - log q - KL. The state holds the student's reference logit and mass, the teacher's
-    reference logit, the offset and the excess of the student's peak. The offset is what is left of the excess where
-    both logits equal their references: KL + log(ratio of the masses), NaN if the loss is not finite.
-    """
+    """Compute the loss, and save a state for `reverse_kl_backward`."""
     loss, kl, student, teacher, used = _forward(a, a.student_logits)
-    reference, mass = row_state(student, used)
-    teacher_reference, teacher_mass = row_state(teacher, used)
-    offset = torch.where(used, kl + mass.log() - teacher_mass.log(), 0.0).masked_fill(~loss.isfinite(), torch.nan)
+    student_state, (teacher_reference, teacher_mass) = row_state(student, used), row_state(teacher, used)
+    log_masses = student_state[1].log(), teacher_mass.log()
     peak = student.logits.argmax(-1, keepdim=True)
-    of_peak = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0] - kl
-    return loss, torch.stack([reference, mass, teacher_reference, offset, torch.where(used, of_peak, 0.0)], -1)
+    log_ratio = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0]
+    return loss, reverse_kl_state(student_state, teacher_reference, *log_masses, log_ratio, kl, loss, used)
 
 
 def _forward(a: Any, student_logits: Tensor) -> tuple[Tensor, Tensor, Rows, Rows, Tensor]:

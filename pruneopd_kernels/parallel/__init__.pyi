@@ -1,0 +1,37 @@
+# Written by scripts/stubs.py from the declarations in pruneopd_kernels/ops.
+# fmt: off
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..checks import Metric, RewardWeight
+from ..ops import Reliability, TokenStats, TopkForwardKl
+from ..ops._operator import Impl
+
+def reliability(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ..., drift_count: Tensor | None = ..., k: int = ..., threshold: float = ...,
+    w_drop: float = ..., w_base: float = ..., eps: float = ..., metric: Metric = ..., top_p: float = ...,
+    reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
+    vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> Reliability: ...
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, weight: Tensor | None = ...,
+    student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
+    impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> Tensor: ...
+def token_stats(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
+    k: int = ..., student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
+    impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> TokenStats: ...
+def topk_forward_kl(
+    student_logits: Tensor, teacher_topk_ids: Tensor, teacher_topk_logprobs: Tensor, mask: Tensor | None = ..., *,
+    logprob_min: float | None = ..., student_temperature: float = ..., vocab_size: int | None = ...,
+    impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> TopkForwardKl: ...
+def topk_policy_loss(
+    student_logits: Tensor, topk_ids: Tensor, advantages: Tensor, mask: Tensor | None = ..., *,
+    old_logprobs: Tensor | None = ..., clip_low: float = ..., clip_high: float = ..., clip_dual: float = ...,
+    student_temperature: float = ..., vocab_size: int | None = ..., impl: Impl = ...,
+    group: ProcessGroup | None = ...,
+) -> Tensor: ...
