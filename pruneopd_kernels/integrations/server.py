@@ -1,7 +1,7 @@
-"""A teacher's server, asked over HTTP with the standard library: a whole batch of answers in time, or one error.
+"""Requests to a teacher's server over HTTP, with the standard library: a complete batch in time, or one error.
 
-Nothing is returned before every answer has come and has been found in order, so a batch that fails can be asked again
-as it is. `vllm.score` and `sglang.score` say what is asked and how the answers are read.
+Nothing is returned before every answer has come and has been checked, so a failed batch can be asked again as it is.
+`vllm.score` and `sglang.score` say what to ask and how to read the answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from .. import checks
@@ -24,14 +24,14 @@ from .. import checks
 T = TypeVar("T")
 
 CONNECT_S = 10.0
-"""The most that one attempt waits for a connection: a server that is there accepts at once."""
+"""Upper bound on the wait for a connection: a running server accepts at once."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Between attempts: doubled each time, and shortened at random by up to a half, so that many trainers do not return at
 the same moment."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be gone at the next attempt; any other above 299 says that the request itself is wrong."""
+"""HTTP statuses that the next attempt may not meet; any other above 299 says that the request itself is wrong."""
 SHOWN = 300
-"""Characters of a server's own words that an error repeats."""
+"""An error repeats this many characters of the server's own message."""
 PROBE = "Tokenizers differ:  12345 + 67.89 != 3/4;\n\tdef f(x): return x**2  # naïve café, 東京, €5 <b>&amp;</b>\n\n"
 
 
@@ -39,13 +39,8 @@ class TeacherServerError(RuntimeError):
     """A teacher's answer did not come, or is not what was asked for; the text names the request."""
 
 
-class BadAnswer(Exception):  # noqa: N818 (never leaves this package: whoever knows the request's name raises in its place)
-    """What an answer must be, and what it is."""
-
-    def __init__(self, rule: str, actual: object) -> None:
-        """The words of an error but for its beginning."""
-        super().__init__(rule, actual)
-        self.rule, self.actual = rule, actual
+class BadAnswer(Exception):  # noqa: N818 (internal: `read_answer`, which knows the request's name, replaces it)
+    """The rule that an answer breaks, and its actual value."""
 
 
 class Request(NamedTuple, Generic[T]):
@@ -59,18 +54,17 @@ class Request(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True)
 class Server:
-    """Where a teacher's server is, and how patiently it is asked.
+    """A teacher's server: its address, time limits and retries.
 
     Args:
-        url: Such as `http://127.0.0.1:8000`, without the path of an API. It is reached directly, through no proxy.
+        url: Such as `http://127.0.0.1:8000`, without the path of an API. Proxies are not used.
         api_key: Sent as a bearer token. None: none is sent.
-        timeout_s: The most that a whole batch may take, retries and waits included. Only the look-up of the host's name
-            can take longer: nothing can break it off.
-        attempt_timeout_s: How long one attempt waits for its answer, before it counts as lost.
-        attempts: How often a request is asked: again where there was no connection, no answer in time, no JSON, or an
-            HTTP status that may pass (408, 425, 429, 500, 502, 503, 504). An answer in which something is wrong is an
-            error at once.
-        concurrency: How many requests are under way at a time.
+        timeout_s: Time limit of a whole batch, including retries and waits. Only the look-up of the host's name can
+            take longer, because it cannot be interrupted.
+        attempt_timeout_s: Time limit of one attempt.
+        attempts: How often a request is asked. It is repeated if there was no connection, no answer in time, no JSON,
+            or an HTTP status that may pass (408, 425, 429, 500, 502, 503, 504). A wrong answer is an error at once.
+        concurrency: The number of simultaneous requests.
 
     Raises:
         ValueError: A value is not allowed.
@@ -84,7 +78,7 @@ class Server:
     concurrency: int = 32
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         _check_url(self.url)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             checks.bad_value("Server", "api_key", "consist of printable ASCII characters", "others, too")
@@ -94,10 +88,10 @@ class Server:
         checks.at_least("Server", "concurrency", self.concurrency, 1)
 
     def ask(self, op: str, path: str, requests: Sequence[Request[T]]) -> list[T]:
-        """Posts JSON to one path of the server, several requests at a time.
+        """Post JSON to one path of the server, several requests at a time.
 
         Args:
-            op: Who asks, for errors.
+            op: The caller's name in errors.
             path: Such as `/v1/completions`.
             requests: What to ask.
 
@@ -105,7 +99,7 @@ class Server:
             What their `read` made of the answers, in the order of the requests.
 
         Raises:
-            TeacherServerError: One of them failed; those that were still under way have been broken off.
+            TeacherServerError: One of them failed; those under way were broken off.
         """
         if not requests:
             return []
@@ -116,7 +110,7 @@ class Server:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
                     if future.done():
-                        future.result()  # raises what the first of the failed requests raised
+                        future.result()  # raises the error of the first request that failed
                 return [future.result() for future in futures]
             finally:
                 batch.break_off()
@@ -135,16 +129,15 @@ def _check_url(url: str) -> None:
     if not (url.isascii() and url.isprintable() and " " not in url):
         checks.bad_value("Server", "url", "consist of printable ASCII characters without spaces", shown)
     if parts.username is not None or parts.query or parts.fragment:
-        checks.bad_value(
-            "Server", "url", "have no user, query or fragment", f"one with some, of the host {parts.hostname}"
-        )
+        actual = f"one with some, of the host {parts.hostname}"
+        checks.bad_value("Server", "url", "have no user, query or fragment", actual)
 
 
 class _Batch:
     """The requests of one `ask`, which succeed or fail together."""
 
     def __init__(self, server: Server, op: str, path: str) -> None:
-        """The time begins to run."""
+        """Start the clock."""
         self.server, self.op = server, op
         self.parts = urlsplit(server.url)
         self.path = self.parts.path.rstrip("/") + path
@@ -154,9 +147,10 @@ class _Batch:
         self.lock = threading.Lock()
 
     def answer(self, request: Request[T]) -> T:
-        """Asks until there is an answer, the attempts are used up, or the time is."""
+        """Ask until there is an answer, or no attempt or no time is left."""
+        server, name = self.server, f"{request.name} from {self.server.url}"
         lost, attempt = "nothing before its turn", 0
-        while attempt < self.server.attempts and self._wait(attempt):
+        while attempt < server.attempts and self._wait(attempt):
             attempt += 1
             try:
                 status, body = self._post(request.payload)
@@ -170,33 +164,32 @@ class _Batch:
                 lost = _status(status, body)
                 continue
             if not 200 <= status < 300:
-                self._fail(request, "be a success", _status(status, body))
+                raise _error(self.op, name, "be a success", _status(status, body))
             try:
                 decoded = json.loads(body)
             except (ValueError, RecursionError):
                 lost = f"no JSON but {body[:SHOWN]!r}"
                 continue
-            return read_answer(self.op, f"{request.name} from {self.server.url}", request.read, decoded)
-        server = self.server
+            return read_answer(self.op, name, request.read, decoded)
         rule = f"come within {server.timeout_s:g} s in at most {server.attempts} attempts"
-        self._fail(request, rule, f"{lost} after {attempt} of them")
+        raise _error(self.op, name, rule, f"{lost} after {attempt} of them")
 
     def break_off(self) -> None:
-        """Ends what is still under way."""
+        """End the requests that are under way."""
         with self.lock:
             self.stopped.set()
             for connected in self.sockets:
                 _shut(connected)
 
     def _wait(self, attempt: int) -> bool:
-        """Whether there is time for one more attempt, after waiting for its turn."""
+        """Wait before another attempt; return whether there is time for it."""
         if attempt:
             pause = min(FIRST_WAIT_S * 2 ** (attempt - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
             self.stopped.wait(min(pause, max(self.deadline - time.monotonic(), 0)))
         return not self.stopped.is_set() and time.monotonic() < self.deadline
 
     def _post(self, payload: Mapping[str, Any]) -> tuple[int, bytes]:
-        """One attempt: status and body."""
+        """Make one attempt; return status and body."""
         end = min(self.deadline, time.monotonic() + self.server.attempt_timeout_s)
         kind = http.client.HTTPSConnection if self.parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.parts.netloc, timeout=min(CONNECT_S, _left(end)))
@@ -209,7 +202,7 @@ class _Batch:
                 connection.request("POST", self.path, json.dumps(payload), headers)
                 response = connection.getresponse()
                 body = response.read()
-            _left(end)  # being shut looks like the end of a body without a length
+            _left(end)  # a shut connection looks like the end of a body without a length
             return response.status, body
         except (OSError, http.client.HTTPException):
             _left(end)
@@ -219,8 +212,8 @@ class _Batch:
 
     @contextlib.contextmanager
     def _watched(self, connected: socket.socket, end: float) -> Iterator[None]:
-        """Shuts the connection when its time is over, or the batch is broken off."""
-        # A limit on each wait is none on the answer: its first line alone can come byte by byte.
+        """Shut the connection at the time limit, or when the batch is broken off."""
+        # A socket's timeout limits each wait, not the answer: even its first line can come byte by byte.
         alarm = threading.Timer(_left(end), _shut, [connected])
         alarm.daemon = True
         connected.settimeout(_left(end))
@@ -236,16 +229,13 @@ class _Batch:
             with self.lock:
                 self.sockets.discard(connected)
 
-    def _fail(self, request: Request[Any], rule: str, actual: object) -> NoReturn:
-        raise _error(self.op, f"{request.name} from {self.server.url}", rule, actual)
-
 
 def read_answer(op: str, name: str, read: Callable[[Any], T], answer: Any) -> T:
-    """What `read` makes of an answer; whatever is wrong with it becomes an error that names the request."""
+    """Return `read(answer)`; anything wrong with the answer raises an error that names the request."""
     try:
         return read(answer)
     except BadAnswer as bad:
-        raise _error(op, name, bad.rule, bad.actual) from None
+        raise _error(op, name, *bad.args) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _error(op, name, "have the form that the server's documentation describes", repr(error)) from error
 
@@ -255,13 +245,13 @@ def _error(op: str, name: str, rule: str, actual: object) -> TeacherServerError:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Ends what a thread is waiting for there."""
+    """End what a thread is waiting for at this connection."""
     with contextlib.suppress(OSError):  # it has ended by itself
         connected.shutdown(socket.SHUT_RDWR)
 
 
 def _left(end: float) -> float:
-    """Seconds until then."""
+    """Return the seconds until `end`, or raise TimeoutError."""
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -269,7 +259,7 @@ def _left(end: float) -> float:
 
 
 def _status(status: int, body: bytes) -> str:
-    """An HTTP status and what the server says about it."""
+    """Return an HTTP status and the server's message."""
     try:
         said = json.loads(body)
         error = said.get("error", said)
@@ -282,17 +272,17 @@ def _status(status: int, body: bytes) -> str:
 def check_tokenizer(
     server: Server, encode: Callable[[str], Sequence[int]], *, model: str | None = None, text: str = PROBE
 ) -> None:
-    """Whether a server's tokenizer makes of a text the tokens that the student's makes of it.
+    """Check that the server's tokenizer and the student's give the same ids for a text.
 
-    Ids mean nothing to a teacher with another tokenizer, and few of its answers would show that. Once, before training.
-    Both vLLM and SGLang serve `/tokenize`.
+    Ids mean nothing to a teacher with another tokenizer, and few of its answers would show that. Call this once, before
+    training. Both vLLM and SGLang serve `/tokenize`.
 
     Args:
         server: The teacher's server.
-        encode: The student's tokenizer, adding no special tokens, such as
+        encode: The student's tokenizer without special tokens, such as
             `lambda text: tokenizer.encode(text, add_special_tokens=False)`.
-        model: The model's name, where a server has several.
-        text: What is compared; the default has digits, code, spaces and letters of several scripts.
+        model: The model's name, if the server has several.
+        text: What to compare; the default has digits, code, spaces and letters of several scripts.
 
     Raises:
         TeacherServerError: The tokens differ, or there was no answer.

@@ -4,58 +4,28 @@
     teacher = sglang.score(server, prompt_ids, response_ids, vocab_size=151936)
     trust = reliability_from_topk(student_topk_ids, teacher.teacher_topk_ids, teacher.mask)
 
-Needs nothing of SGLang where it is called.
+SGLang itself is needed only where the server runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from .server import BadAnswer, Request, Server, read_answer
-from .topk import Asked, Ids, Scored, TeacherTopk, as_many_as_prompts, one_batch, scored
+from .server import BadAnswer, Server
+from .topk import Asked, Batch, Ids, Said, TeacherTopk
 
 
 def score(
-    server: Server,
-    prompt_ids: Ids,
-    response_ids: Ids,
-    *,
-    vocab_size: int,
-    k: int = 16,
-    length: int | None = None,
+    server: Server, prompt_ids: Ids, response_ids: Ids, *, vocab_size: int, k: int = 16, length: int | None = None
 ) -> TeacherTopk:
-    """Has an SGLang server score responses, one request each, with the teacher's k candidates at every token.
+    """Return the teacher's k candidates at every token of the responses; each response is one request.
 
-    Nothing is generated (`max_new_tokens=0`), and log-probabilities are asked for from the response on only
-    (`logprob_start_len`). Ties and the sampled token are as in `vllm.score`.
-
-    Args:
-        server: Where, and how patiently.
-        prompt_ids: B prompts as token ids, without padding, each of at least one token.
-        response_ids: B responses; one without a token is not sent.
-        vocab_size: How many ids the student's tokenizer has.
-        k: Candidates a token.
-        length: T of the result. None: that of the longest response.
-
-    Returns:
-        `TeacherTopk`, for `reliability_from_topk`, `topk_forward_kl`, `linear_opd_loss` and, with its
-        `teacher_token_logprobs`, `sampled_drift`.
-
-    Raises:
-        TeacherServerError: An answer did not come in time or is wrong; the batch can be asked again.
-        ValueError: An argument is not allowed.
+    Nothing is generated (`max_new_tokens=0`), and the server sends log-probabilities of the response only
+    (`logprob_start_len`). Arguments, result and errors are those of `vllm.score`, except that there is no `model`.
     """
-
-    def ask(responses: Sequence[Asked]) -> list[Scored]:
-        requests = []
-        for one in responses:
-            read = partial(_read_generated, one.response, k, vocab_size)
-            requests.append(Request(one.name, _payload(one.prompt, one.response, k), read))
-        return server.ask("sglang.score", "/generate", requests)
-
-    return one_batch("sglang.score", prompt_ids, response_ids, k, vocab_size, length, ask)
+    batch = Batch("sglang.score", prompt_ids, response_ids, vocab_size, k, length)
+    return batch.score(server, "/generate", _payload, lambda one, answer: _read(one, answer["meta_info"]))
 
 
 def from_meta_info(
@@ -67,24 +37,11 @@ def from_meta_info(
     k: int = 16,
     length: int | None = None,
 ) -> TeacherTopk:
-    """The same from answers that you already have.
+    """Return what `score` returns, from answers that you already have.
 
-    Args:
-        meta_info: One a sequence of prompt and response, the field of that name of an answer, made with
-            `return_logprob`, `top_logprobs_num` of k or more and a `logprob_start_len` before the response's first
-            token.
-        prompt_ids: As for `score`, and so are all that follow.
-        response_ids: B responses.
-        vocab_size: How many ids the student's tokenizer has.
-        k: Candidates a token.
-        length: T of the result.
-
-    Returns:
-        `TeacherTopk`.
-
-    Raises:
-        TeacherServerError: An answer is not what it should be.
-        ValueError: An argument is not allowed.
+    There is one for each prompt: the field of that name of an answer, made with `return_logprob`, a `top_logprobs_num`
+    of k or more and a `logprob_start_len` before the response's first token. The other arguments and the errors are
+    those of `score`.
 
     Examples:
         >>> from pruneopd_kernels.integrations.sglang import from_meta_info
@@ -97,48 +54,34 @@ def from_meta_info(
         (tensor([[[5, 2],
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
-    op = "sglang.from_meta_info"
-    as_many_as_prompts(op, "meta_info", meta_info, prompt_ids)
-
-    def read(responses: Sequence[Asked]) -> list[Scored]:
-        return [
-            read_answer(op, one.name, partial(_read, one.response, k, vocab_size), meta_info[one.row])
-            for one in responses
-        ]
-
-    return one_batch(op, prompt_ids, response_ids, k, vocab_size, length, read)
+    batch = Batch("sglang.from_meta_info", prompt_ids, response_ids, vocab_size, k, length)
+    return batch.read("meta_info", meta_info, _read)
 
 
-def _payload(prompt: Sequence[int], response: Sequence[int], k: int) -> dict[str, Any]:
+def _payload(one: Asked) -> dict[str, Any]:
     return {
-        "input_ids": [*prompt, *response],
+        "input_ids": [*one.prompt, *one.response],
         "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
         "return_logprob": True,
-        "logprob_start_len": len(prompt) - 1,  # the first position's are null, whatever comes before it
-        "top_logprobs_num": k,
+        "logprob_start_len": len(one.prompt) - 1,  # the first position's are always null
+        "top_logprobs_num": one.k,
         "return_text_in_logprobs": False,
     }
 
 
-def _read_generated(response: Sequence[int], k: int, vocab_size: int, answer: Any) -> Scored:
-    return _read(response, k, vocab_size, answer["meta_info"])
-
-
-def _read(response: Sequence[int], k: int, vocab_size: int, meta_info: Mapping[str, Any]) -> Scored:
-    """One response, at the end of what was scored; entries are [log-probability, token id, text]."""
-    count = len(response)
+def _read(one: Asked, meta_info: Mapping[str, Any]) -> Said:
+    """Read the response, the last part of what was scored; entries are [log-probability, token id, text]."""
+    count = len(one.response)
     tokens, tops = (meta_info.get(field) or [] for field in ("input_token_logprobs", "input_top_logprobs"))
     if len(tokens) <= count or len(tops) != len(tokens):
         rule = f"have {count} input_token_logprobs and input_top_logprobs after the first, which is null"
         raise BadAnswer(rule, f"{len(tokens)} and {len(tops)} in all")
     tokens, tops = tokens[-count:], [entries or [] for entries in tops[-count:]]
-    for position, (token, (_, said, *_)) in enumerate(zip(response, tokens, strict=True)):
+    for position, (token, (_, said, *_)) in enumerate(zip(one.response, tokens, strict=True)):
         if said not in (token, 0):  # the server says 0 for the vocabulary's last id
             raise BadAnswer(f"have the log-probability of token {position} of the response, {token}", f"that of {said}")
-    return scored(
+    return Said(
         [[token_id for _, token_id, *_ in entries] for entries in tops],
         [[logprob for logprob, *_ in entries] for entries in tops],
         [logprob for logprob, *_ in tokens],
-        k,
-        vocab_size,
     )

@@ -4,22 +4,21 @@
     teacher = vllm.score(server, prompt_ids, response_ids, model="teacher", vocab_size=49152)
     trust = reliability_from_topk(student_topk_ids, teacher.teacher_topk_ids, teacher.mask)
 
-Needs nothing of vLLM where it is called.
+vLLM itself is needed only where the server runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
-from .server import BadAnswer, Request, Server, TeacherServerError, read_answer
-from .topk import Asked, Ids, Scored, TeacherTopk, as_many_as_prompts, one_batch, scored
+from .server import BadAnswer, Server, TeacherServerError
+from .topk import Asked, Batch, Ids, Said, TeacherTopk
 
 LOWEST = -9999.0
-"""What vLLM's API sends in place of -inf, which JSON does not have."""
+"""vLLM's API sends this in place of -inf, which JSON does not have."""
 
 
 def score(
@@ -32,42 +31,35 @@ def score(
     k: int = 16,
     length: int | None = None,
 ) -> TeacherTopk:
-    """Has a vLLM server score responses, one request each, with the teacher's k candidates at every token.
+    """Return the teacher's k candidates at every token of the responses; each response is one request.
 
-    The server must allow k: `vllm serve ... --max-logprobs 16` (its own limit is 20). Each sequence must leave room for
-    one token more in its `--max-model-len`, since it generates one. The log-probabilities are those of the model at
+    The server must allow k: `vllm serve ... --max-logprobs 16` (its own limit is 20). It always generates one token, so
+    each sequence must be shorter than its `--max-model-len`. The log-probabilities are those of the model at
     temperature 1 (`--logprobs-mode raw_logprobs`, the default).
 
-    Where candidates are equally probable, which of them are the server's k is its choice; these are put into the
-    operators' order, the lower id first. The sampled token is among them only if it is one of the k.
+    If candidates tie for the last place, the server chooses which of them it sends. The result is in the operators'
+    order: of equal candidates the lower id comes first. The sampled token is a candidate only if it is one of the k.
 
     Args:
-        server: Where, and how patiently.
+        server: The server's address and time limits.
         prompt_ids: B prompts as token ids, without padding, each of at least one token.
-        response_ids: B responses; one without a token is not sent.
-        model: The name under which the server knows the teacher.
-        vocab_size: How many ids the student's tokenizer has.
-        k: Candidates a token.
-        length: T of the result. None: that of the longest response.
+        response_ids: B responses; an empty one is not sent.
+        model: The teacher's name on the server.
+        vocab_size: The number of ids in the student's tokenizer.
+        k: Candidates per token.
+        length: T of the result. None: the length of the longest response.
 
     Returns:
-        `TeacherTopk`, for `reliability_from_topk`, `topk_forward_kl`, `linear_opd_loss` and, with its
-        `teacher_token_logprobs`, `sampled_drift`.
+        `TeacherTopk`, for the operators that take a teacher's top-k and, with its `teacher_token_logprobs`, for
+        `sampled_drift`.
 
     Raises:
         TeacherServerError: An answer did not come in time or is wrong; the batch can be asked again.
         ValueError: An argument is not allowed.
     """
-
-    def ask(responses: Sequence[Asked]) -> list[Scored]:
-        requests = []
-        for one in responses:
-            read = partial(_read_completion, one.prompt, one.response, k, vocab_size)
-            requests.append(Request(one.name, _payload(model, one.prompt, one.response, k), read))
-        return server.ask("vllm.score", "/v1/completions", requests)
-
+    batch = Batch("vllm.score", prompt_ids, response_ids, vocab_size, k, length)
     try:
-        return one_batch("vllm.score", prompt_ids, response_ids, k, vocab_size, length, ask)
+        return batch.score(server, "/v1/completions", partial(_payload, model), _read_completion)
     except TeacherServerError as error:
         if "greater than max allowed" in str(error):
             raise TeacherServerError(f"{error}; start the server with --max-logprobs {k} or more") from None
@@ -83,23 +75,10 @@ def from_prompt_logprobs(
     k: int = 16,
     length: int | None = None,
 ) -> TeacherTopk:
-    """The same from answers that you already have.
+    """Return what `score` returns, from answers that you already have.
 
-    Args:
-        prompt_logprobs: One a sequence of prompt and response, made with `prompt_logprobs=k` or more: the field of that
-            name of a `RequestOutput` of `LLM.generate`, or of a choice in an answer of the server.
-        prompt_ids: As for `score`, and so are all that follow.
-        response_ids: B responses.
-        vocab_size: How many ids the student's tokenizer has.
-        k: Candidates a token.
-        length: T of the result.
-
-    Returns:
-        `TeacherTopk`.
-
-    Raises:
-        TeacherServerError: An answer is not what it should be.
-        ValueError: An argument is not allowed.
+    There is one for each prompt, made with `prompt_logprobs=k` or more: the field of that name of a `RequestOutput` of
+    `LLM.generate`, or of a choice in the server's answer. The other arguments and the errors are those of `score`.
 
     Examples:
         >>> from pruneopd_kernels.integrations.vllm import from_prompt_logprobs
@@ -112,63 +91,46 @@ def from_prompt_logprobs(
         (tensor([[[5, 2],
                  [5, 3]]]), tensor([[-3.0000, -0.1000]]))
     """
-    op = "vllm.from_prompt_logprobs"
-    as_many_as_prompts(op, "prompt_logprobs", prompt_logprobs, prompt_ids)
-
-    def read(responses: Sequence[Asked]) -> list[Scored]:
-        return [
-            read_answer(op, one.name, partial(_read, one.prompt, one.response, k, vocab_size), prompt_logprobs[one.row])
-            for one in responses
-        ]
-
-    return one_batch(op, prompt_ids, response_ids, k, vocab_size, length, read)
+    batch = Batch("vllm.from_prompt_logprobs", prompt_ids, response_ids, vocab_size, k, length)
+    return batch.read("prompt_logprobs", prompt_logprobs, _read)
 
 
-def _payload(model: str, prompt: Sequence[int], response: Sequence[int], k: int) -> dict[str, Any]:
+def _payload(model: str, one: Asked) -> dict[str, Any]:
     return {
         "model": model,
-        "prompt": [*prompt, *response],
-        "prompt_logprobs": k,
-        "max_tokens": 1,  # the least that the server accepts
+        "prompt": [*one.prompt, *one.response],
+        "prompt_logprobs": one.k,
+        "max_tokens": 1,  # the server accepts no less
         "temperature": 0.0,
     }
 
 
-def _read_completion(prompt: Sequence[int], response: Sequence[int], k: int, vocab_size: int, answer: Any) -> Scored:
-    return _read(prompt, response, k, vocab_size, answer["choices"][0]["prompt_logprobs"])
+def _read_completion(one: Asked, answer: Any) -> Said:
+    return _read(one, answer["choices"][0]["prompt_logprobs"])
 
 
-def _read(
-    prompt: Sequence[int],
-    response: Sequence[int],
-    k: int,
-    vocab_size: int,
-    prompt_logprobs: Sequence[Mapping[Any, Any] | None] | None,
-) -> Scored:
-    """One response; each position's mapping holds the actual token and the candidates, by token id."""
-    if prompt_logprobs is None or len(prompt_logprobs) != len(prompt) + len(response):
-        rule = f"have prompt_logprobs of {len(prompt) + len(response)} tokens"
-        raise BadAnswer(rule, "none" if prompt_logprobs is None else len(prompt_logprobs))
-    topk_ids, topk_logprobs, token_logprobs = [], [], []
-    for position, token in enumerate(response):
-        entries = dict(_entries(prompt_logprobs[len(prompt) + position]))
+def _read(one: Asked, prompt_logprobs: Sequence[Mapping[Any, Any] | None] | None) -> Said:
+    """Read one sequence; each position maps the actual token and the candidates to log-probability and rank."""
+    count = len(one.prompt) + len(one.response)
+    if prompt_logprobs is None or len(prompt_logprobs) != count:
+        actual = "none" if prompt_logprobs is None else len(prompt_logprobs)
+        raise BadAnswer(f"have prompt_logprobs of {count} tokens", actual)
+    said = Said([], [], [])
+    for position, token in enumerate(one.response):
+        at_position = prompt_logprobs[len(one.prompt) + position] or {}
+        entries = {int(token_id): _entry(value) for token_id, value in at_position.items()}
         if token not in entries:
             rule = f"have the log-probability of token {position} of the response, {token}"
-            raise BadAnswer(rule, f"those of {sorted(entries)[:k]}: is it another tokenizer's?")
-        token_logprobs.append(entries[token][0])
-        # The actual token is there whatever its rank, which is 0 where it is NaN; without it there are as many as were
-        # asked for.
-        candidates = [(token_id, logprob) for token_id, (logprob, rank) in entries.items() if 1 <= rank <= k]
-        topk_ids.append([token_id for token_id, _ in candidates])
-        topk_logprobs.append([logprob for _, logprob in candidates])
-    out = scored(topk_ids, topk_logprobs, token_logprobs, k, vocab_size)
-    return Scored(out.topk_ids, *(values.masked_fill(values <= LOWEST, -torch.inf) for values in out[1:]))
+            raise BadAnswer(rule, f"those of {sorted(entries)[: one.k]}: is it another tokenizer's?")
+        # The actual token is always there. Its rank is 0 if its value is NaN; the ranks of the candidates are 1 to k.
+        candidates = {token_id: logprob for token_id, (logprob, rank) in entries.items() if 1 <= rank <= one.k}
+        said.topk_ids.append(list(candidates))
+        said.topk_logprobs.append(list(candidates.values()))
+        said.token_logprobs.append(entries[token][0])
+    return said
 
 
-def _entries(at_position: Mapping[Any, Any] | None) -> Iterable[tuple[int, tuple[float | None, int]]]:
-    """(id, (log-probability, rank)) of what JSON or vLLM's own `Logprob` objects say."""
-    for token_id, entry in (at_position or {}).items():
-        if isinstance(entry, Mapping):
-            yield int(token_id), (entry["logprob"], entry["rank"])
-        else:
-            yield int(token_id), (entry.logprob, entry.rank)
+def _entry(value: Any) -> tuple[float | None, int]:
+    """Return log-probability and rank of a JSON object, or of vLLM's own `Logprob`."""
+    logprob, rank = (value["logprob"], value["rank"]) if isinstance(value, Mapping) else (value.logprob, value.rank)
+    return -math.inf if logprob is not None and logprob <= LOWEST else logprob, rank
