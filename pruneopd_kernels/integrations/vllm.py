@@ -57,9 +57,13 @@ def score(
         TeacherServerError: An answer did not come in time or is wrong; the batch can be asked again.
         ValueError: An argument is not allowed.
     """
+
+    def read(one: Asked, answer: Any) -> Said:
+        return _read(one, answer["choices"][0]["prompt_logprobs"])
+
     batch = Batch("vllm.score", prompt_ids, response_ids, vocab_size, k, length)
     try:
-        return batch.score(server, "/v1/completions", partial(_payload, model), _read_completion)
+        return batch.score(server, "/v1/completions", partial(_payload, model), read)
     except TeacherServerError as error:
         if "greater than max allowed" in str(error):
             raise TeacherServerError(f"{error}; start the server with --max-logprobs {k} or more") from None
@@ -103,10 +107,6 @@ def _payload(model: str, one: Asked) -> dict[str, Any]:
         "max_tokens": 1,  # the server accepts no less
         "temperature": 0.0,
     }
-
-
-def _read_completion(one: Asked, answer: Any) -> Said:
-    return _read(one, answer["choices"][0]["prompt_logprobs"])
 
 
 def _read(one: Asked, prompt_logprobs: Sequence[Mapping[Any, Any] | None] | None) -> Said:

@@ -1,4 +1,4 @@
-"""`PruneDistillationTrainer`: TRL's trainer for a teacher that is held locally."""
+"""`PruneDistillationTrainer`: TRL's trainer with a local teacher."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from trl import DistillationTrainer
 
-from ... import checks
-from ...budget import ResponseBudget
-from ...config import PruneConfig
+from ... import PruneConfig, ResponseBudget, checks
 from .losses import Loss, PrunedLoss, refuse_soft_cap, with_loss
 from .trainer import PruningTrainer
 
@@ -20,27 +18,28 @@ _NAME = "PruneDistillationTrainer"
 class PruneDistillationTrainer(PruningTrainer, DistillationTrainer):
     """`trl.DistillationTrainer` with each token's loss weighted by reliability (Prune-OPD, arXiv:2605.07804, eq. 6-12).
 
-    With L the weight of `reliability` at a position, and the loss TRL's sum over the valid tokens by their number,
+    With L the weight of `reliability` at a position, the loss of a token is
 
         reverse_kl:   L * KL(student || teacher), in chunks of positions; TRL's own at beta=1
-        topk_policy:  topk_policy_loss with the rewards L * r over the student's k candidates, likewise
+        topk_policy:  topk_policy_loss with the rewards L * r over the student's k candidates, also in chunks
         divergence:   L * TRL's own divergence, at any beta
 
-    All else is as in TRL. `args.temperature` divides the logits of both models, as it does there.
+    and the loss of a batch, as in TRL, their sum divided by the number of valid tokens. Everything else is as in TRL.
+    `args.temperature` divides the logits of both models.
 
     Args:
         args: Those of `trl.DistillationTrainer`, in its order, and by name: model, teacher_model, args, train_dataset
             and so on.
-        prune: The hyperparameters; None: the paper's. `w_drop=0, w_base=0` weighs every token 1.
+        prune: The hyperparameters; None: the paper's. With `w_drop=0, w_base=0` every weight is 1.
         loss: `"reverse_kl"`, `"topk_policy"` or `"divergence"`.
-        budget: Up to how many tokens responses are sampled, adapted after each step from their effective lengths, over
-            all processes. `args.max_completion_length` is then of no use. Evaluation samples up to the maximum. None:
-            up to `args.max_completion_length`, always.
+        budget: The upper bound on the length of sampled responses, adapted after each step to their effective lengths
+            in all processes. It replaces `args.max_completion_length`. Evaluation samples up to the maximum. None: the
+            bound stays `args.max_completion_length`.
         kwargs: Likewise those of `trl.DistillationTrainer`.
 
     Raises:
-        ValueError: `beta` is not 1 for a loss that has none; a head has a soft cap; k exceeds the vocabulary; there is
-            a budget and there are tools, or `args.generation_kwargs` with a length; `callbacks` has a `BudgetCallback`;
+        ValueError: `beta` is not 1 for a loss that has none; a head has a soft cap; k exceeds the vocabulary; a budget
+            is combined with tools, or with a length in `args.generation_kwargs`; `callbacks` has a `BudgetCallback`;
             or what TRL raises.
         TypeError: `prune` or `budget` is of another type.
     """
@@ -63,10 +62,9 @@ class PruneDistillationTrainer(PruningTrainer, DistillationTrainer):
         for side, model in (("student", self.model), ("teacher", self.teacher_model)):
             config = self.accelerator.unwrap_model(model).config.get_text_config()
             refuse_soft_cap(_NAME, side, getattr(config, "final_logit_softcapping", None))
-        checks.number_of_candidates(_NAME, self.prune.k, self.model.config.get_text_config().vocab_size)
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any) -> Any:
-        """TRL's, which runs both models and reads scales, devices and images, with another loss at its end."""
+        """Run TRL's method, which applies the models, scales, devices and images, with another loss at its end."""
         pruned = PrunedLoss(self.prune, self.loss, inputs["completion_ids"])
         method = with_loss(super()._compute_loss.__func__, pruned)
         result = method(self, unwrapped_student, inputs, num_items_in_batch)

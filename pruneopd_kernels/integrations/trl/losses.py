@@ -1,4 +1,4 @@
-"""What takes the place of TRL's `_chunked_divergence_loss`: the same arguments and results, weighted by reliability."""
+"""A replacement for TRL's `_chunked_divergence_loss`: the same arguments and results, weighted by reliability."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from torch.distributed.tensor import DTensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ... import LinearOpdLoss, Reliability
-from ...checks import bad_value
-from ...config import PruneConfig
-from ...linear import linear_opd_loss, linear_reliability
+from ... import LinearOpdLoss, PruneConfig, Reliability, checks, linear_opd_loss, linear_reliability
 
 Loss = Literal["reverse_kl", "topk_policy", "divergence"]
 
@@ -26,19 +23,19 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def with_loss(method: FunctionType, loss: Callable[..., Any]) -> FunctionType:
-    """A method of TRL's that calls `loss` where it would call TRL's, which stays as it is for everybody else.
+    """Return a copy of a method of TRL's that calls `loss` in place of TRL's own.
 
-    It is the same code with other globals: nothing is patched, so there is nothing to put back after an error, and
-    nothing that another thread could see.
+    It is the same code with other globals. Nothing is patched: there is nothing to restore after an error, and no other
+    thread sees a difference.
     """
     names = {**method.__globals__, TRL_LOSS: loss}
     return FunctionType(method.__code__, names, method.__name__, method.__defaults__, method.__closure__)
 
 
 def refuse_soft_cap(trainer: str, side: str, soft_cap: float | None) -> None:
-    """The heads' logits are taken as products; a cap bends them after that."""
+    """Raise ValueError if a head caps its logits: here logits are plain products."""
     if soft_cap is not None:
-        bad_value(trainer, f"{side}'s final_logit_softcapping", "be None", soft_cap)
+        checks.bad_value(trainer, f"{side}'s final_logit_softcapping", "be None", soft_cap)
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Side:
 
 @dataclass
 class PrunedLoss:
-    """Called in place of TRL's loss, once; what it found along the responses stays in `scored`."""
+    """Called once in place of TRL's loss; `scored` keeps what it found along the responses."""
 
     prune: PruneConfig
     loss: Loss
@@ -78,7 +75,7 @@ class PrunedLoss:
         teacher_final_logit_softcapping: float | None = None,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the sum of the student's entropies and the number of valid positions, as TRL's returns them."""
+        """Return the loss, the sum of the student's entropies and the number of valid positions, as TRL's loss does."""
         refuse_soft_cap("PruneDistillationTrainer", "student", student_final_logit_softcapping)
         refuse_soft_cap("PruneDistillationTrainer", "teacher", teacher_final_logit_softcapping)
         student = Side(student_hidden_states, student_lm_head_weight, student_lm_head_bias, student_logit_scale)
@@ -86,40 +83,21 @@ class PrunedLoss:
         self.mask = mask = completion_mask != 0
         tokens = mask.sum()
         items = tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        scale = 1 / torch.as_tensor(items, device=mask.device)  # of the tokens: dividing by weights would undo them
-        form = self._divergence if self.loss == "divergence" else self._linear
+        scale = 1 / torch.as_tensor(items, device=mask.device)  # by tokens; the sum of the weights would undo them
         with maybe_gather_lm_head_ctx(student.weight, student.bias, teacher.weight, teacher.bias):
             student, teacher, float32_logits = _float32_logits(_unsharded(student), _unsharded(teacher))
             with float32_logits:
-                loss, entropy = form(student, teacher, mask, scale, beta, temperature)
-        return loss, entropy, tokens
+                loss, entropy = self._weighted(student, teacher, mask, scale, beta, temperature)
+        return loss, entropy.sum(), tokens
 
-    def _linear(
+    def _weighted(
         self, student: Side, teacher: Side, mask: Tensor, scale: Tensor, beta: float, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        assert self.loss != "divergence"
-        self.scored = out = linear_opd_loss(
-            **self._arguments(student, teacher, mask, temperature), loss=self.loss, reduction="sum", scale=scale
-        )
-        return out.loss, out.entropy.sum()
-
-    def _divergence(
-        self, student: Side, teacher: Side, mask: Tensor, scale: Tensor, beta: float, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        self.scored = linear_reliability(**self._arguments(student, teacher, mask, temperature))
-        divergence, entropy = ChunkedDivergenceFunction.apply(
-            student.hidden[mask], student.weight, student.bias, teacher.hidden[mask], teacher.weight, teacher.bias,
-            beta, temperature, student.logit_scale, None, teacher.logit_scale, None,
-        )  # fmt: skip
-        return scale * (self.scored.weight[mask] * divergence).sum(), entropy.sum()
-
-    def _arguments(self, student: Side, teacher: Side, mask: Tensor, temperature: float) -> dict[str, Any]:
-        """A factor of the logits is a divisor of the temperature; the bias is scaled too, in TRL as here."""
-        return {
+        arguments: dict[str, Any] = {
             "student_hidden": student.hidden,
             "student_weight": student.weight,
             "student_bias": student.bias,
-            "student_temperature": temperature / student.logit_scale,
+            "student_temperature": temperature / student.logit_scale,  # TRL scales the bias, too
             "teacher_hidden": teacher.hidden,
             "teacher_weight": teacher.weight,
             "teacher_bias": teacher.bias,
@@ -128,10 +106,19 @@ class PrunedLoss:
             "token_ids": self.token_ids.to(mask.device),
             **asdict(self.prune),
         }
+        if self.loss != "divergence":
+            self.scored = out = linear_opd_loss(**arguments, loss=self.loss, reduction="sum", scale=scale)
+            return out.loss, out.entropy
+        self.scored = linear_reliability(**arguments)
+        divergence, entropy = ChunkedDivergenceFunction.apply(
+            student.hidden[mask], student.weight, student.bias, teacher.hidden[mask], teacher.weight, teacher.bias,
+            beta, temperature, student.logit_scale, None, teacher.logit_scale, None,
+        )  # fmt: skip
+        return scale * (self.scored.weight[mask] * divergence).sum(), entropy
 
 
 def _unsharded(side: Side) -> Side:
-    """The whole head, where FSDP2 has left a part of it on each process; its gradient goes back the same way."""
+    """Return the whole head if FSDP2 has left a part of it on each process; its gradient is scattered again."""
     weight, bias = side.weight, side.bias
     if isinstance(weight, DTensor):
         weight = weight.full_tensor().to(side.hidden.dtype)
@@ -140,18 +127,17 @@ def _unsharded(side: Side) -> Side:
 
 
 def _float32_logits(student: Side, teacher: Side) -> tuple[Side, Side, AbstractContextManager[Any]]:
-    """What makes products as TRL does: of operands in autocast's dtype, else the hidden states', into float32."""
-    dtypes = {student.hidden.dtype, teacher.hidden.dtype}
-    kind = student.hidden.device.type
+    """Return operands and a context that multiply as TRL does: in autocast's or the hidden states' dtype."""
+    kind, dtype = student.hidden.device.type, student.hidden.dtype
     if torch.is_autocast_enabled(kind):
         return student, teacher, nullcontext()
-    if len(dtypes) == 1 and student.hidden.dtype in HALF:
-        return student, teacher, torch.autocast(kind, student.hidden.dtype)
+    if dtype in HALF and dtype == teacher.hidden.dtype:
+        return student, teacher, torch.autocast(kind, dtype)
     return _float32(student), _float32(teacher), nullcontext()
 
 
 def _float32(side: Side) -> Side:
-    """Of half precision, products in float32 are exact; of float32 nothing is copied."""
+    """Return float32 copies: products of half-precision operands are exact then, and float32 is not copied."""
     operands = side.hidden.dtype
     weight, bias = (None if x is None else x.to(operands).to(torch.float32) for x in (side.weight, side.bias))
     assert weight is not None

@@ -1,4 +1,4 @@
-"""What a batch shows of drift, as sums that can be added over processes, and the means that are logged."""
+"""A batch's statistics of drift: sums that can be added over processes, and the means that are logged."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 BANDS = 8
-"""Into how many equal parts the longest response is cut, for the weight by depth."""
+"""The weight by depth is a mean over each of this many equal parts of the longest response."""
 
 
 def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
-    """float64 `[7 + 2 * BANDS]`, of responses `[B, T]`; without a longest response nothing lies in a band.
+    """Return float64 sums `[7 + 2 * BANDS]` over responses `[B, T]`; without `longest` the bands are empty.
 
-    A response begins at its first valid position: with a server, TRL's tensors begin where the batch's shortest prompt
-    would end.
+    A response begins at its first valid position: with a server, TRL's tensors begin at the end of the batch's shortest
+    prompt.
     """
     begins = mask.int().argmax(1, keepdim=True) if mask.shape[1] else 0
     depth = (torch.arange(mask.shape[1], device=mask.device) - begins).clamp(min=0)
@@ -34,7 +34,7 @@ def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
 
 
 def means_of(sums: Tensor) -> dict[str, float]:
-    """By name; what there is nothing to take the mean of is left out."""
+    """Return the means by name, without those that have nothing to average."""
     responses, effective_length, before_drift, tokens, overlap, drift, weight, *bands = sums.tolist()
     found = {
         "effective_length": (effective_length, responses),

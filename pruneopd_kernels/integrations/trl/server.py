@@ -1,4 +1,4 @@
-"""`PruneServerDistillationTrainer`: TRL's trainer for a teacher on a vLLM server."""
+"""`PruneServerDistillationTrainer`: TRL's trainer with a teacher on a vLLM server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from trl.experimental.server_distillation import ServerDistillationTrainer
 
-from ... import checks
-from ...budget import ResponseBudget
-from ...config import PruneConfig
-from ...ops import reliability_from_topk, topk_forward_kl
+from ... import PruneConfig, ResponseBudget, checks, reliability_from_topk, topk_forward_kl
 from .trainer import PruningTrainer
 
 _NAME = "PruneServerDistillationTrainer"
@@ -21,20 +18,21 @@ _NAME = "PruneServerDistillationTrainer"
 class PruneServerDistillationTrainer(PruningTrainer, ServerDistillationTrainer):
     """TRL's `ServerDistillationTrainer` with each token's loss weighted by reliability (arXiv:2605.07804, eq. 6-12).
 
-    The server's top-k are compared with the student's; L then multiplies TRL's own loss at each position, the forward
-    KL over the server's candidates, with or without the tail's bucket (`args.loss_add_tail`). TRL forms the student's
-    full logits here, and they stay. `args.temperature` divides the student's logits alone: vLLM answers at 1.
+    The server's top-k are compared with the student's. L then multiplies TRL's own loss at each position: the forward
+    KL over the server's candidates, with or without a bucket for the tail (`args.loss_add_tail`). TRL forms the
+    student's full logits, and they stay in memory. `args.temperature` divides the student's logits only, because vLLM
+    answers at temperature 1.
 
     Args:
         args: Those of `ServerDistillationTrainer`, in its order, and by name; `args.beta` is 0 and `args.loss_top_k`
             is `prune.k`.
-        prune: The hyperparameters; None: the paper's, with k=16. `w_drop=0, w_base=0` weighs every token 1.
+        prune: The hyperparameters; None: the paper's, with k=16. With `w_drop=0, w_base=0` every weight is 1.
         budget: As in `PruneDistillationTrainer`.
         kwargs: Likewise those of `ServerDistillationTrainer`.
 
     Raises:
-        ValueError: beta or loss_top_k is another; there is a budget and `args.generation_kwargs` with a length; or
-            what TRL raises.
+        ValueError: beta or loss_top_k has another value; a budget is combined with a length in
+            `args.generation_kwargs`; or what TRL raises.
         TypeError: As for `PruneDistillationTrainer`.
     """
 
@@ -46,25 +44,23 @@ class PruneServerDistillationTrainer(PruningTrainer, ServerDistillationTrainer):
             checks.bad_value(_NAME, "args.beta", "be 0", self.beta)
         if self.loss_top_k != self.prune.k:
             checks.bad_value(_NAME, "args.loss_top_k", f"be prune.k = {self.prune.k}", self.loss_top_k)
-        checks.number_of_candidates(_NAME, self.prune.k, self.model.config.get_text_config().vocab_size)
 
     def _compute_server_forward_kl_loss(
         self, teacher_result: dict[str, Tensor], student_log_probs: Tensor, labels: Tensor
     ) -> Any:
-        """TRL's; the weights are made first."""
+        """Compute the weights, then TRL's loss."""
         mask = labels != -100
         logprobs = teacher_result["topk_logprobs"]
         ids = teacher_result["topk_token_ids"].masked_fill(logprobs == -torch.inf, -1)  # TRL pads with id 0
+        options = asdict(self.prune)
+        del options["k"], options["reward_weight"]  # the ids have k candidates; there are no rewards
         with torch.no_grad():
             own = topk_forward_kl(student_log_probs, ids, logprobs, mask).student_topk_ids
-            options = asdict(self.prune)
-            for name in ("k", "reward_weight"):  # the ids have k; there are no rewards
-                del options[name]
             scored = reliability_from_topk(own, ids, mask, teacher_topk_logprobs=logprobs, token_ids=labels, **options)
         self._scored = scored, mask
         return super()._compute_server_forward_kl_loss(teacher_result, student_log_probs, labels)
 
     def _reduce_divergence_loss(self, jsd: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, of the divergences `[B, T, k or k + 1]` times their positions' weights."""
+        """Reduce as TRL does, after multiplying the divergences `[B, T, k or k + 1]` by their positions' weights."""
         assert self._scored is not None
         return super()._reduce_divergence_loss(jsd * self._scored[0].weight.unsqueeze(-1), *args, **kwargs)

@@ -1,12 +1,10 @@
-"""What both trainers add to TRL's: the hyperparameters, the budget, and what is logged."""
+"""What both trainers add to those of TRL: the hyperparameters, the budget and the logged statistics."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ... import checks
-from ...budget import ResponseBudget
-from ...config import PruneConfig
+from ... import PruneConfig, ResponseBudget, checks
 from .budget import BudgetCallback
 from .measures import means_of, sums_of
 
@@ -16,11 +14,11 @@ else:
     Base = object
 
 LENGTHS = ("max_new_tokens", "max_tokens", "max_length")
-"""What of `args.generation_kwargs` would outdo the budget: transformers' names and vLLM's."""
+"""Settings of `args.generation_kwargs` that would override the budget: transformers' names and vLLM's."""
 
 
 class PruningTrainer(Base):
-    """Comes before a trainer of TRL's in a class's bases, and leaves it to set `_scored` when it forms a loss."""
+    """Precedes a trainer of TRL in a class's bases; that class sets `_scored` when it computes a loss."""
 
     _name = "Prune-OPD"
     _tag_names: ClassVar[list[str]] = ["trl", "distillation", "prune-opd"]
@@ -38,7 +36,7 @@ Xiaodan Liang and Jing Tang},
 }""",
     }
 
-    _scored: tuple[Any, Any] | None = None  # the last loss's results by position, and their mask
+    _scored: tuple[Any, Any] | None = None  # results by position of the last loss, and their mask
 
     def __init__(
         self, *args: Any, prune: PruneConfig | None = None, budget: ResponseBudget | None = None, **kwargs: Any
@@ -51,34 +49,31 @@ Xiaodan Liang and Jing Tang},
         if self._budget_callback() is not None:
             checks.bad_value(name, "callbacks", "have no BudgetCallback, which budget makes", "one")
         self.prune = PruneConfig() if prune is None else prune
+        checks.number_of_candidates(name, self.prune.k, self.model.config.get_text_config().vocab_size)
         if budget is not None:
-            self._check_budget()
+            if self.tools:
+                # A tool's answer counts towards the length, but says nothing about how far the student is reliable.
+                checks.bad_value(name, "budget", "be None when tools are given", f"{len(self.tools)} tools")
+            for length in LENGTHS:
+                if length in (self.args.generation_kwargs or {}):
+                    rule = f"not have {length} when a budget is given"
+                    checks.bad_value(name, "args.generation_kwargs", rule, self.args.generation_kwargs[length])
             self.add_callback(BudgetCallback.of(budget))
             self._sample_up_to(budget.length)
 
     @property
     def budget(self) -> ResponseBudget | None:
-        """The response budget, as it is now."""
+        """The current response budget."""
         callback = self._budget_callback()
         return None if callback is None else callback.budget
 
-    def _check_budget(self) -> None:
-        name = type(self).__name__
-        if self.tools:
-            # A tool's answer counts towards the length, and has no say in how far the student is reliable.
-            checks.bad_value(name, "budget", "be None when tools are given", f"{len(self.tools)} tools")
-        for length in LENGTHS:
-            if length in (self.args.generation_kwargs or {}):
-                rule = f"not have {length} when a budget is given"
-                checks.bad_value(name, "args.generation_kwargs", rule, self.args.generation_kwargs[length])
-
     def _budget_callback(self) -> BudgetCallback | None:
-        """Looked up, because transformers may put another in its place where it restores callbacks."""
+        """Look the callback up: transformers may replace it when it restores callbacks."""
         found = (callback for callback in self.callback_handler.callbacks if isinstance(callback, BudgetCallback))
         return next(found, None)
 
     def _sample_up_to(self, length: int) -> None:
-        """Set `max_completion_length` and every copy of it that TRL has made."""
+        """Set `max_completion_length` and every copy of it in TRL."""
         self.max_completion_length = length
         self.generation_config.max_new_tokens = length
         self.generation_kwargs["max_new_tokens"] = length
@@ -86,7 +81,7 @@ Xiaodan Liang and Jing Tang},
             self.vllm_generation.max_completion_length = length
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        """TRL's, up to M tokens, or in an evaluation up to the maximum."""
+        """Generate as TRL does, up to M tokens, or in an evaluation up to the maximum."""
         callback = self._budget_callback()
         if callback is None:
             return super()._generate_and_score_completions(inputs)
@@ -100,7 +95,7 @@ Xiaodan Liang and Jing Tang},
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's, which forms the loss; then what is logged, as TRL logs the entropy: a mean a micro-batch."""
+        """Compute TRL's loss and log the statistics as TRL logs the entropy: one mean per micro-batch."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._scored is None:
             raise RuntimeError(f"{type(self).__name__}: TRL formed its loss without calling what weighs it")

@@ -2,8 +2,9 @@
 
     distillation.distillation_loss._target_=pruneopd_kernels.integrations.verl.PruneLossConfig
 
-Importing this registers the distillation loss `prune_opd` with verl. Two more modules act when they are imported, which
-is how verl loads what is not its own: `.patched` calls `patch_verl`, `.budget` registers a trainer and an agent loop.
+Importing this package registers the distillation loss `prune_opd` with verl. Two of its modules act on import too,
+because verl loads extensions by importing them: `.patched` calls `patch_verl`, and `.budget` registers a trainer and an
+agent loop.
 """
 
 from .._version import refuse_another_version

@@ -1,10 +1,10 @@
-"""The response budget in verl's synchronous trainer: how long responses may be, by how long they stayed reliable.
+"""The response budget in verl's synchronous trainer: the length of responses follows how long they stay reliable.
 
-Importing this registers the trainer mode and the agent loop `prune_opd` with verl, which both have to be known in
-each of its processes: name this module in `VERL_USE_EXTERNAL_MODULES`.
+Importing this module registers the trainer mode and the agent loop `prune_opd` with verl. Each of verl's processes
+needs both, so name the module in `VERL_USE_EXTERNAL_MODULES`.
 
-The budget lives in the trainer. It travels to the agent loops with each batch of prompts, and the effective lengths
-come back with the metrics of the actor's update.
+The trainer holds the budget. Each batch of prompts carries it to the agent loops, and the metrics of the actor's update
+carry the effective lengths back.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from verl.trainer.ppo.v1.trainer_base import KVBatchMeta, register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.tensordict_utils import assign_non_tensor
 
-from ... import checks
-from ...budget import ResponseBudget
+from ... import ResponseBudget, checks
 from .loss import LOSS_MODE
 
 MODE = AGENT = "prune_opd"
@@ -39,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 @register(AGENT)
 class BudgetAgentLoop(SingleTurnAgentLoop):
-    """verl's single-turn agent loop, which samples no more tokens than the prompt's budget.
+    """verl's single-turn agent loop, which samples at most as many tokens as the prompt's budget.
 
-    A prompt without one, as in validation, may have `rollout.response_length`.
+    For a prompt without a budget, as in validation, the bound is `rollout.response_length`.
     """
 
     async def run(
@@ -56,48 +55,45 @@ class BudgetAgentLoop(SingleTurnAgentLoop):
 class PruneTrainerSync(PPOTrainerSync):
     """verl's `PPOTrainerSync` with a `ResponseBudget`: `trainer.v1.trainer_mode=prune_opd`.
 
-    The settings of the budget are those of `ResponseBudget`, in `trainer.v1.prune_opd`; `maximum` is
-    `rollout.response_length` unless it is given. The budget makes a step after each update of the actor, before a
-    checkpoint is saved, and its state is saved and loaded with verl's checkpoints. It is logged as
-    `training/response_budget`: the one that the step's responses were sampled with. Where `ppo_epochs` is above 1, a
-    response counts once in each epoch.
+    `trainer.v1.prune_opd` has the settings of `ResponseBudget`; the default of `maximum` is `rollout.response_length`.
+    The budget makes a step after each update of the actor, before a checkpoint is saved. verl's checkpoints include its
+    state. `training/response_budget` is the budget with which the step's responses were sampled. If `ppo_epochs` is
+    above 1, a response counts once in each epoch.
 
     Raises:
-        ValueError: A setting is not allowed, the loss is another than `prune_opd`, or
-            `rollout.agent.default_agent_loop` is another than `single_turn_agent`.
+        ValueError: A setting is not allowed, the loss is not `prune_opd`, or `rollout.agent.default_agent_loop` is not
+            `single_turn_agent`.
     """
 
     def __init__(self, config: DictConfig) -> None:
-        name = type(self).__name__
+        def refuse(argument: str, rule: str, actual: object) -> None:
+            checks.bad_value(type(self).__name__, argument, rule, actual)
+
+        rollout, loss_mode = config.actor_rollout_ref.rollout, config.distillation.distillation_loss.loss_mode
         if not config.distillation.enabled:
-            checks.bad_value(name, "distillation.enabled", "be True", False)
-        loss_mode = config.distillation.distillation_loss.loss_mode
+            refuse("distillation.enabled", "be True", False)
         if loss_mode != LOSS_MODE:
-            checks.bad_value(name, "distillation.distillation_loss.loss_mode", f"be {LOSS_MODE}", loss_mode)
-        rollout = config.actor_rollout_ref.rollout
+            refuse("distillation.distillation_loss.loss_mode", f"be {LOSS_MODE}", loss_mode)
         if rollout.agent.default_agent_loop not in LOOPS:
-            checks.bad_value(
-                name, "rollout.agent.default_agent_loop", f"be {LOOPS[0]}", rollout.agent.default_agent_loop
-            )
-        length = rollout.response_length
+            refuse("rollout.agent.default_agent_loop", f"be {LOOPS[0]}", rollout.agent.default_agent_loop)
         settings = dict(config.trainer.v1.get(MODE) or {})
         if unknown := settings.keys() - SETTINGS:
             rule = f"have settings of {', '.join(sorted(SETTINGS))}"
-            checks.bad_value(name, f"trainer.v1.{MODE}", rule, ", ".join(sorted(map(str, unknown))))
-        self.budget = ResponseBudget(**{"maximum": length, **settings})
-        if self.budget.maximum > length:
-            rule = f"be at most rollout.response_length = {length}"
-            checks.bad_value(name, f"trainer.v1.{MODE}.maximum", rule, self.budget.maximum)
+            refuse(f"trainer.v1.{MODE}", rule, ", ".join(sorted(map(str, unknown))))
+        self.budget = ResponseBudget(**{"maximum": rollout.response_length, **settings})
+        if self.budget.maximum > rollout.response_length:
+            rule = f"be at most rollout.response_length = {rollout.response_length}"
+            refuse(f"trainer.v1.{MODE}.maximum", rule, self.budget.maximum)
         self.effective_lengths: list[int] = []
         super().__init__(config)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
-        self.trainer_mode = "sync"  # what verl asks of it from here on is whether it is synchronous
+        self.trainer_mode = "sync"  # from here on verl only asks whether it is synchronous
         return super()._build_replay_buffer()
 
     def on_init_end(self) -> None:
         super().on_init_end()
-        # Of metrics that are lists verl's trainer keeps only the mean: what the workers return is seen before.
+        # verl's trainer replaces metrics that are lists by their means, so intercept what the workers return.
         update = self.actor_rollout_wg.update_actor
 
         def update_actor(batch: KVBatchMeta) -> TensorDict:
@@ -122,7 +118,7 @@ class PruneTrainerSync(PPOTrainerSync):
         return batch
 
     def _save_checkpoint(self) -> None:
-        # First, for verl's last act is to name this checkpoint as one that is complete.
+        # First, because verl's last step is to mark the checkpoint as complete.
         folder = Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).write_text(json.dumps(self.budget.state_dict()))

@@ -1,7 +1,7 @@
-"""The distillation loss `prune_opd`: verl's top-k loss of each token, times the weight that its response still has.
+"""The distillation loss `prune_opd`: verl's top-k loss of each token, times the weight of its position.
 
-verl computes the top-k loss inside the engine, where a rank may hold a part of the sequences, and gathers what it gives
-for each token. The weights are made after that, from whole responses; so they are the same however the work is split.
+verl computes the top-k loss inside the engine, where a rank may hold a part of the sequences, and gathers the values of
+each token. The weights are computed after that, from whole responses, so they do not depend on how the work is split.
 """
 
 from __future__ import annotations
@@ -20,28 +20,26 @@ from verl.utils.tensordict_utils import get_non_tensor_data
 from verl.workers.config import ActorConfig, DistillationConfig, DistillationLossConfig
 from verl.workers.utils.padding import no_padding_2_padding
 
-from ... import checks
-from ...config import PruneConfig
-from ...ops.reliability_from_drift import reliability_from_drift
+from ... import PruneConfig, checks, reliability_from_drift
 
 LOSS_MODE = "prune_opd"
 
 
 @dataclass
 class PruneLossConfig(DistillationLossConfig):
-    """verl's `DistillationLossConfig` for the loss `prune_opd`, with the hyperparameters of pruning, validated.
+    """verl's `DistillationLossConfig` for the loss `prune_opd`, with validated hyperparameters of pruning.
 
-    Named as `distillation.distillation_loss._target_`, it registers the loss wherever verl reads its configuration.
+    As `distillation.distillation_loss._target_` it registers the loss in each process that reads verl's configuration.
 
     Args:
         loss_mode: `"prune_opd"`.
         topk: Candidates per position, k.
         use_task_rewards: False.
         use_policy_gradient: False.
-        threshold: A position drifts where its overlap is below this, in (0, 1] (eq. 7).
+        threshold: A position drifts if its overlap is below this, in (0, 1] (eq. 7).
         w_drop: Reliability lost with each drift, >= 0 (eq. 9).
-        w_base: What is added to the reliability to give the weight, >= 0 (eq. 10).
-        eps: A position counts towards the effective length where its reliability exceeds this, >= 0 (eq. 12).
+        w_base: Added to the reliability to give the weight, >= 0 (eq. 10).
+        eps: A position counts towards the effective length if its reliability exceeds this, >= 0 (eq. 12).
 
     Raises:
         ValueError: A value is outside of its range.
@@ -76,22 +74,21 @@ class PruneLossConfig(DistillationLossConfig):
 def prune_opd(
     config: ActorConfig, distillation_config: DistillationConfig, model_output: dict[str, Tensor], data: TensorDict
 ) -> tuple[Tensor, dict[str, Any]]:
-    """verl's loss `forward_kl_topk` times L (eq. 7-10), as verl calls its losses; the normaliser stays verl's.
+    """Return verl's loss `forward_kl_topk` times L (eq. 7-10), for verl to reduce with its own normaliser.
 
-    Drift is where `overlap_count / topk < threshold`, at the positions of `response_mask`. A `loss_max_clamp` is
-    applied by verl to what comes out, to the weighted loss. Where the configuration is verl's own, the
-    hyperparameters are the defaults of `PruneLossConfig`.
+    A position of `response_mask` drifts if `overlap_count / topk < threshold`. verl applies `loss_max_clamp` to the
+    weighted loss. With verl's own configuration the hyperparameters are the defaults of `PruneLossConfig`.
 
     Args:
         config: The actor's.
-        distillation_config: Of which `distillation_loss` is read.
-        model_output: What the engine gathered for each token of `data["input_ids"]`.
+        distillation_config: `distillation_loss` is read.
+        model_output: The engine's values for each token of `data["input_ids"]`.
         data: The micro-batch: `prompts` and `responses`, nested, or padded with an `attention_mask`; `response_mask`.
 
     Returns:
-        The losses `[B, T]`, and metrics: those of verl's loss, `distillation/drift_rate` and `distillation/weight`, and
-        in `distillation/effective_length` the E (eq. 12) of each response, of which verl logs the mean. A response
-        without a valid position, as verl adds some to fill a batch, has none.
+        The losses `[B, T]`, and metrics: those of verl's loss, `distillation/drift_rate`, `distillation/weight`, and
+        `distillation/effective_length`, a list of each response's E (eq. 12), whose mean verl logs. Responses without a
+        valid position, which verl adds to fill a batch, are left out.
 
     Raises:
         ValueError: `use_fused_kernels`, `use_task_rewards` or `use_policy_gradient` is set.
@@ -115,7 +112,7 @@ def prune_opd(
 
 
 def distils_only(name: str, loss_config: DistillationLossConfig) -> None:
-    """Whether the gradient is that of the distillation loss, and of nothing else."""
+    """Raise ValueError if the gradient has other terms than the distillation loss."""
     for field in ("use_task_rewards", "use_policy_gradient"):
         if getattr(loss_config, field):
             checks.bad_value(name, field, "be False", True)

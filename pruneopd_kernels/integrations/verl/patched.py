@@ -1,4 +1,4 @@
-"""Calls `patch_verl` when it is imported: for verl's `external_lib`, or for `VERL_USE_EXTERNAL_MODULES`."""
+"""Calls `patch_verl` on import, for verl's `external_lib` or `VERL_USE_EXTERNAL_MODULES`."""
 
 from .patch import patch_verl
 
