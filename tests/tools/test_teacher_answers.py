@@ -1,4 +1,4 @@
-"""What a teacher's server answers, as the tensors that the operators take."""
+"""A teacher's answers as the tensors that the operators take: vLLM's and SGLang's, invented and recorded."""
 
 import doctest
 import json
@@ -41,33 +41,26 @@ def test_vllm_answers_become_tensors():
 
 
 def test_the_length_is_that_of_the_longest_response():
-    with answering(right) as (server, _):
+    with answering(right) as (server, asked):
+        server = Server(f"{server.url}/teacher/")  # the path before the API is kept
         assert score(server).mask.shape == (3, 3)
         assert score(server, response_ids=[[], [], []]).teacher_topk_ids.shape == (3, 0, 3)
         assert score(server, prompt_ids=[], response_ids=[]).teacher_topk_ids.shape == (0, 0, 3)
-
-
-def test_a_path_before_the_api_is_kept():
-    with answering(right) as (server, asked):
-        score(Server(f"{server.url}/teacher/"))
     assert set(asked.paths) == {"/teacher/v1/completions"}
 
 
 def test_the_tensors_are_what_the_operators_take():
     with answering(right) as (server, _):
         teacher = score(server)
-    hidden, head = torch.randn(3, 3, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
-    logits = hidden @ head.T
-    out = topk_forward_kl(logits, *teacher[:2], teacher.mask)
+    hidden, head = torch.randn(3, 3, 8), torch.randn(V, 8)
+    out = topk_forward_kl(hidden @ head.T, *teacher[:2], teacher.mask)
+    names = ("teacher_topk_ids", "teacher_topk_logprobs", "mask")
+    candidates = {name: getattr(teacher, name) for name in names}
     trust = reliability_from_topk(
-        out.student_topk_ids, teacher.teacher_topk_ids, teacher.mask, metric="top_p",
-        teacher_topk_logprobs=teacher.teacher_topk_logprobs, token_ids=torch.zeros(3, 3, dtype=torch.int64),
-    )  # fmt: skip
+        out.student_topk_ids, metric="top_p", token_ids=torch.zeros(3, 3, dtype=torch.int64), **candidates
+    )
     assert trust.drift.sum() == 5  # token 0 is nowhere a candidate
-    loss = linear_opd_loss(
-        hidden, head, mask=teacher.mask, teacher_topk_ids=teacher.teacher_topk_ids, k=K, loss="topk_forward_kl",
-        teacher_topk_logprobs=teacher.teacher_topk_logprobs, w_drop=0.0, w_base=0.0,
-    ).loss  # fmt: skip
+    loss = linear_opd_loss(hidden, head, **candidates, k=K, loss="topk_forward_kl", w_drop=0.0, w_base=0.0).loss
     torch.testing.assert_close(loss, out.loss)
 
 
@@ -82,42 +75,32 @@ class Logprob:
         self.logprob, self.rank, self.decoded_token = logprob, rank, None
 
 
-def test_ties_are_put_into_the_order_of_the_operators():
-    """Equal log-probabilities: the lower id first, whatever order the server has chosen."""
-    answer = [None, {"9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3), "30": entry(-2.0, 4)}]
-    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=4)
-    assert out.teacher_topk_ids.tolist() == [[[9, 4, 30, 31]]]
-    # Which of those that tie at the last place belong to the k is the server's word.
-    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
-    assert out.teacher_topk_ids.tolist() == [[[9, 31]]]
+TIED = {"9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3), "30": entry(-2.0, 4)}
+NAN, INF = math.nan, math.inf
+POSITIONS = {
+    # vLLM's answer, the sampled token, k; the candidates' ids and log-probabilities, the token's log-probability
+    "ties: the lower id first": (TIED, 9, 4, [9, 4, 30, 31], [-1, -2, -2, -2], -1),
+    "the server chooses among those that tie for the last place": (TIED, 9, 2, [9, 31], [-1, -2], -1),
+    "a tied sampled token outside the candidates": (TIED, 30, 3, [9, 4, 31], [-1, -2, -2], -2),
+    "offline": (
+        {9: Logprob(-INF, 30), 3: Logprob(-0.5, 1), 2: Logprob(-INF, 2)}, 9, 2, [3, 2], [-0.5, -INF], -INF
+    ),
+    "JSON: -9999 is -inf and null is NaN": (
+        {"9": entry(-9999.0, 30), "3": entry(None, 1), "2": entry(-9999.0, 2)}, 9, 2, [3, 2], [NAN, -INF], -INF
+    ),
+    "a sampled token without a value has rank 0": (
+        {"9": entry(None, 0), "3": entry(-0.5, 1), "2": entry(-1.0, 2)}, 9, 2, [3, 2], [-0.5, -1], NAN
+    ),
+}  # fmt: skip
 
 
-def test_a_tied_sampled_token_outside_the_candidates_is_no_candidate():
-    """It is as probable as the last of them, and its rank counts them all."""
-    answer = [None, {"5": entry(-2.0, 4), "9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3)}]
-    out = vllm.from_prompt_logprobs([answer], [[0]], [[5]], vocab_size=V, k=3)
-    assert out.teacher_topk_ids.tolist() == [[[9, 4, 31]]] and out.teacher_token_logprobs.tolist() == [[-2.0]]
-
-
-def test_offline_outputs_and_values_that_json_lacks():
-    answer = [None, {9: Logprob(-math.inf, 30), 3: Logprob(-0.5, 1), 2: Logprob(-math.inf, 2)}]
-    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
-    assert out.teacher_topk_ids.tolist() == [[[3, 2]]]
-    assert out.teacher_topk_logprobs.tolist() == [[[-0.5, -math.inf]]]
-    # The API sends -9999 for -inf and null for NaN.
-    answer = [None, {"9": entry(-9999.0, 30), "3": entry(None, 1), "2": entry(-9999.0, 2)}]
-    out = vllm.from_prompt_logprobs([answer], [[0]], [[9]], vocab_size=V, k=2)
-    assert out.teacher_token_logprobs.tolist() == [[-math.inf]]
-    assert out.teacher_topk_ids.tolist() == [[[3, 2]]] and out.teacher_topk_logprobs[0, 0, 0].isnan()
-
-
-def test_a_sampled_token_without_a_value_is_no_candidate():
-    """vLLM counts 0 values that are as great as a NaN."""
-    answer = [None, {"9": entry(None, 0), "3": entry(-0.5, 1), "2": entry(-1.0, 2)}]
-    second = {"3": entry(-0.5, 1), "2": entry(-1.0, 2)}
-    out = vllm.from_prompt_logprobs([[*answer, second]], [[0]], [[9, 3]], vocab_size=V, k=2)
-    assert out.teacher_topk_ids.tolist() == [[[3, 2], [3, 2]]]
-    assert out.teacher_token_logprobs[0, 0].isnan() and out.teacher_token_logprobs[0, 1] == -0.5
+@pytest.mark.parametrize("case", POSITIONS)
+def test_a_position_of_vllm(case):
+    position, token, k, ids, logprobs, token_logprob = POSITIONS[case]
+    out = vllm.from_prompt_logprobs([[None, position]], [[0]], [[token]], vocab_size=V, k=k)
+    assert out.teacher_topk_ids.tolist() == [[ids]]
+    found = [*out.teacher_topk_logprobs[0, 0].tolist(), out.teacher_token_logprobs.item()]
+    assert found == pytest.approx([*logprobs, token_logprob], abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("of", [np.array, torch.tensor, tuple, iter], ids=["numpy", "torch", "tuple", "iterator"])
@@ -165,26 +148,22 @@ def test_docstrings(module):
 # --- SGLang -----------------------------------------------------------------------------------------------------------
 
 
-def generated(payload, *, start=None):
+def generated(payload, times):
     """What SGLang says of the same sequence: [log-probability, id, text], from `logprob_start_len` on, first null."""
-    sequence, k = payload["input_ids"], payload["top_logprobs_num"]
+    sequence, k, start = (payload[name] for name in ("input_ids", "top_logprobs_num", "logprob_start_len"))
     positions = completion(sequence, k)["choices"][0]["prompt_logprobs"]
-    tokens, tops = [], []
-    for token, position in list(zip(sequence, positions, strict=True))[payload["logprob_start_len"] :]:
-        if not tokens:
-            tokens.append([None, token, None])
-            tops.append(None)
-            continue
+    tokens, tops = [[None, sequence[start], None]], [None]
+    for token, position in list(zip(sequence, positions, strict=True))[start + 1 :]:
         tokens.append([position[str(token)]["logprob"], token, None])
         best = sorted((value["rank"], value["logprob"], int(key)) for key, value in position.items())
         tops.append([[logprob, key, None] for _, logprob, key in best[:k]])
-    return {"text": "", "meta_info": {"input_token_logprobs": tokens, "input_top_logprobs": tops}}
+    return 200, {"text": "", "meta_info": {"input_token_logprobs": tokens, "input_top_logprobs": tops}}
 
 
 def test_sglang_says_the_same():
     with answering(right) as (server, _):
         expected = score(server)
-    with answering(lambda payload, _: (200, generated(payload))) as (server, asked):
+    with answering(generated) as (server, asked):
         out = sglang.score(server, PROMPTS, RESPONSES, vocab_size=V, k=K)
     assert all(map(torch.equal, out, expected))
     assert set(asked.paths) == {"/generate"}
@@ -220,26 +199,26 @@ def test_a_recorded_answer_of_sglang():
         assert out.teacher_token_logprobs.tolist() == [[-3.53125, -9.5][-len(response) :]]
 
 
-@pytest.mark.parametrize(
-    ("changed", "k", "words"),
-    [
-        ({"input_token_logprobs": RECORDED["input_token_logprobs"][1:]}, 3,
-         "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got 3 and 4 in all"),
-        ({"input_top_logprobs": None}, 3,
-         "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got 4 and 0 in all"),
-        ({}, 4, "have 4 candidates at each token, got 3 at token 0 of the response"),
-        ({"input_top_logprobs": [*RECORDED["input_top_logprobs"][:3], [[-1.0, 9.7, None]] * 3]}, 3,
-         "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
-        ({"input_top_logprobs": [*RECORDED["input_top_logprobs"][:3], [[-1.0, 9, None]] * 3]}, 3,
-         "have whole numbers as ids, no two of them the same, got [9, 9, 9] at token 2 of the response"),
-        ({"input_token_logprobs": [*RECORDED["input_token_logprobs"][:3], [20.0, 374, None]]}, 3,
-         "have log-probabilities, at most 0, got 20 at token 2 of the response: are they logits?"),
-        ({"input_token_logprobs": [*RECORDED["input_token_logprobs"][:2], [-1.0, 77, None], [-9.5, 374, None]]}, 3,
-         "have the log-probability of token 1 of the response, 9625, got that of 77"),
-    ],
-)  # fmt: skip
+TOKENS, TOPS = RECORDED["input_token_logprobs"], RECORDED["input_top_logprobs"]
+COUNT = "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got"
+WRONG = [
+    ({"input_token_logprobs": TOKENS[1:]}, 3, f"{COUNT} 3 and 4 in all"),
+    ({"input_top_logprobs": None}, 3, f"{COUNT} 4 and 0 in all"),
+    ({}, 4, "have 4 candidates at each token, got 3 at token 0 of the response"),
+    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9.7, None]] * 3]}, 3,
+     "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
+    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9, None]] * 3]}, 3,
+     "have whole numbers as ids, no two of them the same, got [9, 9, 9] at token 2 of the response"),
+    ({"input_token_logprobs": [*TOKENS[:3], [20.0, 374, None]]}, 3,
+     "have log-probabilities, at most 0, got 20 at token 2 of the response: are they logits?"),
+    ({"input_token_logprobs": [*TOKENS[:2], [-1.0, 77, None], TOKENS[3]]}, 3,
+     "have the log-probability of token 1 of the response, 9625, got that of 77"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "k", "words"), WRONG, ids=range(len(WRONG)))
 def test_a_wrong_answer_of_sglang(changed, k, words):
-    response = [6722, 315, 9625, 374] if "4 input" in words else [315, 9625, 374]
+    response = [6722, 315, 9625, 374] if words.startswith(COUNT) else [315, 9625, 374]
     with pytest.raises(TeacherServerError) as raised:
         sglang.from_meta_info([{**RECORDED, **changed}], [[785]], [response], vocab_size=151936, k=k)
     name = f"request 0 of 1 (1 + {len(response)} tokens)"
@@ -248,8 +227,8 @@ def test_a_wrong_answer_of_sglang(changed, k, words):
 
 def test_more_candidates_than_asked_for():
     """The best k are taken, however many each position has."""
-    tops = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in RECORDED["input_top_logprobs"][1:3]]
-    answer = {**RECORDED, "input_top_logprobs": [None, *tops, RECORDED["input_top_logprobs"][3]]}
+    tops = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in TOPS[1:3]]
+    answer = {**RECORDED, "input_top_logprobs": [None, *tops, TOPS[3]]}
     expected, out = (
         sglang.from_meta_info([meta_info], [[785]], [[315, 9625, 374]], vocab_size=151936, k=3)
         for meta_info in (RECORDED, answer)
@@ -258,10 +237,8 @@ def test_more_candidates_than_asked_for():
 
 
 def test_sglang_says_0_for_the_last_id():
-    meta_info = {
-        "input_token_logprobs": [[None, 1, None], [-1.0, 0, None]],
-        "input_top_logprobs": [None, [[-1.0, 39, None]]],
-    }
+    tokens, tops = [[None, 1, None], [-1.0, 0, None]], [None, [[-1.0, 39, None]]]
+    meta_info = {"input_token_logprobs": tokens, "input_top_logprobs": tops}
     out = sglang.from_meta_info([meta_info], [[1]], [[39]], vocab_size=40, k=1)
     assert out.teacher_token_logprobs.tolist() == [[-1.0]]
 
@@ -271,24 +248,16 @@ def test_sglang_says_0_for_the_last_id():
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "vllm_prompt_logprobs.json").read_text())
 
 
-def of_dtype(dtype):
-    return [case for case in RECORDING["cases"] if case["dtype"] == dtype]
-
-
-def read(cases):
-    return vllm.from_prompt_logprobs(
-        [case["prompt_logprobs"] for case in cases],
-        [case["prompt"] for case in cases],
-        [case["response"] for case in cases],
-        vocab_size=RECORDING["vocab_size"],
-        k=RECORDING["k"],
-    )
+def recorded(dtype):
+    """Return the cases of a server that computed in this dtype, and what is read from its answers."""
+    cases = [case for case in RECORDING["cases"] if case["dtype"] == dtype]
+    fields = ([case[name] for case in cases] for name in ("prompt_logprobs", "prompt", "response"))
+    return cases, vllm.from_prompt_logprobs(*fields, vocab_size=RECORDING["vocab_size"], k=RECORDING["k"])
 
 
 def test_recorded_answers_of_a_server_in_bfloat16():
     """Close to what the model says in float32, with a tie in which the server has put the greater id first."""
-    cases = of_dtype("bfloat16")
-    out = read(cases)
+    cases, out = recorded("bfloat16")
     for row, case in enumerate(cases):
         known = torch.tensor(case["model"]["token_logprobs"])
         torch.testing.assert_close(out.teacher_token_logprobs[row, : len(known)], known, rtol=0, atol=0.3)
@@ -300,18 +269,17 @@ def test_recorded_answers_of_a_server_in_bfloat16():
 
 def test_recorded_answers_of_vllm():
     """What the server said of a text is what the model itself says of it."""
-    cases, k = of_dtype("float32"), RECORDING["k"]
-    out = read(cases)
+    sizes, k = set(), RECORDING["k"]
+    cases, out = recorded("float32")
     for row, case in enumerate(cases):
         own, length = case["model"], len(case["response"])
         assert out.teacher_topk_ids[row, :length].tolist() == own["topk_ids"]
         for said, known in ((out[1], own["topk_logprobs"]), (out[2], own["token_logprobs"])):
             torch.testing.assert_close(said[row, :length], torch.tensor(known), rtol=0, atol=1e-3)
-        positions = case["prompt_logprobs"]
-        assert positions[0] is None
-        for token, position in zip(case["prompt"] + case["response"], positions, strict=True):
-            if position is not None:
-                assert next(iter(position)) == str(token)  # first, whatever its rank
-                assert len(position) == k + (position[str(token)]["rank"] > k)
-    sizes = {len(position) for case in cases for position in case["prompt_logprobs"] if position}
+        first, *positions = case["prompt_logprobs"]
+        assert first is None
+        for token, position in zip((case["prompt"] + case["response"])[1:], positions, strict=True):
+            assert next(iter(position)) == str(token)  # first, regardless of its rank
+            assert len(position) == k + (position[str(token)]["rank"] > k)
+            sizes.add(len(position))
     assert sizes == {k, k + 1}

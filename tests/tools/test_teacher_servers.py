@@ -1,4 +1,4 @@
-"""What becomes of a batch when a teacher's server does not answer as it should."""
+"""Batches whose server answers late, wrongly or not at all."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import teacher_server
+import tiers
 from pruneopd_kernels.integrations import server as module
 from pruneopd_kernels.integrations.server import Server, TeacherServerError, check_tokenizer
 from teacher_server import K, answering, completion, right, score
@@ -19,9 +20,9 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.02)
 
 
-def of_one(payload, times, *, prompt, behaviour):
-    """As told where a sequence begins with this token, else right."""
-    return behaviour if payload["prompt"][0] == prompt else right(payload, times)
+def to_second(behaviour):
+    """Behave so towards the second request, whose sequence begins with token 7, and rightly towards the others."""
+    return lambda payload, times: behaviour if payload["prompt"][0] == 7 else right(payload, times)
 
 
 def failure(behave, **patience):
@@ -33,35 +34,26 @@ def failure(behave, **patience):
         return str(raised.value).replace(server.url, "URL"), time.perf_counter() - start, asked
 
 
-def without(answer, position, *tokens):
-    for token in tokens:
-        del answer["choices"][0]["prompt_logprobs"][position][str(token)]
-    return answer
-
-
-def with_logprob(answer, value):
-    answer["choices"][0]["prompt_logprobs"][2]["12"]["logprob"] = value
-    return answer
-
-
-def with_foreign_id(answer):
-    answer["choices"][0]["prompt_logprobs"][2]["50000"] = answer["choices"][0]["prompt_logprobs"][2].pop("12")
+def changed(change):
+    """A right answer to the second request, after a change to what it says of the last token."""
+    answer = completion([7, 9, 9], K)
+    change(answer["choices"][0]["prompt_logprobs"][2])
     return answer
 
 
 FORM = "have the form that the server's documentation describes"
-SECOND = completion([7, 9, 9], K)
 WRONG = [
-    (without(completion([7, 9, 9], K), 2, 11, 12), "have 3 candidates at each token, got 1 at token 1 of the response"),
+    (changed(lambda said: [said.pop(token) for token in ("11", "12")]),
+     "have 3 candidates at each token, got 1 at token 1 of the response"),
     (completion([7, 9, 9], 2), "have 3 candidates at each token, got 2 at token 0 of the response"),
-    (with_foreign_id(completion([7, 9, 9], K)),
+    (changed(lambda said: said.update({"50000": said.pop("12")})),
      "have ids in [0, vocab_size = 40), got 50000 at token 1 of the response: is it another tokenizer's?"),
     (completion([7, 9, 8], K),
      "have the log-probability of token 1 of the response, 9, got those of [8, 10, 11]: is it another tokenizer's?"),
     (completion([7, 9], K), "have prompt_logprobs of 3 tokens, got 2"),
-    (with_logprob(completion([7, 9, 9], K), 31.0),
+    (changed(lambda said: said["12"].update(logprob=31.0)),
      "have log-probabilities, at most 0, got 31 at token 1 of the response: are they logits?"),
-    (with_logprob(completion([7, 9, 9], K), 10**400),
+    (changed(lambda said: said["12"].update(logprob=10**400)),
      f"{FORM}, got OverflowError('int too large to convert to float')"),
     ({"choices": [{"prompt_logprobs": None}]}, "have prompt_logprobs of 3 tokens, got none"),
     ({"choices": []}, f"{FORM}, got IndexError('list index out of range')"),
@@ -71,106 +63,69 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("answer", "words"), WRONG, ids=range(len(WRONG)))
-def test_an_answer_in_which_something_is_wrong(answer, words):
-    """An error at once: asking again would bring the same."""
-    told, _, asked = failure(lambda *request: of_one(*request, prompt=7, behaviour=(200, answer)))
+def test_a_wrong_answer_is_an_error_at_once(answer, words):
+    told, _, asked = failure(to_second((200, answer)))
     assert told == f"vllm.score: the answer to request 1 of 3 (1 + 2 tokens) from URL must {words}"
-    assert asked.times(next(payload for payload in asked.payloads if payload["prompt"][0] == 7)) == 1
-
-
-def test_a_refused_request_is_not_repeated():
-    body = {"error": {"message": "token id 39 is out\nof vocabulary", "type": "BadRequestError", "code": 400}}
-    told, _, asked = failure(lambda *request: of_one(*request, prompt=7, behaviour=(400, body)))
-    assert told == (
-        "vllm.score: the answer to request 1 of 3 (1 + 2 tokens) from URL must be a success, "
-        "got HTTP 400: token id 39 is out of vocabulary"
-    )
     assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 1
 
 
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        (None, "None"),
-        (["x"], "['x']"),
-        ({"detail": 1}, "{'detail': 1}"),
-    ],
-)
-def test_an_error_in_odd_words_is_repeated(said, words):
-    """And a server that is busy in odd words is asked again."""
-    told, _, _ = failure(lambda *_: (400, {"error": {"message": said}}))
-    assert told.endswith(f"must be a success, got HTTP 400: {words}")
+NESTED = b"[" * 200_000
+REFUSALS = [
+    ({"error": {"message": "token id 39 is out\nof vocabulary", "type": "BadRequestError", "code": 400}},
+     "token id 39 is out of vocabulary"),
+    ({"error": {"message": None}}, "None"),
+    ({"error": {"message": ["x"]}}, "['x']"),
+    ({"error": {"message": {"detail": 1}}}, "{'detail': 1}"),
+    (NESTED, "[" * 300),
+    ({"error": {"message": "Requested prompt logprobs of 3, which is greater than max allowed: 2"}},
+     "Requested prompt logprobs of 3, which is greater than max allowed: 2; start the server with --max-logprobs 3 or "
+     "more"),
+]  # fmt: skip
 
-    def behave(payload, times):
-        return (503, {"error": {"message": said}}) if times == 1 else right(payload, times)
 
-    with answering(behave) as (server, _):
+@pytest.mark.parametrize(("body", "words"), REFUSALS, ids=range(len(REFUSALS)))
+def test_a_refused_request_is_not_repeated(body, words):
+    """The error has the server's message, whatever its form; a busy server may use the same words."""
+    told, _, asked = failure(to_second((400, body)))
+    name = "request 1 of 3 (1 + 2 tokens) from URL"
+    assert told == f"vllm.score: the answer to {name} must be a success, got HTTP 400: {words}"
+    assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 1
+
+    with answering(lambda payload, times: (503, body) if times == 1 else right(payload, times)) as (server, _):
         assert score(server).mask.sum() == 5
 
 
-NESTED = b"[" * 200_000
-
-
-def test_an_answer_nested_too_deeply():
-    told, _, _ = failure(lambda *_: (400, NESTED))
-    assert "got HTTP 400: [[[" in told
-    told, _, _ = failure(lambda *_: (200, NESTED), attempts=1)
-    assert "got no JSON but b'[[[" in told and told.endswith("after 1 of them")
-
-
-def test_more_candidates_than_the_server_allows():
-    body = {"error": {"message": "Requested prompt logprobs of 3, which is greater than max allowed: 2"}}
-    told, _, _ = failure(lambda *_: (400, body))
-    assert told.endswith(
-        "got HTTP 400: Requested prompt logprobs of 3, which is greater than max allowed: 2; "
-        "start the server with --max-logprobs 3 or more"
-    )
-
-
+SECOND = json.dumps(completion([7, 9, 9], K)).encode()
+HALF = len(SECOND) // 2
 PASSING = {
-    "busy": (503, b"<html>\nloading"),
-    "too many": (429, {"message": "slow down"}),
-    "no JSON": (200, b"<html>"),
-    "cut off": teacher_server.half(json.dumps(SECOND).encode()),
-    "hung up": teacher_server.hang_up,
-    "late": teacher_server.hang,
+    "busy": ((503, b"<html>\nloading"), "HTTP 503: <html> loading"),
+    "too many": ((429, {"message": "slow down"}), "HTTP 429: slow down"),
+    "no JSON": ((200, b"<html>"), "no JSON but b'<html>'"),
+    "nested": ((200, NESTED), f"no JSON but {NESTED[:300]}"),
+    "cut off": (teacher_server.half(SECOND), f"IncompleteRead({HALF} bytes read, {len(SECOND) - HALF} more expected)"),
+    "hung up": (teacher_server.hang_up, "Remote end closed connection without response"),
+    "late": (teacher_server.hang, "nothing in time"),
 }
 
 
 @pytest.mark.parametrize("what", PASSING)
 def test_what_may_pass_is_asked_again(what):
+    """Twice if it passes then; if it does not, the error says what came last."""
+    behaviour, lost = PASSING[what]
+
     def behave(payload, times):
-        if payload["prompt"][0] == 7 and times < 3:
-            return PASSING[what]
-        return right(payload, times)
+        return behaviour if payload["prompt"][0] == 7 and times < 3 else right(payload, times)
 
     with answering(behave, attempt_timeout_s=0.3) as (server, asked):
         out = score(server)
     with answering(right) as (server, _):
-        expected = score(server)
-    assert all(map(torch.equal, out, expected))
+        assert all(map(torch.equal, out, score(server)))
     assert sorted(payload["prompt"][0] for payload in asked.payloads) == [1, 7, 7, 7]
 
-
-LOST = {
-    "busy": "HTTP 503: <html> loading after 2 of them",
-    "too many": "HTTP 429: slow down after 2 of them",
-    "no JSON": "no JSON but b'<html>' after 2 of them",
-    "cut off": f"IncompleteRead({len(json.dumps(SECOND)) // 2} bytes read, "
-    f"{len(json.dumps(SECOND)) - len(json.dumps(SECOND)) // 2} more expected) after 2 of them",
-    "hung up": "Remote end closed connection without response after 2 of them",
-    "late": "nothing in time after 2 of them",
-}
-
-
-@pytest.mark.parametrize("what", LOST)
-def test_what_does_not_pass_is_an_error(what):
-    told, _, asked = failure(
-        lambda *request: of_one(*request, prompt=7, behaviour=PASSING[what]), attempts=2, attempt_timeout_s=0.3
-    )
+    told, _, asked = failure(to_second(behaviour), attempts=2, attempt_timeout_s=0.3)
     assert told == (
         "vllm.score: the answer to request 1 of 3 (1 + 2 tokens) from URL must come within 20 s in at most 2 attempts, "
-        f"got {LOST[what]}"
+        f"got {lost} after 2 of them"
     )
     assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 2
 
@@ -187,23 +142,23 @@ def test_no_server():
 
 
 SLOW = {"nothing": teacher_server.hang, **teacher_server.DRIPS}
+LIMITS = {
+    "batch": ({"timeout_s": 0.5, "attempts": 100}, 0.5, "within 0.5 s in at most 100 attempts, got nothing in time", 1),
+    "attempt": ({"attempts": 2, "attempt_timeout_s": 0.3}, 0.6, "in at most 2 attempts, got nothing in time", 2),
+}
 
 
-@pytest.mark.parametrize("what", SLOW)
-def test_the_time_limit_holds_for_the_whole_batch(what):
-    told, took, _ = failure(lambda *_: SLOW[what], timeout_s=0.5, attempts=100)
-    assert "must come within 0.5 s in at most 100 attempts, got nothing in time after 1 of them" in told
-    assert 0.5 <= took < 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("teacher_")]
+def no_thread_is_left():
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("teacher_")]
 
 
-@pytest.mark.parametrize("what", SLOW)
-def test_the_time_limit_holds_for_an_attempt(what):
-    told, took, _ = failure(
-        lambda *request: of_one(*request, prompt=7, behaviour=SLOW[what]), attempts=2, attempt_timeout_s=0.3
-    )
-    assert "request 1 of 3" in told and told.endswith("got nothing in time after 2 of them")
-    assert 0.6 <= took < 3
+@pytest.mark.parametrize(("what", "limit"), tiers.combinations(SLOW, LIMITS))
+def test_time_limits(what, limit):
+    """They hold for a whole answer, even if no single wait is long."""
+    patience, least, words, attempts = LIMITS[limit]
+    told, took, _ = failure(to_second(SLOW[what]), **patience)
+    assert "request 1 of 3" in told and told.endswith(f"{words} after {attempts} of them")
+    assert least <= took < 3 and no_thread_is_left()
 
 
 def test_the_wait_for_a_busy_server_ends_with_the_time(monkeypatch):
@@ -217,8 +172,7 @@ def test_one_failure_breaks_off_the_others():
     told, took, _ = failure(
         lambda payload, _: teacher_server.hang if payload["prompt"][0] == 1 else (400, b"no"), concurrency=2
     )
-    assert "request 1 of 3" in told and took < 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("teacher_")]
+    assert "request 1 of 3" in told and took < 3 and no_thread_is_left()
 
     responses = [[5]] * 50
     with answering(lambda *_: (400, b"no"), concurrency=1) as (server, asked), pytest.raises(TeacherServerError):
@@ -239,8 +193,7 @@ def test_a_failed_batch_can_be_asked_again():
     with answering(behave) as (server, _):
         with pytest.raises(TeacherServerError):
             score(server)
-        out = score(server)
-    assert out.mask.sum() == 5
+        assert score(server).mask.sum() == 5
 
 
 def test_no_more_requests_at_a_time_than_allowed():
@@ -260,15 +213,17 @@ def test_no_more_requests_at_a_time_than_allowed():
     assert most[0] == 3
 
 
+BEGIN = "url must begin with http:// or https:// and name a host"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"url": "localhost:8000"}, "url must begin with http:// or https:// and name a host, got 'localhost:8000'"),
-        ({"url": "http:///v1"}, "url must begin with http:// or https:// and name a host, got 'http:///v1'"),
-        ({"url": "http://localhost:port"},
-         "url must begin with http:// or https:// and name a host, got 'http://localhost:port'"),
-        ({"url": "http://a..b"}, "url must begin with http:// or https:// and name a host, got 'http://a..b'"),
-        ({"url": "http://me:secret@b:x"}, "url must begin with http:// or https:// and name a host, got 'b:x'"),
+        ({"url": "localhost:8000"}, f"{BEGIN}, got 'localhost:8000'"),
+        ({"url": "http:///v1"}, f"{BEGIN}, got 'http:///v1'"),
+        ({"url": "http://localhost:port"}, f"{BEGIN}, got 'http://localhost:port'"),
+        ({"url": "http://a..b"}, f"{BEGIN}, got 'http://a..b'"),
+        ({"url": "http://me:secret@b:x"}, f"{BEGIN}, got 'b:x'"),
         ({"url": "http://me:secret@b"}, "url must have no user, query or fragment, got one with some, of the host b"),
         ({"url": "http://b?key=secret"}, "url must have no user, query or fragment, got one with some, of the host b"),
         ({"url": "http://b/caf\u00e9"},
