@@ -4,6 +4,7 @@ import doctest
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -64,15 +65,15 @@ def test_the_tensors_are_what_the_operators_take():
     torch.testing.assert_close(loss, out.loss)
 
 
+class Entry(NamedTuple):
+    """With the fields of `vllm.logprobs.Logprob` that are read."""
+
+    logprob: float | None
+    rank: int
+
+
 def entry(logprob, rank):
-    return {"logprob": logprob, "rank": rank}
-
-
-class Logprob:
-    """As `vllm.logprobs.Logprob`."""
-
-    def __init__(self, logprob, rank):
-        self.logprob, self.rank, self.decoded_token = logprob, rank, None
+    return Entry(logprob, rank)._asdict()
 
 
 TIED = {"9": entry(-1.0, 1), "31": entry(-2.0, 2), "4": entry(-2.0, 3), "30": entry(-2.0, 4)}
@@ -83,7 +84,7 @@ POSITIONS = {
     "the server chooses among those that tie for the last place": (TIED, 9, 2, [9, 31], [-1, -2], -1),
     "a tied sampled token outside the candidates": (TIED, 30, 3, [9, 4, 31], [-1, -2, -2], -2),
     "offline": (
-        {9: Logprob(-INF, 30), 3: Logprob(-0.5, 1), 2: Logprob(-INF, 2)}, 9, 2, [3, 2], [-0.5, -INF], -INF
+        {9: Entry(-INF, 30), 3: Entry(-0.5, 1), 2: Entry(-INF, 2)}, 9, 2, [3, 2], [-0.5, -INF], -INF
     ),
     "JSON: -9999 is -inf and null is NaN": (
         {"9": entry(-9999.0, 30), "3": entry(None, 1), "2": entry(-9999.0, 2)}, 9, 2, [3, 2], [NAN, -INF], -INF
@@ -202,25 +203,22 @@ def test_a_recorded_answer_of_sglang():
 TOKENS, TOPS = RECORDED["input_token_logprobs"], RECORDED["input_top_logprobs"]
 COUNT = "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got"
 WRONG = [
-    ({"input_token_logprobs": TOKENS[1:]}, 3, f"{COUNT} 3 and 4 in all"),
-    ({"input_top_logprobs": None}, 3, f"{COUNT} 4 and 0 in all"),
-    ({}, 4, "have 4 candidates at each token, got 3 at token 0 of the response"),
-    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9.7, None]] * 3]}, 3,
+    ({"input_token_logprobs": TOKENS[1:]}, f"{COUNT} 3 and 4 in all"),
+    ({"input_top_logprobs": None}, f"{COUNT} 4 and 0 in all"),
+    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9.7, None]] * 3]},
      "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
-    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9, None]] * 3]}, 3,
+    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9, None]] * 3]},
      "have whole numbers as ids, no two of them the same, got [9, 9, 9] at token 2 of the response"),
-    ({"input_token_logprobs": [*TOKENS[:3], [20.0, 374, None]]}, 3,
-     "have log-probabilities, at most 0, got 20 at token 2 of the response: are they logits?"),
-    ({"input_token_logprobs": [*TOKENS[:2], [-1.0, 77, None], TOKENS[3]]}, 3,
+    ({"input_token_logprobs": [*TOKENS[:2], [-1.0, 77, None], TOKENS[3]]},
      "have the log-probability of token 1 of the response, 9625, got that of 77"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changed", "k", "words"), WRONG, ids=range(len(WRONG)))
-def test_a_wrong_answer_of_sglang(changed, k, words):
+@pytest.mark.parametrize(("changed", "words"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_answer_of_sglang(changed, words):
     response = [6722, 315, 9625, 374] if words.startswith(COUNT) else [315, 9625, 374]
     with pytest.raises(TeacherServerError) as raised:
-        sglang.from_meta_info([{**RECORDED, **changed}], [[785]], [response], vocab_size=151936, k=k)
+        sglang.from_meta_info([{**RECORDED, **changed}], [[785]], [response], vocab_size=151936, k=3)
     name = f"request 0 of 1 (1 + {len(response)} tokens)"
     assert str(raised.value) == f"sglang.from_meta_info: the answer to {name} must {words}"
 
@@ -248,34 +246,19 @@ def test_sglang_says_0_for_the_last_id():
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "vllm_prompt_logprobs.json").read_text())
 
 
-def recorded(dtype):
-    """Return the cases of a server that computed in this dtype, and what is read from its answers."""
-    cases = [case for case in RECORDING["cases"] if case["dtype"] == dtype]
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-3), ("bfloat16", 0.3)])
+def test_recorded_answers_of_vllm(dtype, close):
+    """What the server said of a text is what the model itself says of it in float32."""
+    cases, k = [case for case in RECORDING["cases"] if case["dtype"] == dtype], RECORDING["k"]
     fields = ([case[name] for case in cases] for name in ("prompt_logprobs", "prompt", "response"))
-    return cases, vllm.from_prompt_logprobs(*fields, vocab_size=RECORDING["vocab_size"], k=RECORDING["k"])
-
-
-def test_recorded_answers_of_a_server_in_bfloat16():
-    """Close to what the model says in float32, with a tie in which the server has put the greater id first."""
-    cases, out = recorded("bfloat16")
-    for row, case in enumerate(cases):
-        known = torch.tensor(case["model"]["token_logprobs"])
-        torch.testing.assert_close(out.teacher_token_logprobs[row, : len(known)], known, rtol=0, atol=0.3)
-    assert list(cases[2]["prompt_logprobs"][-2]) == ["36", "33", "34", "37", "35"]
-    position = len(cases[2]["response"]) - 2
-    assert out.teacher_topk_ids[2, position].tolist() == [33, 34, 35, 37]
-    assert out.teacher_topk_logprobs[2, position, 2] == out.teacher_topk_logprobs[2, position, 3]
-
-
-def test_recorded_answers_of_vllm():
-    """What the server said of a text is what the model itself says of it."""
-    sizes, k = set(), RECORDING["k"]
-    cases, out = recorded("float32")
+    out = vllm.from_prompt_logprobs(*fields, vocab_size=RECORDING["vocab_size"], k=k)
+    sizes = set()
     for row, case in enumerate(cases):
         own, length = case["model"], len(case["response"])
-        assert out.teacher_topk_ids[row, :length].tolist() == own["topk_ids"]
-        for said, known in ((out[1], own["topk_logprobs"]), (out[2], own["token_logprobs"])):
-            torch.testing.assert_close(said[row, :length], torch.tensor(known), rtol=0, atol=1e-3)
+        torch.testing.assert_close(out[2][row, :length], torch.tensor(own["token_logprobs"]), rtol=0, atol=close)
+        if dtype == "float32":
+            assert out.teacher_topk_ids[row, :length].tolist() == own["topk_ids"]
+            torch.testing.assert_close(out[1][row, :length], torch.tensor(own["topk_logprobs"]), rtol=0, atol=close)
         first, *positions = case["prompt_logprobs"]
         assert first is None
         for token, position in zip((case["prompt"] + case["response"])[1:], positions, strict=True):
@@ -283,3 +266,8 @@ def test_recorded_answers_of_vllm():
             assert len(position) == k + (position[str(token)]["rank"] > k)
             sizes.add(len(position))
     assert sizes == {k, k + 1}
+    if dtype == "bfloat16":  # logits tie, and here the server has put the greater id first
+        assert list(cases[2]["prompt_logprobs"][-2]) == ["36", "33", "34", "37", "35"]
+        position = len(cases[2]["response"]) - 2
+        assert out.teacher_topk_ids[2, position].tolist() == [33, 34, 35, 37]
+        assert out.teacher_topk_logprobs[2, position, 2] == out.teacher_topk_logprobs[2, position, 3]

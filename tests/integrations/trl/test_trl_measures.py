@@ -20,10 +20,8 @@ def by_hand(scored, mask, longest):
         valid = [t for t in range(mask.shape[1]) if mask[row, t]]
         firsts.append(next((n for n, t in enumerate(valid) if scored.drift[row, t]), len(valid)))
         for t in valid:
-            tokens.append((scored.overlap[row, t].item(), scored.drift[row, t].item(), scored.weight[row, t].item()))
-            bands.setdefault(min((t - valid[0]) * BANDS // longest, BANDS - 1) + 1, []).append(
-                scored.weight[row, t].item()
-            )
+            tokens.append([x[row, t].item() for x in (scored.overlap, scored.drift, scored.weight)])
+            bands.setdefault(min((t - valid[0]) * BANDS // longest, BANDS - 1) + 1, []).append(tokens[-1][-1])
     overlap, drift, weight = (math.fsum(values) / len(tokens) for values in zip(*tokens, strict=True))
     return {
         "effective_length": sum(scored.effective_length.tolist()) / len(mask),
@@ -47,7 +45,10 @@ def drawn():
 
 def test_measures_are_those_taken_token_by_token():
     scored, mask = drawn()
-    assert means_of(sums_of(scored, mask, 40)) == pytest.approx(by_hand(scored, mask, 40))
+    sums = sums_of(scored, mask, 40)
+    assert means_of(sums) == pytest.approx(by_hand(scored, mask, 40))
+    parts = [type(scored)(*(x[rows] for x in scored)) for rows in (slice(2), slice(2, None))]
+    torch.testing.assert_close(sums_of(parts[0], mask[:2], 40) + sums_of(parts[1], mask[2:], 40), sums)
 
 
 def test_a_response_begins_at_its_first_valid_position():
@@ -62,13 +63,6 @@ def test_a_response_begins_at_its_first_valid_position():
     assert expected[-BANDS:].count_nonzero() > 2
 
 
-def test_sums_add_up_over_parts_of_a_batch():
-    scored, mask = drawn()
-    parts = [type(scored)(*(x[rows] for x in scored)) for rows in (slice(2), slice(2, None))]
-    total = sums_of(parts[0], mask[:2], 30) + sums_of(parts[1], mask[2:], 30)
-    torch.testing.assert_close(total, sums_of(scored, mask, 30))
-
-
 def test_without_a_longest_response_or_a_token_there_is_nothing_to_take_the_mean_of():
     scored, mask = drawn()
     assert not any("depth" in name for name in means_of(sums_of(scored, mask, None)))
@@ -80,18 +74,17 @@ def test_without_a_longest_response_or_a_token_there_is_nothing_to_take_the_mean
 def test_a_trainer_logs_what_its_models_say(tmp_path):
     """Of the first step, whose responses are scored again here with full logits."""
     student = model(0)
-    teacher, prune = teacher_of(student), PRUNED
-    made = trainer(tmp_path, student=student, teacher=teacher, given={"prune": prune}, learning_rate=0.0, max_steps=1)
-    kept = []
-    original = made._generate_and_score_completions
+    pair = student, teacher_of(student)
+    given = {"prune": PRUNED, "teacher_model": pair[1]}
+    made = trainer(tmp_path, student=student, given=given, learning_rate=0.0, max_steps=1)
+    kept, original = [], made._generate_and_score_completions
     made._generate_and_score_completions = lambda inputs: kept.append(original(inputs)) or kept[0]
     (found,) = history(made, *(f"prune/{name}" for name in ALWAYS))
-    batch = kept[0]
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    (batch,) = kept
+    ids, attention = (torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask"))
+    start = batch["prompt_ids"].shape[1] - 1
     with torch.no_grad():
-        logits = [m.eval()(ids, attention_mask=attention).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
-                  for m in (student, teacher)]  # fmt: skip
+        logits = [one.eval()(ids, attention_mask=attention).logits[:, start:-1] for one in pair]
     mask = batch["completion_mask"].bool()
     expected = by_hand(reliability(*logits, mask, k=8, threshold=0.7, w_drop=0.1), mask, 20)
     assert found == pytest.approx(tuple(expected[name] for name in ALWAYS), rel=1e-6)
@@ -102,10 +95,8 @@ def test_they_reach_tensorboard(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
     budget = ResponseBudget(initial=8, minimum=4, maximum=16)
-    made = trainer(tmp_path, given={"prune": PruneConfig(k=8), "budget": budget}, report_to="tensorboard")
-    made.train()
+    trainer(tmp_path, given={"prune": PruneConfig(k=8), "budget": budget}, report_to="tensorboard").train()
     events = EventAccumulator(str(tmp_path / "curves")).Reload()
     tags = events.Tags()["scalars"]
     assert [name for name in [*ALWAYS, "budget"] if f"train/prune/{name}" not in tags] == []
-    assert "train/entropy" in tags
-    assert len(events.Scalars("train/prune/overlap")) == 2
+    assert "train/entropy" in tags and len(events.Scalars("train/prune/overlap")) == 2

@@ -1,45 +1,78 @@
-"""Two processes under torchrun: the same loss as TRL's, one budget, means over both."""
+"""Two processes under torchrun: the same loss as TRL's, one budget, means over both.
 
-import json
+Each process runs this file as a script, which is what torchrun starts.
+"""
+
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_pair import BUDGET, LOGGED, LOSSES, PRUNED, assert_same_steps, history, stock, trainer
 
-HERE = Path(__file__).parent
+from pruneopd_kernels import PruneConfig, ResponseBudget
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What each of the two processes left."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def test_on_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(HERE / "rank.py"), str(folder)], capture_output=True, text=True, timeout=300,
-                          env=environment, check=False)  # fmt: skip
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment,
+                          check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert done.stdout.count("all checks passed") == 2
 
 
-@pytest.mark.parametrize("loss", ["reverse_kl", "topk_policy", "divergence"])
-def test_without_pruning_a_loss_is_that_of_trl(found, loss):
-    expected, got = (found[0]["equality"][name] for name in ("stock", loss))
-    assert len(got) == len(expected) == 2
-    for ours, theirs in zip(got, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+def check_losses(folder):
+    """Without pruning each loss is that of TRL."""
+    settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    expected = history(stock(folder, **settings), *LOGGED)
+    for loss, prune in LOSSES.items():
+        assert_same_steps(history(trainer(folder, given={"prune": prune, "loss": loss}, **settings), *LOGGED), expected)
 
 
-def test_hits_are_counted_over_both(found):
-    """All on the first process, they are half of all: M grows, and is the same on both."""
-    assert [each["budget"] for each in found] == [{"lengths": [10, 12], "sampled_up_to": 12}] * 2
+def check_budget(folder):
+    """Hits are counted over both: all on the first process, they are half of all, and M grows on both."""
+    given = ResponseBudget(**{**BUDGET, "margin": 0, "hit_ratio": 0.5, "patience": 1})
+    made = trainer(folder, given={"prune": PruneConfig(k=8, w_drop=0.0), "budget": given})
+    seen, update = [], given.update
+
+    def on_one_process(effective_lengths):
+        seen.append(update(torch.full_like(effective_lengths, 99 if made.accelerator.process_index == 0 else 0)))
+        return seen[-1]
+
+    given.update = on_one_process
+    made.train()
+    assert seen == [10, 12] and made.max_completion_length == 12
 
 
-def test_measures_are_means_over_both(found):
-    each = [one["measures"] for one in found]
-    tokens = sum(one["tokens"] for one in each)
-    lengths = each[0]["effective"] + each[1]["effective"]
-    assert each[0]["effective"] != each[1]["effective"]
-    expected = [sum(one["overlap"] for one in each) / tokens, sum(lengths) / len(lengths)]
-    assert each[0]["logged"] == [pytest.approx(expected)]
+def check_measures(folder):
+    """Means are over both processes."""
+    made = trainer(folder, given={"prune": PRUNED}, max_steps=1)
+    kept, compute = [], made._compute_loss
+
+    def keep(*arguments):
+        result = compute(*arguments)
+        kept.append(made._scored)
+        return result
+
+    made._compute_loss = keep
+    (logged,) = history(made, "prune/overlap", "prune/effective_length")
+    ((scored, mask),) = kept
+    own = scored.overlap.sum().item(), int(mask.sum()), scored.effective_length.tolist()
+    each = [None, None]
+    torch.distributed.all_gather_object(each, own)
+    (overlap, tokens, lengths), (other_overlap, other_tokens, other_lengths) = each
+    assert lengths != other_lengths
+    lengths += other_lengths
+    assert logged == pytest.approx([(overlap + other_overlap) / (tokens + other_tokens), sum(lengths) / len(lengths)])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for check in (check_losses, check_budget, check_measures):
+        check(Path(sys.argv[1], check.__name__))
+    print("all checks passed")
+    torch.distributed.destroy_process_group()

@@ -83,15 +83,12 @@ class Engine(transformer_impl.FSDPEngineWithLMHead):
         return 1e-6
 
 
-def micro_batch(noise=1.0, *, holes=True, remove_padding=True, k=K):
+def micro_batch(*, holes=True, remove_padding=True):
     """Four conversations without padding, as verl's trainer hands them to the engine."""
     random = torch.Generator().manual_seed(0)
     tokens = [torch.randint(VOCABULARY, (p + r,), generator=random) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    teacher = []
-    for row in tokens:
-        logits = Model()(row).logits.detach()
-        logits = logits + noise * torch.randn(logits.shape, generator=random)
-        teacher.append(logits.log_softmax(-1).topk(k))
+    logits = [Model()(row).logits.detach() for row in tokens]
+    teacher = [(x + torch.randn(x.shape, generator=random)).log_softmax(-1).topk(K) for x in logits]
     masks = [torch.ones(r, dtype=torch.int64) for r in RESPONSES]
     if holes:
         masks[0][3:5] = masks[2][:1] = 0  # as what a tool said
@@ -109,16 +106,10 @@ def micro_batch(noise=1.0, *, holes=True, remove_padding=True, k=K):
         },
         batch_size=len(tokens),
     )
-    settings = {
-        "temperature": 1.0,
-        "use_remove_padding": remove_padding,
-        "distillation_use_topk": True,
-        "distillation_only": True,
-        "dp_size": 1,
-        "batch_num_tokens": int(sum(mask.sum() for mask in masks)),
-        "global_batch_size": len(tokens),
-    }
-    return tensordict_utils.assign_non_tensor(batch, **settings)
+    return tensordict_utils.assign_non_tensor(
+        batch, temperature=1.0, use_remove_padding=remove_padding, distillation_use_topk=True, distillation_only=True,
+        dp_size=1, batch_num_tokens=int(sum(mask.sum() for mask in masks)), global_batch_size=len(tokens),
+    )  # fmt: skip
 
 
 def loss_function_of(loss_config, **actor_settings):

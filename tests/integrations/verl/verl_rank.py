@@ -3,23 +3,10 @@
 import contextlib
 import types
 import warnings
+from unittest import mock
 
 import torch
 from torch import distributed as dist
-
-
-@contextlib.contextmanager
-def patched(losses):
-    from pruneopd_kernels.integrations.verl import patch_verl
-
-    before = {module: module.compute_forward_kl_topk for module in losses}
-    patch_verl()
-    assert all(module.compute_forward_kl_topk is not before[module] for module in losses)
-    try:
-        yield
-    finally:
-        for module, function in before.items():
-            module.compute_forward_kl_topk = function
 
 
 def losses():
@@ -31,9 +18,21 @@ def losses():
     return fsdp_losses, megatron_losses
 
 
+@contextlib.contextmanager
+def patched():
+    from pruneopd_kernels.integrations.verl import patch_verl
+
+    with contextlib.ExitStack() as stack:
+        stubs = [stack.enter_context(mock.patch.object(module, "compute_forward_kl_topk")) for module in losses()]
+        patch_verl()
+        assert all(module.compute_forward_kl_topk is not stub for module, stub in zip(losses(), stubs, strict=True))
+        yield
+
+
 def step_of_a_sequence_part(group, settings, sp_size, replaced):
     """The step of `verl_cases` under Ulysses sequence parallelism: loss, metrics and gradients of this rank."""
-    with patched(losses()) if replaced else contextlib.nullcontext(losses()):
+    losses()
+    with patched() if replaced else contextlib.nullcontext():
         import verl_cases
         from verl.utils.ulysses import set_ulysses_sequence_parallel_group
 
@@ -46,7 +45,7 @@ def step_of_a_sequence_part(group, settings, sp_size, replaced):
 
 def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
     """Megatron's `compute_forward_kl_topk` under tensor parallelism, verl's and the one in its place, of each token."""
-    _, megatron_losses = modules = losses()
+    _, megatron_losses = losses()
     import verl_cases
     from megatron.core import parallel_state
     from verl.models.mcore.util import preprocess_bshd_engine, preprocess_thd_engine
@@ -69,7 +68,7 @@ def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
         return {name: tensor.detach()[token] for name, tensor in {**found, "gradient": gradient}.items()}
 
     own = outputs()
-    with patched(modules):
+    with patched():
         return own, outputs()
 
 

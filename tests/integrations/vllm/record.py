@@ -1,12 +1,12 @@
 """Writes tests/data/vllm_prompt_logprobs.json: what a real server says of three short sequences, and the model itself.
 
-    $ PYTHONPATH=.:python build/integrations/vllm/bin/python tests/integrations/vllm/record.py float32 --url ...
+    $ PYTHONPATH=.:python build/integrations/vllm/bin/python tests/integrations/vllm/record.py DTYPE URL
 
-The name of a dtype says what the server computes in; other cases of the file are kept.
+DTYPE, float32 or bfloat16, is what the server computes in; the file's cases of the other one are kept.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ import pruneopd_kernels as po
 from pruneopd_demo.models import load_teacher
 from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Request, Server
+from pruneopd_kernels.integrations.topk import Asked
 from pruneopd_trainer.folders import smollm2_folder
 
 FILE = Path(__file__).parents[2] / "data" / "vllm_prompt_logprobs.json"
@@ -27,24 +28,20 @@ TEXTS = (  # a prompt and a response, the last of which is none that the model w
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("--url", required=True)
-    options = parser.parse_args()
+    dtype, url = sys.argv[1:]
     model, tokenizer = load_teacher(smollm2_folder())
     recorded = json.loads(FILE.read_text()) if FILE.exists() else {"k": K, "vocab_size": len(tokenizer), "cases": []}
-    recorded["cases"] = [case for case in recorded["cases"] if case["dtype"] != options.dtype]
+    recorded["cases"] = [case for case in recorded["cases"] if case["dtype"] != dtype]
     for texts in TEXTS:
         prompt, response = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
-        payload = vllm._payload("teacher", prompt, response, K)
-        [answer] = Server(options.url).ask(
-            "record", "/v1/completions", [Request("a text", payload, lambda answer: answer)]
-        )
+        payload = vllm._payload("teacher", Asked(0, "a text", prompt, response, K))
+        request = Request("a text", payload, lambda answer: answer)
+        [answer] = Server(url).ask("record", "/v1/completions", [request])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + response])).logits[:, len(prompt) - 1 : -1]
         stats = po.token_stats(logits, logits, token_ids=torch.tensor([response]), k=K)
         recorded["cases"].append({
-            "dtype": options.dtype, "prompt": prompt, "response": response, "payload": payload,
+            "dtype": dtype, "prompt": prompt, "response": response, "payload": payload,
             "prompt_logprobs": answer["choices"][0]["prompt_logprobs"],
             "model": {
                 "topk_ids": stats.teacher_topk_ids[0].tolist(),

@@ -2,7 +2,6 @@
 
 import json
 import runpy
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from pruneopd_demo.prompts import PROMPTS
 from pruneopd_demo.scoring import logit_chunks
 from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Request, Server, TeacherServerError, check_tokenizer
+from pruneopd_kernels.integrations.topk import Asked
 from pruneopd_trainer.chunks import hidden_states
 from pruneopd_trainer.folders import smollm2_folder
 from pruneopd_trainer.models import encode, remove_layers
@@ -33,7 +33,6 @@ class Served(NamedTuple):
     rollouts: object
     prompts: list
     responses: list
-    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def served(tmp_path_factory):
     with EXAMPLE["served"](folder / "model", K, folder / "server.log") as url:
         server = Server(url, timeout_s=120, attempt_timeout_s=60)
         prompts, responses = EXAMPLE["unpadded"](rollouts)
-        yield Served(server, model, tokenizer, rollouts, prompts, responses, folder / "server.log")
+        yield Served(server, model, tokenizer, rollouts, prompts, responses)
 
 
 def score(served, **changed):
@@ -98,8 +97,8 @@ def test_the_server_says_what_the_model_says(served):
 
 def test_recorded_answers_read_the_same(served):
     """The raw JSON of the server, which the tests without a server have a copy of, through the function for it."""
-    payloads = map(partial(vllm._payload, "teacher", k=K), served.prompts, served.responses)
-    positions = [raw(served, payload) for payload in payloads]
+    asked = (Asked(0, "", *pair, K) for pair in zip(served.prompts, served.responses, strict=True))
+    positions = [raw(served, vllm._payload("teacher", one)) for one in asked]
     assert all(position[0] is None for position in positions)
     out = vllm.from_prompt_logprobs(positions, served.prompts, served.responses, vocab_size=len(served.tokenizer), k=K)
     assert all(map(torch.equal, out, score(served)))
@@ -116,25 +115,21 @@ def test_offline_containers(flat):
     assert out.teacher_token_logprobs.tolist() == [[-3.0, -2.5]]
 
 
-def test_the_servers_limit_on_k(served):
-    with pytest.raises(
-        TeacherServerError, match=r"HTTP 400: .*max allowed: 16.*; start the server with --max-logprobs 17"
-    ):
+def test_what_the_server_refuses(served):
+    """A k above its limit, a name and ids that it does not know, a sequence without room for one token more."""
+    refused = r"request 0 of .* must be a success, got HTTP 400"
+    with pytest.raises(TeacherServerError, match=r"HTTP 400: .*max allowed: 16.*; start .* with --max-logprobs 17"):
         score(served, k=17)
-
-
-def test_a_sequence_without_room_for_one_token(served):
-    prompts, responses = [[1] * 1000], [[2] * 24]
-    with pytest.raises(TeacherServerError, match=r"request 0 of 1 \(1000 \+ 24 tokens\).*HTTP 400"):
-        vllm.score(served.server, prompts, responses, model="teacher", vocab_size=49152)
-    assert vllm.score(served.server, prompts, [[2] * 23], model="teacher", vocab_size=49152).mask.sum() == 23
-
-
-def test_ids_that_the_teacher_does_not_have(served):
-    with pytest.raises(TeacherServerError, match=r"request 0 of 1 .* must be a success, got HTTP 400"):
+    with pytest.raises(TeacherServerError, match="HTTP 404"):
+        score(served, model="student")
+    with pytest.raises(TeacherServerError, match=refused):
         vllm.score(served.server, [[1]], [[60000]], model="teacher", vocab_size=151936)
     with pytest.raises(TeacherServerError, match="is it another tokenizer's"):
-        score(served, vocab_size=max(max(map(max, served.prompts)), max(map(max, served.responses))) + 1)
+        score(served, vocab_size=max(map(max, served.prompts + served.responses)) + 1)
+    long = {"prompt_ids": [[1] * 1000], "model": "teacher", "vocab_size": 49152}
+    with pytest.raises(TeacherServerError, match=refused):
+        vllm.score(served.server, response_ids=[[2] * 24], **long)
+    assert vllm.score(served.server, response_ids=[[2] * 23], **long).mask.sum() == 23
 
 
 def test_the_tokenizer(served):
@@ -144,11 +139,6 @@ def test_the_tokenizer(served):
     check_tokenizer(served.server, encode, model="teacher")
     with pytest.raises(TeacherServerError, match="the tokenizers differ"):
         check_tokenizer(served.server, lambda text: encode(text.replace("12345", "12346")), model="teacher")
-
-
-def test_a_model_that_the_server_does_not_know(served):
-    with pytest.raises(TeacherServerError, match="HTTP 404"):
-        score(served, model="student")
 
 
 def test_ten_steps(served, capsys, tmp_path):
