@@ -5,35 +5,54 @@ python -m bench --only reliability --dtype bfloat16 --isa avx512      a part; pr
 python -m bench check                              the saved results against the project's targets
 python -m bench table                              writes the saved results into the README and the documentation
 
-Where there is a GPU, it is what is measured; --device cpu measures the processor there.
+If there is a GPU, it is what is measured; --device cpu measures the processor there. Each of these has a --help of its
+own:
+
+python -m bench linear           losses from hidden states
+python -m bench parallel         a vocabulary that is split over several processes
+python -m bench trl, verl        losses of other people's trainers
+python -m bench sampled_drift    drift by the sampled token against drift by overlap, on real models
+python -m bench sass             counts instructions in the kernels' machine code
+python -m bench predict          computes from them what the kernels should take
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import cases, cpu, data, gpu, memory, others, plan, protocol, results, table, targets
-from bench.cases import Case
-from bench.implementations import instruction_sets
-from bench.losses import LOSSES
-from bench.plan import Wanted
-from bench.protocol import Contender
+from bench.measure import answers, cases, devices, inputs, libraries, memory, plan, timing
+from bench.measure.cases import Case
+from bench.measure.implementations import instruction_sets
+from bench.measure.plan import Wanted
+from bench.measure.timing import Contender, Timing
+from bench.operators import OPERATORS, USUAL
+from bench.report import rows as results
+from bench.report import tables, targets
+
+OTHERS = {name: f"bench.studies.{name}" for name in ("linear", "parallel", "trl", "verl", "sampled_drift")}
+OTHERS |= {"sass": "bench.count.machine_code", "predict": "bench.count.predictions"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in OTHERS:
+        status: int = importlib.import_module(OTHERS[given[0]]).main(given[1:])
+        return status
+    options = _parse(given)
     if options.command == "table":
-        return table.write(options.file)
+        return tables.write(options.file)
     if options.command == "check":
         files = [options.file] if options.file else results.saved()
         return max([targets.report(file) for file in files], default=1)
-    options.file = options.file or results.FOLDER / f"{results.file_name(options.device)}.jsonl"
+    options.file = options.file or results.file_of(options.device)
     return _run(options)
 
 
@@ -50,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _on_cpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[str]:
-    """Everything is saved at the end, if it is right."""
+    """Save everything at the end, if it is right."""
     print(f"{results.cpu()}, {', '.join(instruction_sets()) or 'reference only'}, {options.threads} threads, "
           f"torch {torch.__version__}")  # fmt: skip
     if results.LOAD_AVERAGE > results.BUSY:
@@ -58,41 +77,43 @@ def _on_cpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[st
     rows: list[results.Row] = []
     wrong: list[str] = []
     for run in filter(None, plan.on_cpu(wanted)):
-        contenders = _contenders(run, cpu.contender, wrong)
+        contenders = _contenders(run, devices.on_cpu, wrong)
         seconds = options.seconds / 2 if run[0].passes else options.seconds  # a loss has a run of its own
-        timings = protocol.interleave(list(contenders.values()), seconds=seconds)
-        rows += _rows(contenders, timings)
+        rows += _rows(contenders, timing.interleave(list(contenders.values()), seconds=seconds))
         _forget()
     if options.memory:
         rows += _memory_on_cpu([row for row in rows if row["k"] == 16 and row["rows"] == "random"], options.threads)
     if (whole and not wrong) or options.save:
         results.save(rows, options.file)
-        print(f"\nwritten to {options.file}")
     return wrong
 
 
 def _on_gpu(options: argparse.Namespace, wanted: Wanted, whole: bool) -> list[str]:
-    """Each run is saved when it ends: the machine may be gone before the last one."""
+    """Save each run when it ends: the machine may be gone before the last one."""
     print(f"{results.gpu(options.device)}, torch {torch.__version__}", flush=True)
     wrong: list[str] = []
     for run in filter(None, plan.on_gpu(wanted, options.device)):
-        contenders = _contenders(run, gpu.contender, wrong)
-        timings = protocol.interleave(list(contenders.values()), seconds=options.seconds, clock=gpu.clock)
+        contenders = _contenders(run, devices.on_gpu, wrong)
+        timings = timing.interleave(list(contenders.values()), seconds=options.seconds, clock=devices.gpu_clock)
         rows = _rows(contenders, timings)
-        operators = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *LOSSES)
-        measured = [case for case in contenders if options.memory and case.op in operators]
+        measured = [case for case in contenders if options.memory and case.op in OPERATORS]
         del contenders  # and their graphs, which hold memory
         if whole or options.save:
             results.save(rows, options.file)
-            memory_rows = [results.memory_row(case, gpu.extra_bytes(case), options.threads) for case in measured]
-            results.save(memory_rows, options.file)
-            print(f"written to {options.file}", flush=True)
+            extra = {case: memory.on_gpu(_outputs_of(cases.call(case))) for case in measured}
+            results.save(
+                [results.memory_row(case, size, options.threads) for case, size in extra.items()], options.file
+            )
         _forget()
     return wrong
 
 
+def _outputs_of(call: Callable[[], object]) -> Callable[[], Any]:
+    return lambda: answers.fields(call()).values()
+
+
 def _contenders(run: list[Case], make: Callable[[Case], Contender], wrong: list[str]) -> dict[Case, Contender]:
-    """Those that give the right answer."""
+    """Return those that give the right answer."""
     found = {}
     for case in run:
         try:
@@ -105,23 +126,23 @@ def _contenders(run: list[Case], make: Callable[[Case], Contender], wrong: list[
     return found
 
 
-def _rows(contenders: dict[Case, Contender], timings: dict[str, protocol.Timing]) -> list[results.Row]:
+def _rows(contenders: dict[Case, Contender], timings: dict[str, Timing]) -> list[results.Row]:
     rows = results.time_rows({case: timings[contender.name] for case, contender in contenders.items()})
-    print("\n" + table.plain(rows), flush=True)
+    print("\n" + tables.plain(rows), flush=True)
     return rows
 
 
 def _forget() -> None:
-    data.forget()
+    inputs.forget()
     cases.gold.cache_clear()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
-    """One process a case; of the instruction sets only the best, for the buffers are the same."""
+    """Measure one process a case; of the instruction sets only the best, because the buffers are the same."""
     best = (instruction_sets() or ("none",))[0]
-    chosen = [("cpp", best), *((peer, "none") for peer in ("eager", *cases.USUAL))]
+    chosen = [("cpp", best), *((peer, "none") for peer in ("eager", *USUAL))]
     rows = []
     print("\nmemory beyond inputs and outputs, MiB per thread")
     for row in timed:
@@ -129,10 +150,13 @@ def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
         if row["op"] in cases.YARDSTICKS or passes == "forward" or (row["impl"], row["isa"]) not in chosen:
             continue
         case = Case(row["op"], row["dtype"], row["impl"], row["isa"], passes=passes)
-        extra = memory.measure(case, threads)
-        if extra is not None:
-            rows.append(results.memory_row(case, extra, threads))
-            print(f"{case.name:56} {extra / threads / 2**20:10.2f}", flush=True)
+        try:
+            extra = memory.on_cpu(case, threads)
+        except RuntimeError as reason:  # where Linux does not say
+            print(reason)
+            continue
+        rows.append(results.memory_row(case, extra, threads))
+        print(f"{case.name:56} {extra / threads / 2**20:10.2f}", flush=True)
     return rows
 
 
@@ -145,24 +169,19 @@ def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
     return Wanted(ops, dtypes, isas, impls, ks, rows, peers=peers, reference=whole), whole
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    ops = (*cases.LOGIT_OPS, *cases.TOPK_OPS, *LOSSES, *others.PARTS)
     parser.add_argument("command", nargs="?", choices=("run", "table", "check"), default="run")
-    parser.add_argument("--only", action="append", default=[], choices=ops, metavar="OP")
-    parser.add_argument("--dtype", action="append", default=[], choices=data.DTYPES)
+    parser.add_argument("--only", action="append", default=[], choices=(*OPERATORS, *libraries.PARTS), metavar="OP")
+    parser.add_argument("--dtype", action="append", default=[], choices=inputs.DTYPES)
     parser.add_argument("--isa", action="append", default=[], choices=("avx512", "avx2", "portable"))
     parser.add_argument("--impl", action="append", default=[], choices=("cpp", "cuda", "triton", "reference"))
     parser.add_argument("--k", action="append", default=[], type=int, choices=(16, 64, 256))
     parser.add_argument("--rows", action="append", default=[], choices=("random", "ascending"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        help="turns of one run, a loss: half (default: 10; on a GPU, 2)",
-    )
+    parser.add_argument("--seconds", type=float, help="turns of one run; a loss, half (default: 10; on a GPU, 2)")
     parser.add_argument("--no-peers", action="store_true", help="without PyTorch to compare with")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile's peers in a part, too")
     parser.add_argument("--no-memory", dest="memory", action="store_false")

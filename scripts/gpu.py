@@ -75,7 +75,7 @@ def steps(out: Path, results_name: str) -> list[Step]:
         # An error of a CUDA kernel ends the process that it occurs in, for all other implementations too.
         Step("measurements of triton", 120, (*bench, "--impl", "triton", "--save"), 10, unless="measurements"),
         Step("targets", 30, (*python, "-m", "bench", "check", "--file", str(out / results_name)), show=True),
-        Step("losses beside TRL's", 60, (*python, "-m", "bench.trl", "--file", str(out / "trl.jsonl")), show=True),
+        Step("losses beside TRL's", 60, (*python, "-m", "bench", "trl", "--file", str(out / "trl.jsonl")), show=True),
         Step("barriers", 40, (*sanitizer, "--tool", "synccheck", *small, "cuda")),
         Step("memory that nobody wrote", 40, (*sanitizer, "--tool", "initcheck", *small, "cuda")),
     ]
@@ -164,7 +164,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"make gpu must have a GPU that torch can use, got none in torch {torch.__version__} of {sys.executable}")
         return 1
-    from bench import results
+    from bench.report import rows as results
 
     major, minor = torch.cuda.get_device_capability()
     os.environ["PRUNEOPD_CUDA"] = "ON"
@@ -173,7 +173,7 @@ def main() -> int:
     os.environ["PATH"] += f"{os.pathsep}/usr/local/cuda/bin"
     out = Path(os.environ.get("OUT") or ROOT / "build/gpu").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = run_all(steps(out, f"{results.file_name('cuda')}.jsonl"), out)
+    outcomes = run_all(steps(out, results.file_of("cuda").name), out)
     print(f"\n{sum(outcome.seconds for outcome in outcomes):.0f} s; what was left is in {out}\n")
     for outcome in outcomes:
         print(f"{outcome.seconds:6.1f} s  {outcome.step}: {outcome.status}")

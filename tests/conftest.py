@@ -2,8 +2,9 @@ import signal
 
 import hypothesis
 import pytest
-import tiers
 import torch
+
+import tiers
 
 # A script's background job is started with SIGINT ignored, and so would be every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import sass
+from bench.count import machine_code as sass
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"

@@ -1,7 +1,5 @@
 """The recipes of docs/integrations/trl.md, the example and the measurement run, with tiny models."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -12,8 +10,8 @@ from trl.experimental import server_distillation
 from trl.generation import vllm_client
 
 import trl
-from bench import results
-from bench import trl as bench
+from bench.report import rows as results
+from bench.studies import trl as bench
 from pruneopd_kernels import PruneConfig
 from test_documentation import blocks
 
@@ -60,7 +58,7 @@ def test_the_example_runs(tmp_path, capsys, monkeypatch):
     assert 0 < loss < 10 and 0.3 < overlap < 1 and 0 < drift < 1 and 0 < length <= 85
 
 
-# --- bench.trl, at a size that shows no speed -------------------------------------------------------------------------
+# --- python -m bench trl, at a size that shows no speed -----------------------------------------------------------------
 
 MEASURED = "--positions 32 --hidden 8 --vocabulary 200 --seconds 0 --rounds 1 --device cpu".split()
 
@@ -81,9 +79,3 @@ def test_a_wrong_loss_is_not_timed(monkeypatch, capsys):
     assert bench.main(MEASURED) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("NOT TIMED: reverse_kl: the loss is ")
-
-
-def test_without_trl_it_says_so():
-    code = "import sys; sys.modules['trl'] = None\nfrom bench import trl\nprint(trl.main([]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "bench.trl: TRL is not installed here, so its losses were not measured\n0\n"

@@ -10,12 +10,15 @@ from torch import Tensor
 VOCABULARY = 151936
 LONG = (64, 12288, 16)  # a training batch's top-k ids
 DTYPES = ("float32", "bfloat16", "float16")
-ROWS_AT_ONCE = 256  # made in float32, whatever the dtype
+ROWS_AT_ONCE = 256  # made in float32, regardless of the dtype
+PER_POSITION = ("token_ids", "weight")  # of what an operator is given; all else has k values a position
+
+Shape = tuple[int, ...]
 
 
 @functools.cache
-def logits(dtype: str, rows: str, shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
-    """Student and teacher. Random rows overlap by about .65 at k=16; in half precision equal logits are common."""
+def logits(dtype: str, rows: str, shape: Shape, device: str) -> tuple[Tensor, Tensor]:
+    """Return student and teacher. Random rows overlap by about .65 at k=16; half precision has many equal logits."""
     generator = torch.Generator(device).manual_seed(0)
     pair = [torch.empty((*shape, VOCABULARY), dtype=getattr(torch, dtype), device=device) for _ in range(2)]
     for student_rows, teacher_rows in zip(*(whole.flatten(0, -2).split(ROWS_AT_ONCE) for whole in pair), strict=True):
@@ -27,19 +30,14 @@ def logits(dtype: str, rows: str, shape: tuple[int, ...], device: str) -> tuple[
 
 
 @functools.cache
-def like_logits(dtype: str, shape: tuple[int, ...], device: str) -> Tensor:
-    """Where the student's logits are copied to."""
+def like_logits(dtype: str, shape: Shape, device: str) -> Tensor:
+    """Return a place to copy the student's logits to."""
     return torch.empty((*shape, VOCABULARY), dtype=getattr(torch, dtype), device=device)
 
 
 @functools.cache
-def token_ids(shape: tuple[int, ...], device: str) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(1)).to(device)
-
-
-@functools.cache
 def topk_ids(sets: int, device: str) -> tuple[Tensor, Tensor]:
-    """Different ids in a row; about a third of the teacher's are not among the student's."""
+    """Return different ids in a row; about a third of the teacher's are not among the student's."""
     generator = torch.Generator().manual_seed(2)
     shape = (sets, *LONG)
     start = torch.randint(VOCABULARY, (*shape[:-1], 1), generator=generator)
@@ -55,8 +53,8 @@ def drift(sets: int, device: str) -> Tensor:
 
 
 @functools.cache
-def candidates(side: str, dtype: str, k: int, shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
-    """The k best ids of the student's or the teacher's random logits, and their log-probabilities in float32."""
+def candidates(side: str, dtype: str, k: int, shape: Shape, device: str) -> tuple[Tensor, Tensor]:
+    """Return the k best ids of one side's random logits, and their log-probabilities in float32."""
     pair = logits(dtype, "random", shape, device)
     found = []
     for rows in pair[side == "teacher"].flatten(0, -2).split(ROWS_AT_ONCE):
@@ -67,17 +65,30 @@ def candidates(side: str, dtype: str, k: int, shape: tuple[int, ...], device: st
 
 
 @functools.cache
-def advantages(k: int, shape: tuple[int, ...], device: str) -> Tensor:
-    return torch.randn((*shape, k), generator=torch.Generator().manual_seed(4)).to(device)
+def given(name: str, dtype: str, k: int, shape: Shape, device: str) -> Tensor:
+    """Return what an operator is given besides its large inputs, by the name of the parameter."""
+    if name == "token_ids":
+        return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(1)).to(device)
+    if name == "weight":  # from w_base to w_base + 1, as L
+        return (torch.rand(shape, generator=torch.Generator().manual_seed(5)) + 0.5).to(device)
+    if name == "advantages":
+        return torch.randn((*shape, k), generator=torch.Generator().manual_seed(4)).to(device)
+    ids, logprobs = candidates("teacher" if name.startswith("teacher") else "student", dtype, k, shape, device)
+    return ids if name.endswith("ids") else logprobs
 
 
-@functools.cache
-def weights(shape: tuple[int, ...], device: str) -> Tensor:
-    """Of positions, from w_base to w_base + 1 as L is."""
-    return (torch.rand(shape, generator=torch.Generator().manual_seed(5)) + 0.5).to(device)
+def given_like(name: str, k: int, shape: Shape, device: str = "meta") -> Tensor:
+    """Return the same in shape and dtype: different ids, and zeros."""
+    shape = shape if name in PER_POSITION else (*shape, k)
+    if name.endswith("ids"):
+        return torch.arange(shape[-1], device=device).expand(shape)
+    return torch.zeros(shape, device=device)
+
+
+CACHED = (logits, like_logits, topk_ids, drift, candidates, given)
 
 
 def forget() -> None:
     """Give the memory back: a run's logits are gigabytes."""
-    for function in (logits, like_logits, token_ids, topk_ids, drift, candidates, advantages, weights):
+    for function in CACHED:
         function.cache_clear()

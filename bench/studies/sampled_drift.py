@@ -1,7 +1,7 @@
 """How drift judged by the sampled token's log-ratio agrees with drift judged by overlap, on real models.
 
-python -m bench.sampled_drift            measures, minutes on two cores; writes the result and the page's table
-python -m bench.sampled_drift table      writes the saved result into the documentation
+python -m bench sampled_drift            measures, minutes on two cores; writes the result and the page's table
+python -m bench sampled_drift table      writes the saved result into the documentation
 
 Students are SmolLM2-135M-Instruct without the layers that it needs least; they answer the demonstration's questions,
 and the whole model scores every token. Both kinds of drift are of the same tokens.
@@ -10,7 +10,6 @@ and the whole model scores every token. Both kinds of drift are of the same toke
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import pruneopd_kernels as po
-from bench import results
+from bench.report import rows as results
 from pruneopd_demo.models import load_teacher
 from pruneopd_demo.prompts import PROMPTS
 from pruneopd_demo.scoring import logit_chunks
@@ -33,7 +32,7 @@ from pruneopd_trainer.models import encode, least_needed_layers, remove_layers
 from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
 
 FILE = results.FOLDER / "sampled_drift.json"
-PAGE = Path(__file__).parent.parent / "docs" / "integrations" / "sampled_token.md"
+PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "sampled_token.md"
 MARKS = "<!-- sampled_drift:begin -->", "<!-- sampled_drift:end -->"
 REMOVED = (1, 4, 10)
 THRESHOLDS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -53,7 +52,7 @@ class Drift(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sampled_drift", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m bench sampled_drift", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("command", nargs="?", choices=["measure", "table"], default="measure")
     parser.add_argument("--length", type=int, default=160, help="the most tokens a response may have")
@@ -91,8 +90,7 @@ def measure(length: int, seeds: int) -> Row:
         print(f"{name}: {int(drift.mask.sum())} tokens, {time.perf_counter() - start:.0f} s", flush=True)
     return {
         "prompts": len(PROMPTS), "responses": len(prompt_ids), "length": length, "k": config.k,
-        "threshold": config.threshold, "w_drop": config.w_drop, **results.versions(), "cpu": results.cpu(),
-        "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}", "students": students,
+        "threshold": config.threshold, "w_drop": config.w_drop, **results.head("sampled drift"), "students": students,
     }  # fmt: skip
 
 
@@ -216,14 +214,10 @@ def tables(result: Row) -> str:
     parts.append(
         f"{result['responses']} responses of up to {result['length']} tokens to {result['prompts']} questions; "
         f"k={result['k']}, an overlap below {result['threshold']:g} is drift, w_drop={result['w_drop']:g}; "
-        f"torch {result['torch']}, {result['date']}."
+        f"torch {result['torch']}, {result['date'][:10]}."
     )
     return "\n".join(parts)
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

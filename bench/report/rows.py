@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from bench import others
-from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, YARDSTICKS, Case, counted_bytes, inputs, reading
-from bench.implementations import NO_SET, instruction_sets
-from bench.losses import LOSSES
-from bench.protocol import Timing
+from bench.measure import libraries
+from bench.measure.cases import PEERS, YARDSTICKS, Case, counted_bytes, reading
+from bench.measure.implementations import NO_SET, instruction_sets
+from bench.measure.timing import Timing
+from bench.operators import LOGIT_OPS, OPERATORS, TOPK_OPS
 
-FOLDER = Path(__file__).parent / "results"
-PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/predict.py expects of a GPU
+FOLDER = Path(__file__).parent.parent / "results"
+PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/count/predictions.py expects of a GPU
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
 BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
@@ -50,54 +50,70 @@ def gpu(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def file_name(device: str) -> str:
-    """The name of this machine's file: the GPU's, or processor and best instruction set."""
+def file_of(device: str) -> Path:
+    """Return this machine's file: named after the GPU, or after processor and best instruction set."""
     name = f"{cpu()} {(instruction_sets() or ('reference',))[0]}" if device == "cpu" else gpu(device)
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+    return FOLDER / f"{name}.jsonl"
 
 
-def versions() -> Row:
-    own = _version("pruneopd-kernels")
-    return {"pruneopd_kernels": own, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
 
 
+def digits(value: float, count: int = 5) -> float:
+    return float(f"{value:.{count}g}")
+
+
+def head(measure: str, device: str = "cpu", **fields: Any) -> Row:
+    """Return what every row says: what was measured, on which machine, with which versions, when."""
+    on_cpu = {"threads": torch.get_num_threads(), "cpu": cpu()}
+    return {
+        "measure": measure,
+        **fields,
+        **(
+            on_cpu if device == "cpu" else {"gpu": gpu(device), "triton": version("triton"), "cuda": torch.version.cuda}
+        ),
+        "pruneopd_kernels": version("pruneopd-kernels"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_average": LOAD_AVERAGE,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+    }
+
+
+def times(timing: Timing) -> Row:
+    return {
+        "rounds": timing.rounds,
+        "median_ms": digits(timing.median_s * 1e3),
+        "min_ms": digits(timing.min_s * 1e3),
+    }
+
+
 def time_rows(timings: Mapping[Case, Timing]) -> list[Row]:
-    """One row a case, with the ratios to the readings and peers of the same run."""
+    """Return one row a case, with the ratios to the readings and peers of the same run."""
     rows = []
     for case, timing in timings.items():
         size = counted_bytes(case)
-        row = _head("time", case) | {
-            "rounds": timing.rounds,
-            "median_ms": _digits(timing.median_s * 1e3),
-            "min_ms": _digits(timing.min_s * 1e3),
-            "counted_bytes": size,
-            "gb_s": _digits(size / timing.median_s / 1e9),
-        }
+        row = _head("time", case) | times(timing)
+        row |= {"counted_bytes": size, "gb_s": digits(size / timing.median_s / 1e9)}
         for name, other in _compared_with(case).items():
             if other in timings and other != case:
-                row[name] = _digits(timings[other].median_s / timing.median_s)
+                row[name] = digits(timings[other].median_s / timing.median_s)
             if name.startswith("fraction_of_read") and other in timings:
-                row[f"{name}_min"] = _digits(timings[other].min_s / timing.min_s)
+                row[f"{name}_min"] = digits(timings[other].min_s / timing.min_s)
         copies = [other for other in timings if other.op == "copy"]
-        if copies and case.op in (*LOGIT_OPS, *TOPK_OPS, *LOSSES):
+        if copies and case.op in OPERATORS:
             (copy,) = copies
-            row["fraction_of_copy"] = _digits(row["gb_s"] / (counted_bytes(copy) / timings[copy].median_s / 1e9))
+            row["fraction_of_copy"] = digits(row["gb_s"] / (counted_bytes(copy) / timings[copy].median_s / 1e9))
         base = replace(case, k=16, rows="random")
         if case.op in LOGIT_OPS and base != case and base in timings:
-            row["time_over_k16_random"] = _digits(timing.median_s / timings[base].median_s)
+            row["time_over_k16_random"] = digits(timing.median_s / timings[base].median_s)
         rows.append(row)
     return rows
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 def memory_row(case: Case, extra_bytes: int, threads: int) -> Row:
@@ -106,35 +122,15 @@ def memory_row(case: Case, extra_bytes: int, threads: int) -> Row:
 
 
 def _head(measure: str, case: Case) -> Row:
-    return {
-        "measure": measure,
-        "op": case.op,
-        "dtype": case.dtype,
-        "impl": case.impl,
-        "isa": case.isa,
-        "k": case.k,
-        "rows": case.rows,
-        **({"passes": case.passes} if case.passes else {}),
-        "shape": list(inputs(case)[0].shape),
-        **(_on_cpu() if case.device == "cpu" else _on_gpu(case)),
-        **versions(),
-        "load_average": LOAD_AVERAGE,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
-    }
-
-
-def _on_cpu() -> Row:
-    return {"threads": torch.get_num_threads(), "cpu": cpu()}
-
-
-def _on_gpu(case: Case) -> Row:
-    positions = {} if case.op in TOPK_OPS else {"positions": case.positions}
-    return positions | {"gpu": gpu(case.device), "triton": _version("triton"), "cuda": torch.version.cuda}
+    of_case = {name: getattr(case, name) for name in ("op", "dtype", "impl", "isa", "k", "rows")}
+    of_case |= {"passes": case.passes} if case.passes else {}
+    of_case |= {"positions": case.positions} if case.device != "cpu" and case.op not in TOPK_OPS else {}
+    return head(measure, case.device, **of_case, shape=list(case.shape_of_inputs))
 
 
 def _compared_with(case: Case) -> dict[str, Case]:
-    """Name of a ratio -> the case whose time is divided by this one's."""
-    no_operator = (*YARDSTICKS, *others.PARTS)
+    """Return the name of a ratio -> the case whose time is divided by this one's."""
+    no_operator = (*YARDSTICKS, *libraries.PARTS)
     peers = {f"times_faster_than_{peer}": replace(case, impl=peer, isa=NO_SET) for peer in PEERS}
     if case.op in no_operator or case.k != 16 or case.rows != "random" or case.impl in PEERS:
         peers = {}
@@ -149,7 +145,7 @@ def key(row: Row) -> tuple[object, ...]:
 
 
 def saved() -> list[Path]:
-    """The files of all machines whose results are kept."""
+    """Return the files of all machines whose results are kept."""
     return sorted(path for path in FOLDER.glob("*.jsonl") if path.name != PREDICTIONS)
 
 
@@ -158,7 +154,8 @@ def load(path: Path) -> list[Row]:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Writes the rows, each in the place of an older one with the same key."""
+    """Write the rows, each in the place of an older one with the same key."""
     merged = {key(row): row for row in [*load(path), *rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in merged.values()))
+    print(f"written to {path}", flush=True)

@@ -2,8 +2,8 @@
 
 Where a kernel reads one row, a "pair" is one element of it.
 
-python -m bench.sass pruneopd_kernels/_cuda.so                       every kernel with a row loop
-python -m bench.sass FILE... --arch sm_90 --kernel token_stats       some of them; FILE may be a cubin of Triton's
+python -m bench sass pruneopd_kernels/_cuda.so                       every kernel with a row loop
+python -m bench sass FILE... --arch sm_90 --kernel token_stats       some of them; FILE may be a cubin of Triton's
 
 The row loop is the innermost one with 16-byte loads of global memory and `MUFU.EX2`. What is counted is one trip on the
 shortest path with both: what is done when nothing rare happens.
@@ -17,12 +17,13 @@ import itertools
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from bench.operators import OPERATORS
 
 # The pipe that executes an instruction, by the start of its name; the first that fits. What is not listed is integer.
 PIPES = {
@@ -35,13 +36,9 @@ PIPES = {
 }
 
 
-# Kernel: the rows that it loads, and of how many it takes exponentials. Of all others two and two.
-ROWS = {
-    "topk_policy_loss_kernel": (1, 1),
-    "topk_forward_kl_kernel": (1, 1),
-    "logprobs_backward_kernel": (1, 1),
-    "reverse_kl_backward_kernel": (2, 1),
-}
+# Kernel: the rows that it loads, and of how many it takes exponentials.
+ROWS = {f"{name}_kernel": (len(op.reads), len(op.reads)) for name, op in OPERATORS.items() if op.of_logits}
+ROWS |= {f"{op.backward}_kernel": (len(op.reads), 1) for op in OPERATORS.values() if op.is_loss}
 
 
 @dataclass(frozen=True)
@@ -338,7 +335,7 @@ def report(kernel: Kernel) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.sass", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench sass", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="+", type=Path)
     parser.add_argument("--arch", help="such as sm_90; all by default")
@@ -360,7 +357,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     sep="\n",
                 )
     return 0 if chosen else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

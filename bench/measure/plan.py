@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench import data, others
-from bench.cases import LOGIT_OPS, PEERS, TOPK_OPS, USUAL, Case, reading
-from bench.data import DTYPES
-from bench.implementations import NO_SET, instruction_sets, usable_on
-from bench.losses import LOSSES
+from bench.measure import inputs, libraries
+from bench.measure.cases import PEERS, Case, reading
+from bench.measure.implementations import NO_SET, instruction_sets, usable_on
+from bench.measure.inputs import DTYPES
+from bench.operators import LOGIT_OPS, LOSSES, OPERATORS, TOPK_OPS
 
 K_AND_ROWS = [(16, "random"), (64, "random"), (256, "random"), (16, "ascending")]
 MANY, FEW = 8192, (1, 16, 64)  # positions on a GPU
 LOSS_DTYPES = DTYPES[:2]  # unless another is asked for
-DTYPE_OF = {"reliability_from_topk": "int64", "reliability_from_drift": "bool"}
+DTYPE_OF = {op: "bool" if OPERATORS[op].reads == ("drift",) else "int64" for op in TOPK_OPS}
+LONGER_K = tuple(op for op in LOGIT_OPS if OPERATORS[op].longer_k)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _logits_on_cpu(dtype: str, wanted: Wanted) -> list[Case]:
         for op in LOGIT_OPS
         for k, order in K_AND_ROWS
         for impl, isa in _compiled()
-        if op == "reliability" or k == 16
+        if op in LONGER_K or k == 16
     ]
     if instruction_sets() and wanted.reference and dtype == "float32":
         rows += [Case(op, dtype, "reference") for op in LOGIT_OPS]
@@ -98,7 +99,7 @@ def _with_peers(chosen: list[Case], peers: tuple[str, ...], wanted: Wanted) -> l
     found = [
         Case(row.op, row.dtype, peer, device=row.device, positions=row.positions, passes=row.passes)
         for row in chosen
-        for peer in (*peers, *(USUAL if row.op == "topk_forward_kl" else ()))
+        for peer in (*peers, *OPERATORS[row.op].usual)
         if peer in wanted.peers
     ]
     return list(dict.fromkeys([*chosen, *found]))
@@ -117,7 +118,7 @@ def on_gpu(wanted: Wanted, device: str = "cuda") -> Iterator[list[Case]]:
         return [row for one in found for row in [replace(one, **fields)] if wanted.takes(row)]  # type: ignore[arg-type]
 
     def at_all_k(**fields: object) -> list[Case]:
-        longer = [row for k in (64, 256) for row in cases(("reliability",), k=k, **fields)]
+        longer = [row for k in (64, 256) for row in cases(LONGER_K, k=k, **fields)]
         return cases(LOGIT_OPS, **fields) + longer + cases(LOGIT_OPS, rows="ascending", **fields)
 
     def few(positions: int) -> list[Case]:
@@ -158,10 +159,10 @@ def _with_copy(run: list[Case], wanted: Wanted) -> list[Case]:
 
 def _parts(device: str, positions: int, wanted: Wanted) -> list[Case]:
     found = []
-    for part, functions in others.PARTS.items():
+    for part, functions in libraries.PARTS.items():
         for impl in functions:
             case = Case(part, "bfloat16", impl, device=device, positions=positions)
-            if not others.installed(impl):
+            if not libraries.installed(impl):
                 print(f"{impl} is not installed: its {part} is not timed")
             elif wanted.takes(case):
                 found.append(case)
@@ -172,6 +173,6 @@ def positions_that_fit(device: str) -> int:
     """8192, unless eager PyTorch's copies of that many rows would not fit; it needs up to 40 bytes an element pair."""
     memory = torch.cuda.get_device_properties(device).total_memory if device == "cuda" else 2**62
     positions = MANY
-    while positions * data.VOCABULARY * 60 > memory:
+    while positions * inputs.VOCABULARY * 60 > memory:
         positions //= 2
     return positions

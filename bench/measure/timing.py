@@ -1,11 +1,11 @@
-"""How everything in this folder is timed. There is no second way.
+"""How everything here is timed. There is no second way.
 
 All contenders of a run work on the same tensors. A run is a number of rounds; in each round every contender is called
 once, in an order that is shuffled anew (with a fixed seed), so that noise from the rest of the machine hits all alike
 and nobody always follows the same neighbour. Just before a timed call the contender's inputs are read once, untimed,
 so that each starts from the same state of the caches, whatever ran before it. Timed is one call, from Python, with
-the allocation of its outputs; the garbage collector is off. A GPU has a clock of its own (`bench/gpu.py`), which takes
-the place of the processor's; all else is the same.
+the allocation of its outputs; the garbage collector is off. A GPU has a clock of its own
+(`bench/measure/devices.py`), which takes the place of the processor's; all else is the same.
 
 Reported are the median and the minimum over the rounds. A ratio is always the ratio of two medians of the same run.
 """

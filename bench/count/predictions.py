@@ -1,7 +1,7 @@
 """What the GPU kernels should take, from bytes and from their machine code, so that a measurement can contradict it.
 
-python -m bench.predict pruneopd_kernels/_cuda.so        writes bench/results/predictions.jsonl
-python -m bench.predict FILE.so CUBIN...                 with Triton's kernels, from the cubins in its cache
+python -m bench predict pruneopd_kernels/_cuda.so        writes bench/results/predictions.jsonl
+python -m bench predict FILE.so CUBIN...                 with Triton's kernels, from the cubins in its cache
 
 Many positions. A multiprocessor holds some blocks, each with one position at a time. A position needs its bytes, which
 come at a 132nd of the device's bandwidth; the issue slots of its row loop (counted in the SASS) or the time of its
@@ -16,17 +16,20 @@ Few positions. Everything is latency: the phases of one block follow each other.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench import data, results, sass
-from bench.cases import Case, counted_bytes
-from bench.losses import LOSSES
+from bench.count import machine_code as sass
+from bench.measure import inputs
+from bench.measure.cases import Case, counted_bytes
+from bench.operators import LOGIT_OPS, LOSSES, OPERATORS
+from bench.report import rows as results
 
 
 @dataclass(frozen=True)
@@ -73,21 +76,24 @@ TRITON_SELECTION = {16: 10_000, 64: 25_000, 256: 70_000}  # instructions of all 
 
 
 def other_instructions(case: Case) -> float:
-    """Besides the row loop, of all warps together."""
+    """Return how many there are besides the row loop, of all warps together."""
+    op = OPERATORS[case.op]
     if case.passes == "backward":
-        return 2000 if case.op == "reverse_kl" else 4000  # the state; the candidates too
-    if case.op == "topk_forward_kl":
-        return selection_instructions(case.impl, case.k) / 2 + 1000  # one row's
-    return 4000 if case.op in LOSSES else selection_instructions(case.impl, case.k)
+        return 2000 if len(op.reads) == 2 else 4000  # the state; the candidates too
+    if op.selections == 1:
+        return selection_instructions(case.impl, case.k) / 2 + 1000
+    return selection_instructions(case.impl, case.k) if op.selections else 4000
 
 
 def other_cycles(case: Case) -> float:
-    """What a block waits for besides: before its row and after it."""
+    """Return what a block waits for besides: before its row and after it.
+
+    The selection of a single row has twice the warps, but its scans do not.
+    """
+    op = OPERATORS[case.op]
     if case.passes == "backward":
-        return 2500 if case.op == "reverse_kl" else 5000
-    if case.op == "topk_forward_kl":
-        return selection_cycles(case.impl, case.k)  # a row's selection has twice the warps, and its scans have not
-    return 4500 if case.op in LOSSES else selection_cycles(case.impl, case.k)
+        return 2500 if len(op.reads) == 2 else 5000
+    return selection_cycles(case.impl, case.k) if op.selections else 4500
 
 
 def selection_instructions(impl: str, k: int) -> float:
@@ -113,7 +119,7 @@ def selection_cycles(impl: str, k: int) -> float:
 
 def work(case: Case, loop: sass.RowLoop, registers: int, machine: Machine) -> Work:
     """The row loop ends no sooner than its instructions are issued, nor than its exponentials are through."""
-    pairs = data.VOCABULARY
+    pairs = inputs.VOCABULARY
     loop_cycles = max(
         pairs * loop.slots_per_pair / 32 / machine.issue_slots,
         pairs * loop.exponentials_per_pair / machine.exponentials,
@@ -147,7 +153,7 @@ def many_us(case: Case, work: Work, machine: Machine) -> tuple[float, float]:
 
 def few_us(case: Case, loop: sass.RowLoop, machine: Machine) -> float:
     """A memset and the kernel; loads, bound by bandwidth or by latency; the slices meet; the last of them selects."""
-    units = math.ceil(data.VOCABULARY / 16384)
+    units = math.ceil(inputs.VOCABULARY / 16384)
     slices = min(units, math.ceil(2 * machine.multiprocessors / case.positions))
     steps = math.ceil(units / slices) * 2
     step_us = machine.load_us + machine.us(loop.slots_per_pair * loop.pairs * WARPS[case.impl] / machine.issue_slots)
@@ -200,32 +206,28 @@ def predict(case: Case, kernel: sass.Kernel, machine: Machine = H200) -> results
 
 def cases() -> list[Case]:
     """Those that have a target, and float32."""
-    base = Case("reliability", "bfloat16", "cuda", device="cuda", positions=8192)
+    base = Case(LOGIT_OPS[0], "bfloat16", "cuda", device="cuda", positions=8192)
+    of_both: list[dict[str, Any]] = [
+        {},
+        {"rows": "ascending"},
+        {"dtype": "float32", "positions": 2048},
+        {"impl": "triton"},
+    ]
+    of_one: list[dict[str, Any]] = [{"k": 64}, {"k": 256}, *({"positions": positions} for positions in (1, 16, 64))]
     return [
-        base,
-        replace(base, op="token_stats"),
-        replace(base, k=64),
-        replace(base, k=256),
-        replace(base, rows="ascending"),
-        replace(base, op="token_stats", rows="ascending"),
-        *(replace(base, positions=positions) for positions in (1, 16, 64)),
-        replace(base, dtype="float32", positions=2048),
-        replace(base, op="token_stats", dtype="float32", positions=2048),
+        *(replace(base, op=op, **fields) for fields in of_both for op in LOGIT_OPS),
+        *(replace(base, **fields) for fields in of_one),
         *(replace(base, op=loss, passes=passes) for loss in LOSSES for passes in ("forward", "backward")),
-        replace(base, impl="triton"),
-        replace(base, impl="triton", op="token_stats"),
     ]
 
 
-def _digits(value: float) -> float:
-    return float(f"{value:.3g}")
+_digits = functools.partial(results.digits, count=3)
 
 
 def kernel_of(case: Case, kernels: Sequence[sass.Kernel]) -> sass.Kernel | None:
     """The kernel that computes the case. Triton's names hold neither type nor k; k=16 takes the fewest registers."""
     types = {"bfloat16": "<BFloat16>", "float32": "<float>"}
-    backward = "reverse_kl_backward" if case.op == "reverse_kl" else "logprobs_backward"
-    name = f"{backward if case.passes == 'backward' else case.op}_kernel"
+    name = f"{OPERATORS[case.op].backward if case.passes == 'backward' else case.op}_kernel"
     name += types[case.dtype] if case.impl == "cuda" else ""
     size = getattr(torch, case.dtype).itemsize
     found = [(kernel, sass.row_loop(kernel)) for kernel in kernels if kernel.short_name == name]
@@ -235,7 +237,7 @@ def kernel_of(case: Case, kernels: Sequence[sass.Kernel]) -> sass.Kernel | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="+", type=Path)
     options = parser.parse_args(arguments)
@@ -245,7 +247,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         print({name: row[name] for name in row if name not in ("measure", "isa", "gpu")})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Instructions in the machine code, and the times that they predict."""

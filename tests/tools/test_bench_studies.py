@@ -1,0 +1,171 @@
+"""The measurements beside the operators', at sizes that show no speed; and what is published of them."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import processes
+from bench.report import rows as results
+from bench.report import tables, targets
+from bench.studies import linear, sampled_drift
+from bench.studies.linear import Size
+from bench.studies.sampled_drift import Drift, agreement, ranking
+from pruneopd_kernels import PruneConfig
+
+TINY = Size(positions=32, hidden=8, vocabulary=200)
+ARGUMENTS = ["--positions", "32", "--hidden", "8", "--vocabulary", "200", "--seconds", "0", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# --- losses from hidden states ------------------------------------------------------------------------------------
+
+
+def test_a_run_saves_a_row_a_case_and_the_page_shows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear, "measure_memory", lambda size, loss, reduction, threads: 2**20 * len(reduction))
+    file = tmp_path / "device.jsonl"
+    for _ in range(2):  # the second run replaces the rows of the first
+        assert linear.main([*ARGUMENTS, "--file", str(file)]) == 0
+    rows = results.load(file)
+    assert len(rows) == 6 + 1 + 3
+    assert all(row["time_over_products"] > 0 for row in rows[:6])
+    assert rows[6]["time_over_not_skipping"] > 0
+    text = tables.linear(file)
+    assert text.count("\n| `") == 6
+    for cell in ("`reverse_kl`", "`none`", "4 MiB", "3 MiB", "11 MiB"):
+        assert f"| {cell} |" in text
+    assert "50% of the positions exhausted" in text
+    assert "linear_opd_loss" not in tables.tables(file), "the README's table is of the operators on logits"
+    assert targets.report(file) in (0, 1)
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
+    right = linear.linear_opd_loss
+
+    def wrong(*args, **kwargs):
+        out = right(*args, **kwargs)
+        return out._replace(loss=out.loss * 1.01)
+
+    monkeypatch.setattr(linear, "linear_opd_loss", wrong)
+    assert linear.main([*ARGUMENTS, "--no-save"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(re.findall("NOT TIMED: .* is off by", printed.err)) == 3 * 6, "loss and gradients of each case"
+
+
+@pytest.mark.parametrize("loss", linear.LOSSES)
+def test_the_peer_computes_the_same(loss):
+    data = linear.Data.of(TINY)
+    expected = linear.full_logits(data, loss)
+    gradients = data.gradients()
+    for reduction in linear.REDUCTIONS:
+        got = linear.linear(data, loss, reduction, chunk_size=5)
+        torch.testing.assert_close(got, expected.sum() if reduction == "sum" else expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(data.gradients(), gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_half_of_the_positions_are_exhausted():
+    skipping = linear.calls(linear.Data.of(TINY), TINY)["skip True"]
+    data, *_ = skipping.args
+    out = linear.linear_opd_loss(
+        data.student, data.student_weight, data.teacher, data.teacher_weight, k=linear.K, skip_exhausted=True,
+        w_base=0.0, w_drop=skipping.keywords["w_drop"],
+    )  # fmt: skip
+    assert (out.reliability > 0).float().mean().item() == pytest.approx(0.5, abs=2 * linear.RESPONSES / 32)
+
+
+@pytest.mark.thorough
+def test_memory_is_measured_in_a_process_of_its_own():
+    size = Size(positions=64, hidden=8, vocabulary=2**18)
+    full = linear.measure_memory(size, "reverse_kl", linear.FULL, threads=1)
+    assert 4 * 2**26 <= full <= linear.EAGER_BYTES * 2**24, "several tensors of 64 MiB"
+
+
+# --- several processes, other packages ----------------------------------------------------------------------------
+
+
+@pytest.mark.thorough
+def test_several_processes_against_one():
+    """It checks the answer of the ranks before it prints a row."""
+    arguments = ("parallel", "--shape", 1, 2, "--rounds", 1)
+    row = json.loads(processes.run("-m", "bench", *arguments, cwd=processes.ROOT))
+    assert row["ranks"] == 2 and row["median_ms"] > 0
+    assert row["bytes_sent_by_a_rank"] == 32 + 2 * 4 * (5 * 16 + 2)
+
+
+@pytest.mark.parametrize("package", ["trl", "verl"])
+def test_without_the_package_it_says_so(package, capsys, monkeypatch):
+    from bench.__main__ import main
+
+    monkeypatch.setattr("bench.studies.command.find_spec", lambda name: None)
+    assert main([package]) == 0
+    assert capsys.readouterr().out == f"bench: {package} is not installed here, so its losses were not measured\n"
+
+
+# --- both kinds of drift ------------------------------------------------------------------------------------------
+
+CONFIG = PruneConfig(w_drop=0.25)
+
+
+def drift(by_overlap, log_ratio, mask=None):
+    by_overlap, log_ratio = torch.tensor(by_overlap).bool(), torch.tensor(log_ratio, dtype=torch.float64)
+    return Drift(by_overlap, log_ratio, torch.ones_like(by_overlap) if mask is None else torch.tensor(mask).bool())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (2.0, {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "rate_by_overlap": 0.5, "rate_by_token": 0.5}),
+        (-1.0, {"precision": 0.5, "recall": 1.0, "rate_by_token": 1.0}),
+        (5.0, {"precision": 0.0, "recall": 0.0, "accuracy": 0.5}),
+    ],
+)
+def test_agreement_counts(threshold, expected):
+    made = drift([[1, 1, 1], [0, 0, 1]], [[3.0, 0.0, 9.0], [3.0, 0.0, 9.0]], [[1, 1, 0], [1, 1, 0]])
+    row = agreement(made, threshold, CONFIG)
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_agreement_along_responses():
+    """Half as many drifts at the right places: twice the length, or the same with w_drop scaled."""
+    row = agreement(drift([[1] * 16] * 2, [[5.0, 0.0] * 8] * 2), 2.0, CONFIG)
+    # R is above 0 for 3 drifts, before the fourth
+    assert row["effective_length_ratio"] == pytest.approx(6 / 3, rel=1e-3)
+    assert row["scaled_effective_length_ratio"] == pytest.approx(2 / 3, rel=1e-3)
+    assert row["count_correlation"] > 0.99
+    assert row["effective_length_correlation"] is None  # both responses are alike
+
+
+def test_equal_drifts_agree_in_all():
+    events = (torch.rand(8, 40) < torch.linspace(0.1, 0.9, 8)[:, None]).int().tolist()
+    made = drift(events, events)
+    row = agreement(made, 0.5, CONFIG)
+    expected = {"accuracy", "precision", "recall", "count_correlation", "effective_length_ratio",
+                "scaled_effective_length_ratio", "effective_length_correlation"}  # fmt: skip
+    assert {name for name, value in row.items() if value == pytest.approx(1.0)} == expected
+    assert row["scaled_weight_difference"] == 0
+    assert ranking(made)["area_under_roc"] == 1
+    mixed = drift(events, torch.rand(8, 40).tolist())
+    assert 0.4 < ranking(mixed)["area_under_roc"] < 0.6
+    made = drift(events, torch.randn(8, 40).tolist())
+    row = agreement(made, ranking(made)["matching_threshold"], CONFIG)
+    assert row["rate_by_token"] == pytest.approx(row["rate_by_overlap"], abs=0.01)
+
+
+def test_the_page_shows_the_saved_result(tmp_path):
+    saved = json.loads(sampled_drift.FILE.read_text())
+    page = sampled_drift.PAGE.read_text()
+    assert sampled_drift.tables(saved) in page
+    copy = tmp_path / "page.md"
+    copy.write_text(page.replace("0.", "9."))
+    sampled_drift.write(saved, copy)
+    begin, end = sampled_drift.MARKS
+    assert copy.read_text().split(begin)[1].split(end)[0] == page.split(begin)[1].split(end)[0]
+    assert [student["student"][:2] for student in saved["students"]] == ["1 ", "4 ", "10"]
