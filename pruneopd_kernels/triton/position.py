@@ -41,27 +41,27 @@ def is_valid(mask, n):
 
 
 @triton.constexpr_function
-def span_of(way):
-    """Positions that a program looks at together: for rare ones, whether there are any."""
-    return 32 if way == "exact" else 1
+def span_of(pass_):
+    """Positions that a program looks at together: for needs_exact ones, whether there are any."""
+    return 32 if pass_ == "exact" else 1
 
 
 @triton.jit
-def end_of_span(rare, first, positions, SPAN: tl.constexpr):
+def end_of_span(needs_exact, first, positions, SPAN: tl.constexpr):
     """Where the positions of a span end; where it begins if there is nothing to do in it."""
     if SPAN == 1:
         return first + 1
     else:
         n = first + tl.arange(0, SPAN)
-        some = tl.max(tl.load(rare + n, mask=n < positions, other=0).to(tl.int32), 0)
+        some = tl.max(tl.load(needs_exact + n, mask=n < positions, other=0).to(tl.int32), 0)
         return tl.where(some > 0, tl.minimum(first + SPAN, positions), first)
 
 
 @triton.jit
-def is_due(mask, rare, n, WAY: tl.constexpr):
-    """Whether the rows of a position are to be read: it is valid, or on the exact way rare."""
-    if WAY == "exact":
-        return tl.load(rare + n) != 0
+def is_due(mask, needs_exact, n, PASS: tl.constexpr):
+    """Whether the rows of a position are to be read: it is valid, or on the exact way needs_exact."""
+    if PASS == "exact":
+        return tl.load(needs_exact + n) != 0
     else:
         return is_valid(mask, n)
 
@@ -184,7 +184,7 @@ class Launch:
         fused = 2 * self.positions >= at_once
         programs = min(self.positions, at_once) if fused else self.positions
         scratch = torch.empty(programs * self.words, dtype=torch.int64, device=device)
-        rare = torch.empty(self.positions, dtype=torch.int8, device=device)
+        needs_exact = torch.empty(self.positions, dtype=torch.int8, device=device)
         with device_of(scratch):
             if not fused:
                 pair = {"STATS": self.stats} if len(self.logits) == 2 else {}
@@ -192,12 +192,12 @@ class Launch:
                     *self.logits, self.mask, scratch, self.words, *self.shape, *self.scales,
                     **self.layout, **pair, num_warps=NUM_WARPS,
                 )  # fmt: skip
-            for way in ("fused" if fused else "merge", "exact"):
+            for pass_ in ("fused" if fused else "merge", "exact"):
                 kernel[(programs,)](
-                    *self.logits, self.mask, *inputs, scratch, rare, *outputs, self.positions, self.words,
+                    *self.logits, self.mask, *inputs, scratch, needs_exact, *outputs, self.positions, self.words,
                     *self.shape, *self.scales, *self.temperatures, *scalars,
-                    WAY=way, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
-                    **registers(self.per_processor if way == "fused" else 1),
+                    PASS=pass_, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
+                    **registers(self.per_processor if pass_ == "fused" else 1),
                 )  # fmt: skip
 
 

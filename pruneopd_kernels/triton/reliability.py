@@ -40,10 +40,10 @@ def is_rejected(token, candidates, ids, logprobs, exists, top_p):
 
 
 @triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "threshold", "top_p"])
-def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overlap, drift, topk_ids, rewards,
+def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, needs_exact, overlap, drift, topk_ids, rewards,
                        positions, words, x_inner, x_outer_stride, x_inner_stride, y_inner, y_outer_stride,
                        y_inner_stride, vocab_size, segments, x_scale, y_scale, x_temperature,
-                       y_temperature, threshold, top_p, WEIGHT: tl.constexpr, K: tl.constexpr, WAY: tl.constexpr,
+                       y_temperature, threshold, top_p, WEIGHT: tl.constexpr, K: tl.constexpr, PASS: tl.constexpr,
                        VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
                        K_PADDED: tl.constexpr, TILES_PADDED: tl.constexpr, X_SHIFT: tl.constexpr,
                        Y_SHIFT: tl.constexpr):  # fmt: skip
@@ -53,22 +53,22 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
     x_best, y_best, lists, records, maxima = memory_of(
         scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED
     )
-    SPAN: tl.constexpr = span_of(WAY)
+    SPAN: tl.constexpr = span_of(PASS)
     j = tl.arange(0, K_PADDED)
     exists = j < K
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
-        for position in range(first, end_of_span(rare, first, positions, SPAN)):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
             at = n * K
-            if is_due(mask, rare, n, WAY):
+            if is_due(mask, needs_exact, n, PASS):
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-                if WAY == "exact":
+                if PASS == "exact":
                     x_sum, y_sum, _, _, _, broken = summarize_exactly(
                         x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 0
                     )
                 else:
-                    if WAY == "fused":
+                    if PASS == "fused":
                         for segment in range(segments):
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 0)  # fmt: skip
@@ -76,7 +76,7 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                     x_sum, y_sum, _, _, _, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 0
                     )
-                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
+                    tl.store(needs_exact + n, broken.to(tl.int8))  # then the exact pass overwrites the results
                 select(x_row, maxima, vocab_size, lists, x_best, K, K_PADDED, TILES_PADDED, X_SHIFT)
                 select(y_row, maxima + 1, vocab_size, lists, y_best, K, K_PADDED, TILES_PADDED, Y_SHIFT)
                 x, y, x_rank, _, common = compare(x_best, y_best, K, K_PADDED)
@@ -96,8 +96,8 @@ def reliability_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, overl
                 tl.store(topk_ids + at + x_rank, x_ids.to(tl.int64), mask=exists)
                 tl.store(rewards + at + x_rank, tl.where(broken, float("nan"), reward).to(tl.float32), mask=exists)
                 tl.debug_barrier()  # the memory is free for the next position
-            elif WAY != "exact":
-                tl.store(rare + n, 0)
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
                 tl.store(overlap + n, 0.0)
                 tl.store(drift + n, 0)
                 tl.store(topk_ids + at + j, j.to(tl.int64), mask=exists)

@@ -29,9 +29,9 @@ from .summary import float64, summarize, summarize_exactly
 
 
 @triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
-def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, state, positions, words, x_inner,
+def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, needs_exact, loss, state, positions, words, x_inner,
                       x_outer_stride, x_inner_stride, y_inner, y_outer_stride, y_inner_stride, vocab_size, segments,
-                      x_scale, y_scale, x_temperature, y_temperature, WAY: tl.constexpr, VEC: tl.constexpr,
+                      x_scale, y_scale, x_temperature, y_temperature, PASS: tl.constexpr, VEC: tl.constexpr,
                       ALIGNED: tl.constexpr, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
                       K_PADDED: tl.constexpr):  # fmt: skip
     """x is the student, y the teacher."""
@@ -39,19 +39,19 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
     x_temperature, y_temperature = float64(x_temperature), float64(y_temperature)
     _, _, _, records, _ = memory_of(scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
     states = (state, state + 1, state + 2, state + 3, state + 4)
-    SPAN: tl.constexpr = span_of(WAY)
+    SPAN: tl.constexpr = span_of(PASS)
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
-        for position in range(first, end_of_span(rare, first, positions, SPAN)):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
-            if is_due(used, rare, n, WAY):
+            if is_due(used, needs_exact, n, PASS):
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-                if WAY == "exact":
+                if PASS == "exact":
                     x, y, kl, _unused, excess, broken = summarize_exactly(
                         x_row, y_row, None, vocab_size, x_temperature, y_temperature, 1
                     )
                 else:
-                    if WAY == "fused":
+                    if PASS == "fused":
                         for segment in range(segments):
                             sum_segment(x_row, y_row, None, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 1)  # fmt: skip
@@ -59,7 +59,7 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                     x, y, kl, _unused, excess, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 1
                     )
-                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
+                    tl.store(needs_exact + n, broken.to(tl.int8))  # then the exact pass overwrites the results
                 nan = tl.full([], float("nan"), tl.float64)
                 kl = tl.where(broken, nan, kl)
                 total = kl
@@ -71,8 +71,8 @@ def reverse_kl_kernel(x_logits, y_logits, used, weight, scratch, rare, loss, sta
                 offset = tl.where(is_finite(total), kl + tl.log(mass) - tl.log(teacher_mass), nan)
                 store_floats(states, 5 * n, (reference, mass, teacher_reference, offset, excess))
                 tl.debug_barrier()  # the memory is free for the next position
-            elif WAY != "exact":
-                tl.store(rare + n, 0)
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
                 store_zeros((loss,), n, None)
                 store_zeros(states, 5 * n, None)
 

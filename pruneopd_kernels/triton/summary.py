@@ -99,7 +99,7 @@ def kl_of(p, q):
 @triton.jit
 def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS: tl.constexpr,
               STATS: tl.constexpr):  # fmt: skip
-    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether to compute it the exact way instead.
+    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether the exact pass must compute them.
 
     Without the sums of one or both rows (STATS) there is no entropy of it and no KL from it.
     """
@@ -108,8 +108,8 @@ def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature,
     p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS >= 1)
     q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
     x, y = summary_of(p, p_scale, x_temperature), summary_of(q, q_scale, y_temperature)
-    is_rare = (is_tame(p, p_scale, STATS >= 1) & is_tame(q, q_scale, STATS == 2)) == 0
-    return x, y, kl_of(p, q), kl_of(q, p), p[5] * LN2, is_rare
+    needs_exact = (is_tame(p, p_scale, STATS >= 1) & is_tame(q, q_scale, STATS == 2)) == 0
+    return x, y, kl_of(p, q), kl_of(q, p), p[5] * LN2, needs_exact
 
 
 @triton.jit

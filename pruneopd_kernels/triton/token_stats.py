@@ -42,12 +42,12 @@ def store_row(summary, token, row, temperature, vocab_size, n, lse_out, entropy_
 
 
 @triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
-def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_topk_ids, x_topk_logprobs, y_topk_ids,
-                       y_topk_logprobs, y_on_x_logprobs, x_on_y_logprobs, overlap, x_lse, y_lse, x_entropy, y_entropy,
-                       reverse_kl, forward_kl, x_token_logprob, y_token_logprob, positions, words, x_inner,
+def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, needs_exact, x_topk_ids, x_topk_logprobs,
+                       y_topk_ids, y_topk_logprobs, y_on_x_logprobs, x_on_y_logprobs, overlap, x_lse, y_lse, x_entropy,
+                       y_entropy, reverse_kl, forward_kl, x_token_logprob, y_token_logprob, positions, words, x_inner,
                        x_outer_stride, x_inner_stride, y_inner, y_outer_stride, y_inner_stride, vocab_size, segments,
                        x_scale, y_scale, x_temperature, y_temperature, K: tl.constexpr,
-                       WAY: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr,
+                       PASS: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr,
                        SEGMENTS: tl.constexpr, K_PADDED: tl.constexpr, TILES_PADDED: tl.constexpr,
                        X_SHIFT: tl.constexpr, Y_SHIFT: tl.constexpr):  # fmt: skip
     """x is the student, y the teacher."""
@@ -56,20 +56,20 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
     x_best, y_best, lists, records, maxima = memory_of(
         scratch, tl.program_id(0), words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED
     )
-    SPAN: tl.constexpr = span_of(WAY)
+    SPAN: tl.constexpr = span_of(PASS)
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
-        for position in range(first, end_of_span(rare, first, positions, SPAN)):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
             at = n * K
-            if is_due(mask, rare, n, WAY):
+            if is_due(mask, needs_exact, n, PASS):
                 x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
                 y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-                if WAY == "exact":
+                if PASS == "exact":
                     x_sum, y_sum, x_kl, y_kl, _, broken = summarize_exactly(
                         x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, 2
                     )
                 else:
-                    if WAY == "fused":
+                    if PASS == "fused":
                         for segment in range(segments):
                             sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
                                         SEGMENTS, VEC, 2)  # fmt: skip
@@ -77,7 +77,7 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
                     x_sum, y_sum, x_kl, y_kl, _, broken = summarize(
                         records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS, 2
                     )
-                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
+                    tl.store(needs_exact + n, broken.to(tl.int8))  # then the exact pass overwrites the results
                 tl.store(reverse_kl + n, x_kl.to(tl.float32))
                 tl.store(forward_kl + n, y_kl.to(tl.float32))
                 token = tl.full([], -1, tl.int64)
@@ -95,8 +95,8 @@ def token_stats_kernel(x_logits, y_logits, mask, token_ids, scratch, rare, x_top
                 store_candidates(y, y_rank, y_row, y_sum, y_temperature, x_row, x_sum, x_temperature, y_topk_ids,
                                  y_topk_logprobs, x_on_y_logprobs, at, K, K_PADDED)  # fmt: skip
                 tl.debug_barrier()  # the memory is free for the next position
-            elif WAY != "exact":
-                tl.store(rare + n, 0)
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
                 store_masked((x_topk_ids, y_topk_ids), at, K, K_PADDED)
                 store_masked((x_topk_logprobs, y_topk_logprobs, y_on_x_logprobs, x_on_y_logprobs), at, K, K_PADDED)
                 store_masked((overlap, x_lse, y_lse, x_entropy, y_entropy), n, 1, 1)

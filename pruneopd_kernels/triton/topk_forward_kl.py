@@ -49,35 +49,35 @@ def forward_terms(student, teacher, is_padding, logprob_min):
 
 
 @triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "logprob_min"])
-def forward_kernel(logits, mask, teacher_topk_ids, teacher_topk_logprobs, scratch, rare, loss, student_mass,
+def forward_kernel(logits, mask, teacher_topk_ids, teacher_topk_logprobs, scratch, needs_exact, loss, student_mass,
                    teacher_mass, overlap, advantage, topk_ids, coefficients, state, positions, words, inner,
                    outer_stride, inner_stride, vocab_size, segments, scale, temperature, logprob_min,
-                   K: tl.constexpr, WAY: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr,
+                   K: tl.constexpr, PASS: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr,
                    LISTS: tl.constexpr, SEGMENTS: tl.constexpr, K_PADDED: tl.constexpr, TILES_PADDED: tl.constexpr,
                    SHIFT: tl.constexpr):  # fmt: skip
     scale, temperature = float64(scale).to(tl.float32), float64(temperature)
     candidates, _, lists, records, maxima = memory_of(
         scratch, tl.program_id(0), words, logits, None, LISTS, SEGMENTS, K_PADDED
     )
-    SPAN: tl.constexpr = span_of(WAY)
+    SPAN: tl.constexpr = span_of(PASS)
     j = tl.arange(0, K_PADDED)
     exists = j < K
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
-        for position in range(first, end_of_span(rare, first, positions, SPAN)):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
             at = n * K
-            if is_due(mask, rare, n, WAY):
+            if is_due(mask, needs_exact, n, PASS):
                 row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
-                if WAY == "exact":
+                if PASS == "exact":
                     row_sum, broken = exact_summary(row, maxima, 0, vocab_size, temperature)
                 else:
-                    if WAY == "fused":
+                    if PASS == "fused":
                         for segment in range(segments):
                             sum_segment(row, None, maxima, records, segment, vocab_size, scale, scale,
                                         SEGMENTS, VEC, 0)  # fmt: skip
                         tl.debug_barrier()
                     row_sum, broken = summarize_one(records, segments, scale, temperature, SEGMENTS)
-                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
+                    tl.store(needs_exact + n, broken.to(tl.int8))  # then the exact pass overwrites the results
                 select(row, maxima, vocab_size, lists, candidates, K, K_PADDED, TILES_PADDED, SHIFT)
                 ids = tl.load(teacher_topk_ids + at + j, mask=exists, other=-1).to(tl.int64)
                 student_ids, rank, common, shared = agree(candidates, teacher_topk_ids + at, ids, K, K_PADDED)
@@ -101,8 +101,8 @@ def forward_kernel(logits, mask, teacher_topk_ids, teacher_topk_logprobs, scratc
                 store_coefficients(coefficients, at + j, derivatives, exists, total)
                 store_floats((state, state + 1), 2 * n, state_of(row_sum))
                 tl.debug_barrier()  # the memory is free for the next position
-            elif WAY != "exact":
-                tl.store(rare + n, 0)
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
                 store_zeros((loss, student_mass, teacher_mass, overlap, advantage), n, None)
                 store_zeros((coefficients,), at + j, exists)
                 store_zeros((state, state + 1), 2 * n, None)

@@ -41,33 +41,33 @@ def policy_terms(logprobs, advantages, old, skipped, clip_low, clip_high, clip_d
 
 
 @triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "clip_low", "clip_high", "clip_dual"])
-def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, rare, loss, coefficients, state,
+def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, needs_exact, loss, coefficients, state,
                   positions, words, inner, outer_stride, inner_stride, vocab_size, segments, scale, temperature,
-                  clip_low, clip_high, clip_dual, M: tl.constexpr, M_PADDED: tl.constexpr, WAY: tl.constexpr,
+                  clip_low, clip_high, clip_dual, M: tl.constexpr, M_PADDED: tl.constexpr, PASS: tl.constexpr,
                   VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
                   K_PADDED: tl.constexpr):  # fmt: skip
     scale, temperature = float64(scale).to(tl.float32), float64(temperature)
     clip_low, clip_high, clip_dual = float64(clip_low), float64(clip_high), float64(clip_dual)
     _, _, _, records, _ = memory_of(scratch, tl.program_id(0), words, logits, None, LISTS, SEGMENTS, K_PADDED)
-    SPAN: tl.constexpr = span_of(WAY)
+    SPAN: tl.constexpr = span_of(PASS)
     j = tl.arange(0, M_PADDED)
     exists = j < M
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
-        for position in range(first, end_of_span(rare, first, positions, SPAN)):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
             at = n * M + j
-            if is_due(used, rare, n, WAY):
+            if is_due(used, needs_exact, n, PASS):
                 row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
-                if WAY == "exact":
+                if PASS == "exact":
                     row_sum, broken = exact_summary(row, None, 0, vocab_size, temperature)
                 else:
-                    if WAY == "fused":
+                    if PASS == "fused":
                         for segment in range(segments):
                             sum_segment(row, None, None, records, segment, vocab_size, scale, scale,
                                         SEGMENTS, VEC, 0)  # fmt: skip
                         tl.debug_barrier()
                     row_sum, broken = summarize_one(records, segments, scale, temperature, SEGMENTS)
-                    tl.store(rare + n, broken.to(tl.int8))  # at least for now
+                    tl.store(needs_exact + n, broken.to(tl.int8))  # then the exact pass overwrites the results
                 ids = tl.load(topk_ids + at, mask=exists, other=-1).to(tl.int64)
                 advantage = tl.load(advantages + at, mask=exists, other=0.0).to(tl.float64)
                 logprobs = logprobs_at(row, ids, vocab_size, row_sum, temperature)
@@ -81,8 +81,8 @@ def policy_kernel(logits, used, topk_ids, advantages, old_logprobs, scratch, rar
                 store_coefficients(coefficients, at, derivatives, exists, total)
                 store_floats((state, state + 1), 2 * n, state_of(row_sum))
                 tl.debug_barrier()  # the memory is free for the next position
-            elif WAY != "exact":
-                tl.store(rare + n, 0)
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
                 store_zeros((loss,), n, None)
                 store_zeros((coefficients,), at, exists)
                 store_zeros((state, state + 1), 2 * n, None)

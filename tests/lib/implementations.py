@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from pruneopd_kernels.results import TopkForwardKl
 
 import cuda_emulated
 import pruneopd_kernels
 from arrays import as_array
 from pruneopd_kernels.ops import _cpp
-from pruneopd_kernels.results import TopkForwardKl
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
 LOSSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl"]

@@ -213,13 +213,13 @@ def test_compiles_without_spills_and_loads_16_bytes_at_a_time(target):
     A backward pass needs an exponential of the student's only, and its references are known.
     """
     kernels = compiled_ahead(target)
-    assert {kernel["way"] for kernel in kernels} == {None, "fused", "merge", "exact"}
+    assert {kernel["pass"] for kernel in kernels} == {None, "fused", "merge", "exact"}
     for kernel in kernels:
-        allowed = SPILLS.get((kernel["kernel"], kernel["way"]), 0)
+        allowed = SPILLS.get((kernel["kernel"], kernel["pass"]), 0)
         assert kernel["loop_spills"] == 0 and kernel["spills"] <= allowed, kernel
         widths = tuple(sorted(WIDTH[dtype] for dtype in kernel["dtypes"]))
         is_backward = kernel["op"].endswith("_backward")
-        if kernel["kernel"].startswith("segments") or kernel["way"] == "fused" or is_backward:
+        if kernel["kernel"].startswith("segments") or kernel["pass"] == "fused" or is_backward:
             assert kernel["loop_ex2"] == (32 if is_backward else 33 * len(widths)), kernel
             assert kernel["loop_loads"] == LOADS[widths], kernel
             assert kernel["loop"] / 32 < INSTRUCTIONS[kernel["op"]], kernel
@@ -229,4 +229,4 @@ def test_compiles_without_spills_and_loads_16_bytes_at_a_time(target):
 
 def test_compiles_for_amd():
     kernels = compiled_ahead("gfx942")
-    assert {kernel["way"] for kernel in kernels} == {None, "fused", "merge", "exact"}
+    assert {kernel["pass"] for kernel in kernels} == {None, "fused", "merge", "exact"}

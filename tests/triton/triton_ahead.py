@@ -150,7 +150,7 @@ def main(target, *ops):
             logits = [arguments[x] for x in ("student_logits", "teacher_logits") if x in arguments]
             dtypes = [str(x.dtype).removeprefix("torch.") for x in logits]
             call = {"op": op, "dtypes": dtypes, "k": arguments.get("k")}
-            line = {"kernel": self.__name__, "way": kwargs.get("WAY"), **call, **described(kernel)}
+            line = {"kernel": self.__name__, "pass": kwargs.get("PASS"), **call, **described(kernel)}
             print(json.dumps(line), flush=True)
         return kernel
 
