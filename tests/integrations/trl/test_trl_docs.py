@@ -58,7 +58,7 @@ def test_the_example_runs(tmp_path, capsys, monkeypatch):
     assert 0 < loss < 10 and 0.3 < overlap < 1 and 0 < drift < 1 and 0 < length <= 85
 
 
-# --- python -m bench trl, at a size that shows no speed ----------------------------------------------------------------
+# --- python -m bench trl, at a size that shows no speed --------------------------------------------------------------
 
 MEASURED = "--positions 32 --hidden 8 --vocabulary 200 --seconds 0 --rounds 1 --device cpu".split()
 
