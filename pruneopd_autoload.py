@@ -9,4 +9,4 @@ import sys
 
 def register() -> None:
     if "pruneopd_kernels" in sys.modules:
-        import pruneopd_kernels.ops._registration  # noqa: F401
+        import pruneopd_kernels.dispatch.registration  # noqa: F401

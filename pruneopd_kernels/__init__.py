@@ -90,4 +90,4 @@ def _torch_will_call() -> bool:
 
 
 if sys.modules.get("torch") is not None or (find_spec("torch") is not None and not _torch_will_call()):
-    import_module(".ops._registration", __name__)
+    import_module(".dispatch.registration", __name__)

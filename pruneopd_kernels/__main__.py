@@ -19,19 +19,19 @@ def _torch_rows() -> list[tuple[str, str]]:
         import torch
     except ImportError as error:
         return [("operators", f"not usable: {error}; pip install 'torch>=2.11' makes them so")]
-    from .ops import _cpp, _cuda
-    from .ops._implementations import AUTO, WHY_NOT
+    from .dispatch import cpp, cuda
+    from .dispatch.implementations import AUTO, WHY_NOT
 
     def state(impl: str) -> str:
         why = WHY_NOT[impl]
         if why is not None:
             return f"not usable: {why}"
         if impl == "cpp":
-            chosen, others = _cpp.instruction_set(), _cpp.instruction_sets()
+            chosen, others = cpp.instruction_set(), cpp.instruction_sets()
             return f"usable, with {chosen} (of {', '.join(others)})"
         if impl == "cuda":
-            major, minor = _cuda.toolkit()
-            return f"usable, built with CUDA {major}.{minor} for {', '.join(_cuda.architectures())}"
+            major, minor = cuda.toolkit()
+            return f"usable, built with CUDA {major}.{minor} for {', '.join(cuda.architectures())}"
         if impl == "triton":
             import triton
 

@@ -55,7 +55,7 @@ def _function(op: Operator) -> Any:
     return op.surface(
         function,
         f"Compute `pruneopd_kernels.{op.name}` over NumPy arrays, which take the place of tensors.",
-        "num_threads: Threads to compute with, >= 1. None: one for each processor that this process may use.",
+        ("num_threads", "int | None", "Threads to compute with, >= 1. None: one for each processor of this process."),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruneopd_kernels.ops import _cuda  # which fills torch.ops.pruneopd, too
+from pruneopd_kernels.dispatch import cuda  # which fills torch.ops.pruneopd, too
 
 
 def main() -> None:
@@ -42,9 +42,9 @@ def main() -> None:
         compare(*(with_gradient(op, tensors, impl) for impl in ("cpp", "reference")))
     agree = ", ".join([*calls, *losses])
     print(f"torch {torch.__version__}: the library loads, and {agree} agree with the reference")
-    if _cuda.PATH.exists():
-        torch.ops.load_library(_cuda.PATH)
-        print(f"torch {torch.__version__}: the library for {', '.join(_cuda.architectures())} loads")
+    if cuda.PATH.exists():
+        torch.ops.load_library(cuda.PATH)
+        print(f"torch {torch.__version__}: the library for {', '.join(cuda.architectures())} loads")
 
 
 def raw(op: str) -> Any:

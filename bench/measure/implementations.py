@@ -15,9 +15,9 @@ NO_SET = "none"  # in place of an instruction set, where there is no choice of o
 def instruction_sets() -> tuple[str, ...]:
     """Those of the compiled library, best first; empty where it cannot be loaded."""
     try:
-        from pruneopd_kernels.ops import _cpp
+        from pruneopd_kernels.dispatch import cpp
 
-        return tuple(_cpp.instruction_sets())
+        return tuple(cpp.instruction_sets())
     except RuntimeError as reason:
         print(f"bench: the compiled library is not usable here, only the reference is timed: {reason}")
         return ()
@@ -41,9 +41,9 @@ def usable_on(device: str) -> tuple[str, ...]:
 def using(isa: str) -> AbstractContextManager[object]:
     if isa == NO_SET:
         return nullcontext()
-    from pruneopd_kernels.ops import _cpp
+    from pruneopd_kernels.dispatch import cpp
 
-    setting: AbstractContextManager[object] = _cpp.use_instruction_set(isa)
+    setting: AbstractContextManager[object] = cpp.use_instruction_set(isa)
     return setting
 
 

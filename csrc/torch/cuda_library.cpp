@@ -62,5 +62,5 @@ STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CUDA, m) {
 }  // namespace pruneopd::bindings
 
 /// "13.0 sm_80 sm_90 compute_90": the toolkit that built the library, and what it has code for; for ctypes
-/// (pruneopd_kernels/ops/_cuda.py).
+/// (pruneopd_kernels/dispatch/cuda.py).
 extern "C" __attribute__((visibility("default"))) const char* pruneopd_cuda_build() { return PRUNEOPD_CUDA_BUILD; }

@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CPU, m) {
 }  // namespace
 }  // namespace pruneopd::bindings
 
-// Which instruction set the operators use, for ctypes (pruneopd_kernels/ops/_cpp.py). The strings live as long as the
+// Which instruction set the operators use, for ctypes (pruneopd_kernels/dispatch/cpp.py). The strings live as long as the
 // library.
 #define PRUNEOPD_EXPORT extern "C" __attribute__((visibility("default")))
 

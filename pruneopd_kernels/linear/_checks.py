@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from .. import checks
+from ..dispatch import implementations
 from ..formulas import has_values
-from ..ops import _implementations as implementations
 from ._products import autocast_dtype
 
 Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]

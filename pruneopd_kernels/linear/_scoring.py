@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..dispatch.registration import OPS
 from ..formulas import weighted
 from ..ops import Reliability, TopkForwardKl, reliability, reliability_from_topk, token_stats
 from ..ops._operator import run_backward
-from ..ops._registration import OPS
 from ..rewards import opd_rewards
 from ._declaration import options
 

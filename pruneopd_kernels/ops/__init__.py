@@ -1,6 +1,6 @@
 """The operators, one declared in each file; the files with an underscore are what they share.
 
-Importing this package imports no torch. `_registration` makes the operators for torch.
+Importing this package imports no torch. `pruneopd_kernels.dispatch` makes operators for torch of the declarations.
 """
 
 from ._operator import BACKWARD_PASSES, OPERATORS, Operator

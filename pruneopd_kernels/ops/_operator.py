@@ -3,7 +3,7 @@
 A module `ops/<op>.py` declares one operator, read downwards: the signature with its defaults and docstring, the type of
 the result, `check` (the rules for its arguments) and `fake` (empty outputs). A loss also has `SAVED`, what its forward
 pass saves, `SAVED_INPUTS` and `backward`. Neither this module nor the declarations import torch, so that `host` works
-without it. `_registration` makes the operators for torch.
+without it. `dispatch.registration` makes the operators for torch.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Operator:
         self._positional = [p.kind for p in self.parameters.values()].count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the operator; `_registration` replaces this method by one that computes."""
-        import_module("._registration", __package__)
+        """Call the operator; `dispatch.registration` replaces this method by one that computes."""
+        import_module("..dispatch.registration", __package__)
         return self.call(*args, **kwargs)
 
     # What stands beside the signature in its module.
@@ -176,25 +176,28 @@ class Operator:
             if not isinstance(value, types):
                 checks.kind(self.name, name, value, self.kinds[name], array, noun)
 
-    def surface(self, call: Callable[..., Any], summary: str, extra: str = "", with_impl: bool = False) -> Any:
+    def surface(
+        self, call: Callable[..., Any], summary: str, extra: tuple[str, str, str] | None = None, with_impl: bool = False
+    ) -> Any:
         """Give a function of another module this operator's name, signature and docstring, less `impl`.
 
-        `extra` is the docstring's entry `name: text` of an argument that only this function has; its default is None.
+        `extra` is the name, annotation and description of an argument that only this function has; its default is None.
         `with_impl` keeps `impl`.
         """
         parameters = [p for p in self.signature.parameters.values() if with_impl or p.name != "impl"]
         if extra:
-            name = extra.partition(":")[0]
-            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+            name, annotation, description = extra
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
         call.__name__ = call.__qualname__ = self.name
         call.__signature__ = self.signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         before, args, after = re.split(r"^(?:Args|Returns):\n", inspect.getdoc(self.function) or "", flags=re.M)
         if not with_impl:
             args = re.sub(r"^    impl: .*\n(?:     .*\n)*", "", args, flags=re.M)
-        args = args.rstrip()
+        args = args.rstrip() + (f"\n    {name}: {description}" if extra else "")
         before = before.partition("\n")[2]
         after = after.partition("\nExamples:")[0]
-        call.__doc__ = f"{summary}\n{before}Args:\n{args}\n{f'    {extra}' if extra else ''}\n\nReturns:\n{after}"
+        call.__doc__ = f"{summary}\n{before}Args:\n{args}\n\nReturns:\n{after}"
         return call
 
 

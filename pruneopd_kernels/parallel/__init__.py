@@ -31,7 +31,11 @@ def _function(op: Operator) -> Any:
         a = op.arguments(args, kwargs)
         return compute(agree(op, group, a, impl), a)
 
-    extra = "group: Group of `torch.distributed` whose ranks hold the slices. None: all ranks."
+    extra = (
+        "group",
+        "ProcessGroup | None",
+        "Group of `torch.distributed` whose ranks hold the slices. None: all ranks.",
+    )
     return op.surface(function, SUMMARY.format(op.name), extra, with_impl=True)
 
 

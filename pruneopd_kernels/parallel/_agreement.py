@@ -18,10 +18,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from .. import checks
+from ..dispatch import implementations
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values
 from ..ops import Operator
-from ..ops import _implementations as implementations
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

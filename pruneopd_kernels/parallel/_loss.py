@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..dispatch import implementations
+from ..dispatch.registration import OPS
 from ..formulas import coefficients_of, float_type
-from ..ops import _implementations as implementations
-from ..ops._registration import OPS
 from ._agreement import Slices
 from ._exchange import gather
 from ._rows import Softmax, candidates_where, from_owners, local_ids, whole_rows

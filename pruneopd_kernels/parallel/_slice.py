@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..dispatch.registration import OPS
 from ..formulas import kl_divergence as whole_kl_divergence
 from ..formulas import read_rows
 from ..ops import token_stats
-from ..ops._registration import OPS
 from ._agreement import Slices
 from ._rows import local_ids
 

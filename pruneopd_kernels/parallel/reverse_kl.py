@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch.registration import OPS
 from ..formulas import float_type, reverse_kl_state, weighted, weighted_loss, weighted_positions
-from ..ops._registration import OPS
 from ._agreement import Slices
 from ._exchange import gather
 from ._loss import row_state, with_gradient

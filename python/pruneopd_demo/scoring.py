@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruneopd_kernels import PruneConfig, Reliability, next_drift_count, reliability
-from pruneopd_kernels.ops import _cpp
-from pruneopd_kernels.ops._implementations import AUTO
+from pruneopd_kernels.dispatch import cpp
+from pruneopd_kernels.dispatch.implementations import AUTO
 from pruneopd_trainer.chunks import hidden_states
 from pruneopd_trainer.rollouts import Rollouts
 
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 
 def implementation() -> str:
     """The implementation that scores here, such as `cpp (avx2)`."""
-    return f"cpp ({_cpp.instruction_set()})" if AUTO["cpu"][0] == "cpp" else AUTO["cpu"][0]
+    return f"cpp ({cpp.instruction_set()})" if AUTO["cpu"][0] == "cpp" else AUTO["cpu"][0]
 
 
 @torch.no_grad()

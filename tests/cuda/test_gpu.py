@@ -12,7 +12,7 @@ import comparison
 import pruneopd_kernels
 from implementations import ON_GPU, OPERATORS, on_gpu
 from processes import run
-from pruneopd_kernels.ops import _implementations as implementations
+from pruneopd_kernels.dispatch import implementations
 from test_all_operators import LOGITS_OPERATORS, example, raw
 
 pytestmark = pytest.mark.gpu

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pruneopd_kernels.results import TopkForwardKl
 
 import cases
 import comparison
@@ -14,7 +15,6 @@ import parallel_rank
 import pruneopd_kernels
 from implementations import Implementation, Loss
 from pruneopd_kernels import parallel
-from pruneopd_kernels.results import TopkForwardKl
 from ranks import Ranks
 from test_reliability import VARIANTS
 from test_reliability import answer as reliability_answer

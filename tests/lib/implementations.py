@@ -12,7 +12,7 @@ from pruneopd_kernels.results import TopkForwardKl
 import cuda_emulated
 import pruneopd_kernels
 from arrays import as_array
-from pruneopd_kernels.ops import _cpp
+from pruneopd_kernels.dispatch import cpp
 
 OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
 LOSSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl"]
@@ -50,7 +50,7 @@ class Implementation:
 
     def chosen(self):
         """While the backward pass runs, too."""
-        return _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext()
+        return cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext()
 
     def call(self, op, *args, **kwargs):
         if self.name == "reference":
@@ -123,7 +123,7 @@ def on_arrays(function, *args, **kwargs):
 
 
 # Without the library every test of it fails, with the reason; it is never left out in silence.
-INSTRUCTION_SETS = _cpp.instruction_sets() if _cpp.WHY_NOT is None else ["missing"]
+INSTRUCTION_SETS = cpp.instruction_sets() if cpp.WHY_NOT is None else ["missing"]
 REFERENCE = Implementation("reference")
 COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: once is enough

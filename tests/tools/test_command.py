@@ -15,7 +15,7 @@ def test_it_says_what_is_usable_and_what_would_make_the_rest_so():
         assert found, f"no line with {words} in\n{out}"
         return found[0]
 
-    from pruneopd_kernels.ops._implementations import WHY_NOT
+    from pruneopd_kernels.dispatch.implementations import WHY_NOT
 
     assert WHY_NOT["reference"] is WHY_NOT["cpp"] is None
     for impl, why in WHY_NOT.items():

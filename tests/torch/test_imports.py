@@ -102,7 +102,7 @@ def test_without_triton_only_it_is_missing():
         import sys
         sys.modules["triton"] = None  # import triton raises ModuleNotFoundError
         import torch, pruneopd_kernels
-        from pruneopd_kernels.ops._implementations import WHY_NOT
+        from pruneopd_kernels.dispatch.implementations import WHY_NOT
         logits = torch.randn(2, 3, 40)
         assert pruneopd_kernels.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
         assert "pip install" in WHY_NOT["triton"]

@@ -125,19 +125,19 @@ def test_the_measure_of_memory_can_fail():
 
 
 def test_instruction_sets():
-    from pruneopd_kernels.ops import _cpp
+    from pruneopd_kernels.dispatch import cpp
 
-    names = _cpp.instruction_sets()
+    names = cpp.instruction_sets()
     assert names[-1] == "portable" and set(names) <= {"avx512", "avx2", "portable"}
-    assert _cpp.instruction_set() == names[0]
+    assert cpp.instruction_set() == names[0]
     with open("/proc/cpuinfo") as lines:
         flags = next((line.split() for line in lines if line.startswith("flags")), [])
     assert ("avx2" in names) == ({"avx2", "fma", "f16c"} <= set(flags))
     for name in names:
-        with _cpp.use_instruction_set(name):
-            assert _cpp.instruction_set() == name
-    assert _cpp.instruction_set() == names[0]
-    with pytest.raises(ValueError, match="must be one of"), _cpp.use_instruction_set("sse9"):
+        with cpp.use_instruction_set(name):
+            assert cpp.instruction_set() == name
+    assert cpp.instruction_set() == names[0]
+    with pytest.raises(ValueError, match="must be one of"), cpp.use_instruction_set("sse9"):
         pass
 
 

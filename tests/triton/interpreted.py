@@ -18,7 +18,7 @@ PASSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl", "logprobs_backwar
 
 
 def checked(op, *args, **kwargs):
-    """All arguments of a call by name, as `_triton.run` takes them."""
+    """All arguments of a call by name, as `triton.run` takes them."""
     from pruneopd_kernels import checks, reference
     from pruneopd_kernels.reference import _saving
 
@@ -139,9 +139,9 @@ class InThisProcess:
 
 
 def run(op, arguments):
-    from pruneopd_kernels.ops import _triton
+    from pruneopd_kernels.dispatch import triton
 
-    return _triton.run(op, arguments)
+    return triton.run(op, arguments)
 
 
 def prepare():

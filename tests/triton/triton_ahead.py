@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from interpreted import OPERATORS, PASSES, checked
-from pruneopd_kernels.ops import _triton
+from pruneopd_kernels.dispatch import triton
 from pruneopd_kernels.triton import position
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -159,7 +159,7 @@ def main(target, *ops):
         assert op in OPERATORS + PASSES
         if op in (ops or OPERATORS + PASSES):
             arguments = checked(op, *tensors, **options)
-            _triton.run(op, arguments)
+            triton.run(op, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import checks
-from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
+from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
 
 PATH = Path(__file__).parents[1] / "_cpp.so"  # not in this folder, where it would hide this file from import
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import checks, formulas
-from . import _implementations as implementations
-from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS, Operator
+from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS, Operator
+from . import implementations
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
@@ -24,7 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 class Empty:
     """Makes the empty outputs of a call: `empty(dtype, *more)` is `[..., *more]`, where `...` are the positions.
 
-    The dtype "logits" stands for `formulas.float_type` of the logits, "saved" for `_implementations.saved_type`.
+    The dtype "logits" stands for `formulas.float_type` of the logits, "saved" for `implementations.saved_type`.
     """
 
     def __init__(self, a: Any, impl: str) -> None:

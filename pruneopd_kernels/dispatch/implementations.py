@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from .. import checks
-from . import _cpp, _cuda, _triton
-from ._operator import IMPLS, NAMESPACE, Operator
+from ..ops._operator import IMPLS, NAMESPACE, Operator
+from . import cpp, cuda
 
 # implementation: the kind of device it runs on, which an AMD GPU is too
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+def _why_no_triton() -> str | None:
+    if platform.system() != "Linux":
+        return "Triton runs on Linux"
+    if find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`, or a torch built for GPUs, which brings it along"
+    return None
+
+
 # implementation: why it is not usable here, or None; found out once, at import
-WHY_NOT = {"reference": None, "cpp": _cpp.WHY_NOT, "cuda": _cuda.WHY_NOT, "triton": _triton.WHY_NOT}
+WHY_NOT = {"reference": None, "cpp": cpp.WHY_NOT, "cuda": cuda.WHY_NOT, "triton": _why_no_triton()}
 # kind of device: what computes there best, and next best
 _PREFERENCES = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 
@@ -37,14 +49,14 @@ def choose(op: str, impl: str, device: torch.device, real: bool = True) -> str:
         checks.one_of(op, "impl", impl, IMPLS)
         return impl
     usable = AUTO.get(device.type, ("reference",))
-    return next(impl for impl in usable if impl != "cuda" or not real or _cuda.why_not_on(device) is None)
+    return next(impl for impl in usable if impl != "cuda" or not real or cuda.why_not_on(device) is None)
 
 
 def _why_not_on(impl: str, device: torch.device) -> str | None:
     """Why an implementation that is usable here does not run on this very device."""
     if device.type != DEVICES.get(impl, device.type):
         return f"it computes on {DEVICES[impl]} and the tensors are on {device}; move them there or pass impl='auto'"
-    return _cuda.why_not_on(device) if impl == "cuda" else None
+    return cuda.why_not_on(device) if impl == "cuda" else None
 
 
 def saved_type(impl: str) -> torch.dtype:

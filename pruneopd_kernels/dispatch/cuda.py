@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
+from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
 
 _APART = f"{__package__.partition('.')[0]}_cuda13"
 

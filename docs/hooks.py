@@ -1,0 +1,39 @@
+"""The pages of the operators, made from their declarations when the documentation is built."""
+
+import inspect
+
+from mkdocs.structure.files import File
+
+from pruneopd_kernels.ops import OPERATORS
+
+
+def page(op):
+    """Return one operator's page: what it is for, the function, the result."""
+    purpose = inspect.getdoc(op.module).partition(": ")[2]
+    objects = [op.name, *([op.result.__name__] if op.result else [])]
+    blocks = [f"::: {op.module.__name__}.{name}\n" for name in objects]
+    return "\n".join([f"# {op.name}\n\n{purpose[0].upper()}{purpose[1:]}\n", *blocks])
+
+
+def on_config(config):
+    for entry in config.nav:
+        if isinstance(entry, dict) and "Operators" in entry:
+            entry["Operators"] = [f"operators/{name}.md" for name in OPERATORS]
+    return config
+
+
+def on_files(files, config):
+    for name, op in OPERATORS.items():
+        files.append(File.generated(config, f"operators/{name}.md", content=page(op)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    for words, losses in (("{operators}", False), ("{losses}", True), ("{results}", None)):
+        ops = [op for op in OPERATORS.values() if losses in (None, bool(op.saved))]
+        names = [
+            (op, op.result.__name__ if losses is None else op.name) for op in ops if losses is not None or op.result
+        ]
+        links = ", ".join(f"[`{name}`][{op.module.__name__}.{name}]" for op, name in names)
+        markdown = markdown.replace(words, links)
+    return markdown
