@@ -1,6 +1,7 @@
-// Which instruction set is used: the best that this processor runs, or the one that was asked for.
+// Chooses the instruction set: the best that this processor runs, or the one that was asked for.
 #include <atomic>
 
+#include "instruction_sets.h"
 #include "row_pass.h"
 
 namespace pruneopd {
@@ -48,7 +49,7 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-std::string instruction_set() { return row_kernels().instruction_set; }
+const char* instruction_set() { return row_kernels().instruction_set; }
 
 bool set_instruction_set(const std::string& name) {
   for (const RowKernels* kernels : usable_kernels()) {

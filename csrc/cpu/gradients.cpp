@@ -23,7 +23,7 @@ PRUNEOPD_INLINE bool is_aligned(const void* p) { return reinterpret_cast<uintptr
 
 template <bool kStream, bool kInOrder, class T>
 PRUNEOPD_INLINE void store_step(T* p, const Vec (&v)[2]) {
-  if constexpr (!kInOrder && kSame<T, BFloat16>)
+  if constexpr (!kInOrder && std::is_same_v<T, BFloat16>)
     store_even_odd<kStream>(p, v[0], v[1]);
   else
     store_two<kStream>(p, v);
@@ -60,7 +60,7 @@ PRUNEOPD_INLINE void write_row(int64_t vocab_size, T* out, const Gradient& gradi
 template <bool kPeaked, class TX, class TY>
 int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, const DivergenceState& state,
                                   double student_temperature, double teacher_temperature, double total, TX* out) {
-  constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
+  constexpr bool kInOrder = !std::is_same_v<TX, TY>;  // the two rows must agree
   const Vec scale = broadcast(log2_scale(student_temperature)), factor = broadcast(static_cast<float>(total));
   const Vec of_x = broadcast(static_cast<float>(1 / student_temperature));
   const Vec of_y = broadcast(static_cast<float>(-1 / teacher_temperature));

@@ -1,3 +1,5 @@
+#include "operators/logprobs_backward.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -28,25 +30,22 @@ void write_candidates(const Row& row, const RowState& state, double scale, doubl
 }
 
 void pass_position(const LogprobsBackwardArgs& args, int64_t n) {
-  const View &coefficients = args.coefficients, &ids = args.topk_ids;
-  const int64_t first = coefficients.at.offset(n), first_id = ids.at.offset(n), m = args.m;
-  const double scale = load_real(args.scale, args.scale.at.offset(n)) / args.student.temperature;
+  const int64_t m = args.m;
+  const double scale = real_at(args.scale, n) / args.student.temperature;
   Coefficient candidates[kMaxPolicyCandidates];
   double total = 0;
   bool all_zero = true;
   for (int64_t j = 0; j < m; ++j) {
-    candidates[j] = {load_id(ids, first_id + j * ids.step), load_real(coefficients, first + j * coefficients.step)};
+    candidates[j] = {id_at(args.topk_ids, n, j), real_at(args.coefficients, n, j)};
     total += candidates[j].value;
     all_zero &= candidates[j].value == 0;
   }
-  const GradientRow out(args.gradient, args.student.rows.type, args.student.vocab_size, args.width, n);
+  const GradientRow out(args.gradient, args.student, args.width, n);
   if (scale == 0 || all_zero) return out.clear_from(0);
   if (!(std::isfinite(total) && std::isfinite(scale))) return out.spoil();
 
-  const Row row = row_at(args.student.rows, args.student.temperature, n);
-  const int64_t at = args.state.at.offset(n);
-  const RowState state(static_cast<float>(load_real(args.state, at)),
-                       static_cast<float>(load_real(args.state, at + args.state.step)));
+  const Row row = row_at(args.student, n);
+  const RowState state{static_cast<float>(real_at(args.state, n, 0)), static_cast<float>(real_at(args.state, n, 1))};
   row_kernels().scaled_softmax(row, args.student.vocab_size, state, -scale * total, out.data);
   write_candidates(row, state, scale, total, candidates, m, out);
   out.clear_from(out.vocab_size);
@@ -54,11 +53,9 @@ void pass_position(const LogprobsBackwardArgs& args, int64_t n) {
 
 }  // namespace
 
+template <>
 void compute(const LogprobsBackwardArgs& args, const ParallelFor& parallel_for) {
-  parallel_for(args.positions, 1, [&](int64_t begin, int64_t end) {
-    const FloatMode mode;
-    for (int64_t n = begin; n < end; ++n) pass_position(args, n);
-  });
+  for_each_gradient(args.positions, parallel_for, [&](int64_t n) { pass_position(args, n); });
 }
 
 }  // namespace pruneopd

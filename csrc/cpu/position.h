@@ -1,4 +1,4 @@
-// What one position of a pair of logits comes to: shared by reliability and token_stats.
+// What the operators over logits share on the CPU: positions, rows and candidates.
 #pragma once
 
 #include "row_pass.h"
@@ -6,8 +6,19 @@
 
 namespace pruneopd {
 
-inline Row row_at(const View& logits, double temperature, int64_t n) {
-  return {address(logits, logits.at.offset(n)), logits.type, temperature};
+/// Calls pass(n, scratch) for each position, with working memory for rows of that width and k candidates.
+template <class Pass>
+void for_each_position(int64_t positions, int64_t vocab_size, int64_t k, const ParallelFor& parallel_for,
+                       const Pass& pass) {
+  parallel_for(positions, 1, [&](int64_t begin, int64_t end) {
+    const FloatMode mode;
+    RowMemory memory(vocab_size, k);
+    for (int64_t n = begin; n < end; ++n) pass(n, memory.scratch());
+  });
+}
+
+inline Row row_at(const Logits& logits, int64_t n) {
+  return {address(logits.rows, logits.rows.at.offset(n)), logits.rows.type, logits.temperature};
 }
 
 /// The logit of one id, which the caller knows to be below the vocabulary's size.

@@ -1,7 +1,10 @@
+#include "operators/reliability_from_drift.h"
+
 #include "responses.h"
 
 namespace pruneopd {
 
+template <>
 void compute(const ReliabilityFromDriftArgs& args, const ParallelFor& parallel_for) {
   scan_responses(
       args.responses, args.mask, args.scan_rule, args.scan, parallel_for,

@@ -1,3 +1,5 @@
+#include "operators/reliability_from_topk.h"
+
 #include "../math/drift.h"
 #include "responses.h"
 #include "row_pass.h"
@@ -23,8 +25,6 @@ bool narrow_ids(const View& ids, int64_t n, int64_t k, int32_t padding, int32_t*
                                   : narrow_ids<int64_t>(ids, n, k, padding, out);
 }
 
-int64_t id_at(const View& ids, int64_t n, int64_t j) { return load_id(ids, ids.at.offset(n) + j * ids.step); }
-
 /// How many of the student's slots hold an id that occurs among the teacher's; ids below 0 match nothing.
 int count_common_ids(const ReliabilityFromTopkArgs& args, int64_t n) {
   IdBlocks student(args.k);
@@ -43,38 +43,38 @@ int count_common_ids(const ReliabilityFromTopkArgs& args, int64_t n) {
 }
 
 bool rejected(const ReliabilityFromTopkArgs& args, int64_t n) {
-  const int64_t token = load_id(args.token_ids, args.token_ids.at.offset(n));
-  const int64_t offset = args.teacher_topk_logprobs.at.offset(n);
+  const int64_t token = id_at(args.token_ids, n);
   Nucleus nucleus(args.drift_rule.top_p);
   for (int64_t j = 0; j < args.k; ++j) {
     const int64_t id = id_at(args.teacher_topk_ids, n, j);
-    if (id < 0) continue;
-    nucleus.add(load_real(args.teacher_topk_logprobs, offset + j * args.teacher_topk_logprobs.step), id == token);
+    if (id >= 0) nucleus.add(real_at(args.teacher_topk_logprobs, n, j), id == token);
   }
   return !nucleus.accepts();
 }
 
 void pass_position(const ReliabilityFromTopkArgs& args, int64_t n) {
   if (!load_flag(args.mask, n)) {
-    args.overlap[n] = 0;
-    args.drift[n] = false;
+    args.out.overlap[n] = 0;
+    args.out.drift[n] = false;
     return;
   }
   const int k = static_cast<int>(args.k), common = count_common_ids(args, n);
-  args.overlap[n] = static_cast<float>(overlap_of(common, k));
-  args.drift[n] = args.drift_rule.metric == Metric::kOverlap ? drifts_by_overlap(common, k, args.drift_rule.threshold)
-                                                             : rejected(args, n);
+  args.out.overlap[n] = static_cast<float>(overlap_of(common, k));
+  args.out.drift[n] = args.drift_rule.metric == Metric::kOverlap
+                          ? drifts_by_overlap(common, k, args.drift_rule.threshold)
+                          : rejected(args, n);
 }
 
 }  // namespace
 
+template <>
 void compute(const ReliabilityFromTopkArgs& args, const ParallelFor& parallel_for) {
   parallel_for(args.responses.positions, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) pass_position(args, n);
   });
   scan_responses(
-      args.responses, args.mask, args.scan_rule, args.scan, parallel_for,
-      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.drift + n, count, drift); },
+      args.responses, args.mask, args.scan_rule, args.out.scan, parallel_for,
+      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.out.drift + n, count, drift); },
       [](int64_t, int64_t) {});
 }
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "../math/scan.h"
-#include "operators.h"
 #include "scalars.h"
 
 namespace pruneopd {
@@ -19,7 +18,7 @@ inline Extent extent_of(const Responses& responses, int64_t b) {
     const int64_t length = positions / responses.count;
     return {b * length, (b + 1) * length};
   }
-  const auto start = [&](int64_t i) { return std::clamp<int64_t>(load_int32(responses.cu_seqlens, i), 0, positions); };
+  const auto start = [&](int64_t i) { return std::clamp<int64_t>(id_at(responses.cu_seqlens, i), 0, positions); };
   return {start(b), start(b + 1)};
 }
 
@@ -50,7 +49,7 @@ void scan_responses(const Responses& responses, const View& mask, const ScanRule
   parallel_for(responses.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const Extent extent = extent_of(responses, b);
-      int64_t drift_count = rule.drift_count ? load_int32(rule.drift_count, b) : 0;
+      int64_t drift_count = rule.drift_count ? id_at(rule.drift_count, b) : 0;
       int32_t effective_length = 0;
       for (int64_t n = extent.begin; n < extent.end; n += kScanBlock) {
         const int64_t count = std::min(kScanBlock, extent.end - n);

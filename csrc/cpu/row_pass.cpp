@@ -191,7 +191,7 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
 template <bool kBoth, bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, TileSums& s,
                                    TileSums& t) {
-  constexpr bool kInOrder = !kSame<TX, TY>;  // the two rows must agree
+  constexpr bool kInOrder = !std::is_same_v<TX, TY>;  // the two rows must agree
   s = t = TileSums();
   uint32_t teacher_misses = 0, student_misses = 0;
   for (int64_t first = 0; first < count; first += kChain) {

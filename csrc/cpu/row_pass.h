@@ -11,7 +11,7 @@
 #include "../math/loss.h"
 #include "../math/order.h"
 #include "../math/softmax.h"
-#include "operators.h"
+#include "views.h"
 
 namespace pruneopd {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../math/scalars.h"
-#include "operators.h"
+#include "views.h"
 
 namespace pruneopd {
 
@@ -22,15 +22,14 @@ inline const void* address(const View& view, int64_t offset) {
   return static_cast<const char*>(view.data) + offset * bytes_of(view.type);
 }
 
-/// The value at `offset` elements: floating types.
-inline double load_real(const View& view, int64_t offset) { return load_real(view.data, view.type, offset); }
+/// Value j of position n: floating types.
+inline double real_at(const View& view, int64_t n, int64_t j = 0) {
+  return load_real(view.data, view.type, view.at.offset(n) + j * view.step);
+}
 
-/// The value at `offset` elements: ids.
-inline int64_t load_id(const View& view, int64_t offset) { return load_id(view.data, view.type, offset); }
-
-/// Value n of a vector of int32.
-inline int32_t load_int32(const View& vector, int64_t n) {
-  return static_cast<const int32_t*>(vector.data)[vector.at.offset(n)];
+/// Value j of position n: ids and counts.
+inline int64_t id_at(const View& view, int64_t n, int64_t j = 0) {
+  return load_id(view.data, view.type, view.at.offset(n) + j * view.step);
 }
 
 /// Whether position n is valid or drifts: any type, non-zero is true; a view that is not given is all true.

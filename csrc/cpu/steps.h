@@ -2,6 +2,8 @@
 // set.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/softmax.h"
 #include "simd.h"
 
@@ -33,26 +35,6 @@ PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
   for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
 }
 
-template <class T>
-PRUNEOPD_INLINE T negative_infinity();
-template <>
-PRUNEOPD_INLINE float negative_infinity<float>() {
-  return kNegativeInfinity;
-}
-template <>
-PRUNEOPD_INLINE BFloat16 negative_infinity<BFloat16>() {
-  return {0xff80};
-}
-template <>
-PRUNEOPD_INLINE Half negative_infinity<Half>() {
-  return {0xfc00};
-}
-
-template <class T, class U>
-constexpr bool kSame = false;
-template <class T>
-constexpr bool kSame<T, T> = true;
-
 /// The end of a row, filled up with -inf, which is in no sum and no maximum.
 template <class T, int64_t kSize>
 struct Padded {
@@ -60,7 +42,7 @@ struct Padded {
 
   PRUNEOPD_INLINE Padded(const T* from, int64_t count) {
     __builtin_memcpy(data, from, static_cast<size_t>(count) * sizeof(T));
-    for (int64_t i = count; i < kSize; ++i) data[i] = negative_infinity<T>();
+    for (int64_t i = count; i < kSize; ++i) data[i] = from_float<T>(kNegativeInfinity);
   }
 };
 

@@ -196,6 +196,7 @@ struct GradientShare {
 template <class T, class Params>
 void launch_over_gradient(void (*kernel)(Params), int64_t positions, int64_t width, int64_t shared_bytes, Params params,
                           const Queue& queue) {
+  if (positions == 0) return;
   const int64_t wanted = 16 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
   const int64_t most = (width + kThreads * Vectors<T>::kIds - 1) / (kThreads * Vectors<T>::kIds);
   params.rows.slices = static_cast<int>(std::min(most, (wanted + positions - 1) / positions));

@@ -1,15 +1,24 @@
-// How the host starts kernels.
+// Where CUDA kernels run, and how the host starts them.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
-#include "operators.h"
+#include "../views.h"
 
 namespace pruneopd::cuda {
+
+/// A stream of one device, and device memory that lives as long as the work on the stream needs it. Nothing here waits
+/// for the device, so that a CUDA graph can capture every call.
+struct Queue {
+  cudaStream_t stream;
+  int device;  // the current one while an operator is computed
+  std::function<void*(int64_t bytes)> workspace;
+};
 
 inline void require(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));

@@ -1,6 +1,6 @@
 // logprobs_backward, which the losses over candidates share: a block takes a position, or a slice of one.
-#include "../math/loss.h"
 #include "gradient.cuh"
+#include "operators/logprobs_backward.h"
 
 namespace pruneopd::cuda {
 namespace {
@@ -109,16 +109,10 @@ __global__ void __launch_bounds__(kThreads, kLightBlocksPerMultiprocessor) logpr
 
 }  // namespace
 
+template <>
 void compute(const LogprobsBackwardArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const Params params{.rows = make_rows(args.student, /*k=*/0),
-                      .topk_ids = DeviceView(args.topk_ids),
-                      .coefficients = DeviceView(args.coefficients),
-                      .state = DeviceView(args.state),
-                      .scale = DeviceView(args.scale),
-                      .m = static_cast<int>(args.m),
-                      .gradient = args.gradient,
-                      .width = args.width};
+  const Params params{make_rows(/*k=*/0, args.student), args.topk_ids, args.coefficients, args.state, args.scale,
+                      static_cast<int>(args.m),         args.gradient, args.width};
   with_logit_type(args.student.rows.type, [&]<class T>() {
     launch_over_gradient<T>(&logprobs_backward_kernel<T>, args.positions, args.width, sizeof(Memory), params, queue);
   });

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <string>
 #include <type_traits>
 
@@ -27,11 +28,11 @@ struct Rows {
   double temperatures[kSides];
   float scales[kSides];
   bool usable_scales;
-  int vocab_size, k, tiles, units;
-  int slices;              // blocks a position
-  unsigned* arrivals;      // counters, 0 at first: [positions] of slices, when there are several; [responses]
-  unsigned char* scratch;  // [positions, scratch_bytes] when there are several slices
-  int64_t scratch_bytes;
+  int vocab_size, k, tiles = 0, units = 0;
+  int slices = 1;                    // blocks per position
+  unsigned* arrivals = nullptr;      // counters from 0: [positions] of slices, if there are several; [responses]
+  unsigned char* scratch = nullptr;  // [positions, scratch_bytes] if there are several slices
+  int64_t scratch_bytes = 0;
 
   /// Where candidate j of position n lies in the outputs.
   __device__ int64_t slot(int n, int j) const { return int64_t{n} * k + j; }
@@ -226,18 +227,20 @@ void with_logit_type(Scalar type, const Visit& visit) {
 
 /// The same with the type of both rows.
 template <class Visit>
-void with_logit_type(const LogitsPair& logits, const Visit& visit) {
-  if (logits.student.type == logits.teacher.type)
-    with_logit_type(logits.student.type, visit);
+void with_logit_type(const Logits& student, const Logits& teacher, const Visit& visit) {
+  if (student.rows.type == teacher.rows.type)
+    with_logit_type(student.rows.type, visit);
   else
     visit.template operator()<AnyLogit>();
 }
 
 /// Launches a kernel whose parameters hold `rows`. `responses` of them count their positions as they arrive.
 template <class T, class Params>
-void launch_over_logits(void (*kernel)(Params), const char* op, int64_t vocab_size, int64_t positions,
-                        int64_t responses, Params params, const Queue& queue) {
+void launch_over_logits(void (*kernel)(Params), const char* op, int64_t positions, int64_t responses, Params params,
+                        const Queue& queue) {
+  if (positions == 0) return;
   auto& rows = params.rows;
+  const int64_t vocab_size = rows.vocab_size;
   constexpr int kSides = std::remove_reference_t<decltype(rows)>::kSides;
   const int64_t bytes = pass_bytes<T, kSides>(vocab_size), shared = sizeof(PositionMemory<kSides>) + bytes;
   const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, queue);
@@ -259,39 +262,25 @@ void launch_over_logits(void (*kernel)(Params), const char* op, int64_t vocab_si
   launch(kernel, positions * rows.slices, kThreads, shared, queue, params);
 }
 
-/// Of a kernel that selects no candidates k is 0.
-inline Rows<1> make_rows(const Logits& logits, int64_t k) {
-  const float scale = log2_scale(logits.temperature);
-  return {.logits = {DeviceView(logits.rows)},
-          .temperatures = {logits.temperature},
-          .scales = {scale > 0 ? scale : 1},
-          .usable_scales = scale > 0,
-          .vocab_size = static_cast<int>(logits.vocab_size),
-          .k = static_cast<int>(k),
-          .tiles = 0,
-          .units = 0,
-          .slices = 1,
-          .arrivals = nullptr,
-          .scratch = nullptr,
-          .scratch_bytes = 0};
+/// What a kernel over one model's logits takes, or both models'; k is 0 if it selects no candidates. The launch sets
+/// the rest.
+template <std::same_as<Logits>... Side>
+Rows<sizeof...(Side)> make_rows(int64_t k, const Side&... logits) {
+  const bool usable = ((log2_scale(logits.temperature) > 0) && ...);
+  return {.logits = {logits.rows...},
+          .temperatures = {logits.temperature...},
+          .scales = {(usable ? log2_scale(logits.temperature) : 1)...},
+          .usable_scales = usable,
+          .vocab_size = static_cast<int>(std::min({logits.vocab_size...})),
+          .k = static_cast<int>(k)};
 }
 
-inline Rows<2> make_rows(const LogitsPair& logits, int64_t k) {
-  const Rows<1> student = make_rows(Logits{logits.student, logits.student_temperature, logits.vocab_size}, k),
-                teacher = make_rows(Logits{logits.teacher, logits.teacher_temperature, logits.vocab_size}, k);
-  const bool usable = student.usable_scales && teacher.usable_scales;
-  return {.logits = {student.logits[0], teacher.logits[0]},
-          .temperatures = {student.temperatures[0], teacher.temperatures[0]},
-          .scales = {usable ? student.scales[0] : 1, usable ? teacher.scales[0] : 1},
-          .usable_scales = usable,
-          .vocab_size = student.vocab_size,
-          .k = student.k,
-          .tiles = 0,
-          .units = 0,
-          .slices = 1,
-          .arrivals = nullptr,
-          .scratch = nullptr,
-          .scratch_bytes = 0};
+/// log p of an id >= 0 in the only row, NaN for one that does not exist.
+template <class T>
+__device__ __forceinline__ double candidate_logprob(const Rows<1>& args, const PositionMemory<1>& memory, int64_t id) {
+  const auto row = make_row<T>(memory.logits[0], args.logits[0].type, args.vocab_size);
+  if (id >= row.vocab_size) return NAN;
+  return memory.summaries.rows[0].logprob(row.logit(static_cast<int>(id)), args.temperatures[0]);
 }
 
 }  // namespace pruneopd::cuda

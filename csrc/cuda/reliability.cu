@@ -1,6 +1,7 @@
 // reliability: one launch. A block takes a position (or a slice of one), and the last block of a response to finish
 // scans the response.
 #include "../math/drift.h"
+#include "operators/reliability.h"
 #include "position.cuh"
 #include "scan.cuh"
 
@@ -10,25 +11,21 @@ namespace {
 struct Params {
   Rows<2> rows;
   DeviceView mask, token_ids;
-  Metric metric;
-  double threshold, top_p;
+  DriftRule drift_rule;
   RewardWeight reward_weight;
-  float* overlap;
-  bool* drift;
-  int64_t* topk_ids;
-  float* rewards;
+  ReliabilityArgs::Outputs out;
   Scan scan;
 };
 
 __device__ void write_masked(const Params& params, int n) {
   const int k = params.rows.k;
   for (int j = thread_in_block(); j < k; j += kThreads) {
-    params.topk_ids[params.rows.slot(n, j)] = j;
-    params.rewards[params.rows.slot(n, j)] = 0;
+    params.out.topk_ids[params.rows.slot(n, j)] = j;
+    params.out.rewards[params.rows.slot(n, j)] = 0;
   }
   if (thread_in_block() == 0) {
-    params.overlap[n] = 0;
-    params.drift[n] = false;
+    params.out.overlap[n] = 0;
+    params.out.drift[n] = false;
   }
 }
 
@@ -41,7 +38,7 @@ __device__ bool rejected(const Params& params, int n, PositionMemory<2>& memory)
   __syncthreads();
   if (thread_in_block() != 0) return false;
   const int64_t token = params.token_ids.id(n);
-  Nucleus nucleus(params.top_p);
+  Nucleus nucleus(params.drift_rule.top_p);
   for (int j = 0; j < k && !nucleus.closed; ++j) nucleus.add_mass(masses[j], memory.id(1, j) == token);
   return !nucleus.accepts();
 }
@@ -76,7 +73,7 @@ __device__ void write_rewards(const Params& params, int n, PositionMemory<2>& me
     weight = mass / total;
     if (maximum == -INFINITY) p = q;  // no mass to renormalise, no reward
   }
-  if (j < k) params.rewards[params.rows.slot(n, j)] = static_cast<float>(reward_of(p, q, weight));
+  if (j < k) params.out.rewards[params.rows.slot(n, j)] = static_cast<float>(reward_of(p, q, weight));
 }
 
 template <class T>
@@ -86,22 +83,23 @@ __device__ void write_position(const Params& params, int n) {
   bool hit = false;
   if (j < k) {
     const int id = memory.id(0, j);
-    params.topk_ids[params.rows.slot(n, j)] = id;
+    params.out.topk_ids[params.rows.slot(n, j)] = id;
     for (int i = 0; i < k; ++i) hit |= memory.id(1, i) == id;
   }
   const bool broken = memory.broken();
   const int hits = __syncthreads_count(hit), common = broken ? 0 : hits;
-  const bool drift = broken || (params.metric == Metric::kOverlap ? drifts_by_overlap(common, k, params.threshold)
-                                                                  : rejected(params, n, memory));
+  const bool drift = broken || (params.drift_rule.metric == Metric::kOverlap
+                                    ? drifts_by_overlap(common, k, params.drift_rule.threshold)
+                                    : rejected(params, n, memory));
   if (thread_in_block() == 0) {
-    params.overlap[n] = static_cast<float>(overlap_of(common, k));
-    params.drift[n] = drift;
+    params.out.overlap[n] = static_cast<float>(overlap_of(common, k));
+    params.out.drift[n] = drift;
   }
   __syncthreads();
   if (!broken)
     write_rewards<T>(params, n, memory);
   else if (j < k)
-    params.rewards[params.rows.slot(n, j)] = NAN;
+    params.out.rewards[params.rows.slot(n, j)] = NAN;
 }
 
 /// After position n is written: whoever completes a response scans it.
@@ -138,30 +136,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reliabi
 
 }  // namespace
 
+template <>
 void compute(const ReliabilityArgs& args, const Queue& queue) {
   const int64_t positions = args.responses.positions;
   if (args.responses.count == 0) return;
   if (positions == 0) {
     const auto bytes = static_cast<size_t>(args.responses.count) * sizeof(int32_t);
-    return require(cudaMemsetAsync(args.scan.effective_length, 0, bytes, queue.stream));
+    return require(cudaMemsetAsync(args.out.scan.effective_length, 0, bytes, queue.stream));
   }
-  Params params{.rows = make_rows(args.logits, args.k),
-                .mask = DeviceView(args.mask),
-                .token_ids = DeviceView(args.token_ids),
-                .metric = args.drift_rule.metric,
-                .threshold = args.drift_rule.threshold,
-                .top_p = args.drift_rule.top_p,
-                .reward_weight = args.reward_weight,
-                .overlap = args.overlap,
-                .drift = args.drift,
-                .topk_ids = args.topk_ids,
-                .rewards = args.rewards,
-                .scan = Scan(args.mask, DeviceView(args.drift, positions), args.responses, args.scan_rule, args.scan)};
-  params.scan.rewards = args.rewards;
+  Params params{make_rows(args.k, args.student, args.teacher),
+                args.mask,
+                args.token_ids,
+                args.drift_rule,
+                args.reward_weight,
+                args.out,
+                Scan(args.mask, DeviceView(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan)};
+  params.scan.rewards = args.out.rewards;
   params.scan.k = static_cast<int>(args.k);
-  with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&reliability_kernel<T>, "reliability", args.logits.vocab_size, positions,
-                          args.responses.count, params, queue);
+  with_logit_type(args.student, args.teacher, [&]<class T>() {
+    launch_over_logits<T>(&reliability_kernel<T>, args.kName, positions, args.responses.count, params, queue);
   });
 }
 

@@ -1,4 +1,5 @@
 // reliability_from_drift: a block takes a response.
+#include "operators/reliability_from_drift.h"
 #include "scan.cuh"
 
 namespace pruneopd::cuda {
@@ -13,8 +14,9 @@ void scan_responses(const Scan& scan, const Queue& queue) {
   launch(&scan_kernel, scan.responses.count, kScanThreads, sizeof(ScanMemory), queue, scan);
 }
 
+template <>
 void compute(const ReliabilityFromDriftArgs& args, const Queue& queue) {
-  scan_responses(Scan(args.mask, DeviceView(args.drift), args.responses, args.scan_rule, args.scan), queue);
+  scan_responses(Scan(args.mask, args.drift, args.responses, args.scan_rule, args.scan), queue);
 }
 
 }  // namespace pruneopd::cuda

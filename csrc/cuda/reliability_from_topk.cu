@@ -1,5 +1,6 @@
 // reliability_from_topk: overlap and drift of every position, then the scan of every response.
 #include "../math/drift.h"
+#include "operators/reliability_from_topk.h"
 #include "scan.cuh"
 
 namespace pruneopd::cuda {
@@ -11,10 +12,8 @@ struct Params {
   DeviceView student_topk_ids, teacher_topk_ids, mask, teacher_topk_logprobs, token_ids;
   int64_t positions;
   int k, slots;  // threads a position: k rounded up to a power of two
-  Metric metric;
-  double threshold, top_p;
-  float* overlap;
-  bool* drift;
+  DriftRule drift_rule;
+  ReliabilityFromTopkArgs::Outputs out;
 };
 
 struct Memory {
@@ -28,7 +27,7 @@ struct Memory {
 /// Whether the teacher's nucleus rejects the token of position n. A padding slot has no mass; a NaN rejects the token.
 __device__ bool rejected(const Params& params, int64_t n, const int64_t* teacher_ids, const double* masses) {
   const int64_t token = params.token_ids.id(n);
-  Nucleus nucleus(params.top_p);
+  Nucleus nucleus(params.drift_rule.top_p);
   for (int j = 0; j < params.k; ++j)
     if (teacher_ids[j] >= 0) nucleus.add_mass(masses[j], teacher_ids[j] == token);
   return !nucleus.accepts();
@@ -44,7 +43,7 @@ __global__ void __launch_bounds__(kThreads) drift_kernel(Params params) {
   const int64_t teacher_id = used ? params.teacher_topk_ids.id(n, slot) : -1;
   memory.teacher_ids[thread] = teacher_id;
   memory.counts[thread] = 0;
-  if (params.metric == Metric::kTopP)
+  if (params.drift_rule.metric == Metric::kTopP)
     memory.masses[thread] = teacher_id < 0 ? 0 : exp(params.teacher_topk_logprobs.real(n, slot));
   __syncthreads();
   bool hit = false;
@@ -53,36 +52,35 @@ __global__ void __launch_bounds__(kThreads) drift_kernel(Params params) {
   __syncthreads();
   if (slot != 0 || n >= params.positions) return;
   const int common = memory.counts[first];
-  params.overlap[n] = static_cast<float>(overlap_of(common, params.k));
-  params.drift[n] = valid && (params.metric == Metric::kOverlap
-                                  ? drifts_by_overlap(common, params.k, params.threshold)
-                                  : rejected(params, n, memory.teacher_ids + first, memory.masses + first));
+  params.out.overlap[n] = static_cast<float>(overlap_of(common, params.k));
+  params.out.drift[n] = valid && (params.drift_rule.metric == Metric::kOverlap
+                                      ? drifts_by_overlap(common, params.k, params.drift_rule.threshold)
+                                      : rejected(params, n, memory.teacher_ids + first, memory.masses + first));
 }
 
 }  // namespace
 
+template <>
 void compute(const ReliabilityFromTopkArgs& args, const Queue& queue) {
   int slots = 1;
   while (slots < args.k) slots *= 2;
   const int64_t positions = args.responses.positions;
-  const Params params{.student_topk_ids = DeviceView(args.student_topk_ids),
-                      .teacher_topk_ids = DeviceView(args.teacher_topk_ids),
-                      .mask = DeviceView(args.mask),
-                      .teacher_topk_logprobs = DeviceView(args.teacher_topk_logprobs),
-                      .token_ids = DeviceView(args.token_ids),
-                      .positions = positions,
-                      .k = static_cast<int>(args.k),
-                      .slots = slots,
-                      .metric = args.drift_rule.metric,
-                      .threshold = args.drift_rule.threshold,
-                      .top_p = args.drift_rule.top_p,
-                      .overlap = args.overlap,
-                      .drift = args.drift};
+  const Params params{args.student_topk_ids,
+                      args.teacher_topk_ids,
+                      args.mask,
+                      args.teacher_topk_logprobs,
+                      args.token_ids,
+                      positions,
+                      static_cast<int>(args.k),
+                      slots,
+                      args.drift_rule,
+                      args.out};
   const int64_t positions_per_block = kThreads / slots;
   if (positions > 0)
     launch(&drift_kernel, (positions + positions_per_block - 1) / positions_per_block, kThreads, sizeof(Memory), queue,
            params);
-  scan_responses(Scan(args.mask, DeviceView(args.drift, positions), args.responses, args.scan_rule, args.scan), queue);
+  scan_responses(Scan(args.mask, DeviceView(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan),
+                 queue);
 }
 
 }  // namespace pruneopd::cuda

@@ -1,6 +1,6 @@
 // reverse_kl: a block takes a position, or a slice of one; so does its backward pass.
-#include "../math/loss.h"
 #include "gradient.cuh"
+#include "operators/reverse_kl.h"
 
 namespace pruneopd::cuda {
 namespace {
@@ -8,7 +8,7 @@ namespace {
 struct Params {
   Rows<2> rows;
   DeviceView mask, weight;
-  float *loss, *state;
+  ReverseKlArgs::Outputs out;
 };
 
 __device__ void write_position(const Params& params, int n, double weight) {
@@ -16,15 +16,11 @@ __device__ void write_position(const Params& params, int n, double weight) {
   const PositionMemory<2>& memory = PositionMemory<2>::get();
   const double kl = memory.summaries.divergences[0];
   const auto loss = static_cast<float>(weight * kl);
-  const DivergenceState saved(memory.summary(params.rows, 0), memory.summary(params.rows, 1), kl,
-                              memory.summaries.peak_excess);
-  params.loss[n] = loss;
-  float* const state = params.state + n * kDivergenceState;
-  state[0] = saved.reference;
-  state[1] = saved.mass;
-  state[2] = saved.teacher_reference;
-  state[3] = std::isfinite(loss) ? saved.offset : NAN;
-  state[4] = saved.peak_excess;
+  auto state = DivergenceState::of(memory.summary(params.rows, 0), memory.summary(params.rows, 1), kl,
+                                   memory.summaries.peak_excess);
+  if (!std::isfinite(loss)) state.offset = NAN;
+  params.out.loss[n] = loss;
+  state_at<DivergenceState>(params.out.state, n) = state;
 }
 
 template <class T>
@@ -32,9 +28,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) reverse
   const int n = params.rows.position();
   const double weight = params.weight ? params.weight.real(n) : 1;
   if (!params.mask.flag(n) || weight == 0) {
-    if (params.rows.slice() != 0) return;
-    if (thread_in_block() < kDivergenceState) params.state[n * kDivergenceState + thread_in_block()] = 0;
-    if (thread_in_block() == 0) params.loss[n] = 0;
+    if (params.rows.slice() != 0 || thread_in_block() != 0) return;
+    params.out.loss[n] = 0;
+    state_at<DivergenceState>(params.out.state, n) = {};
   } else if (pass_position<T, Stats::kReverseKl, /*kSelects=*/false>(params.rows, n)) {
     write_position(params, PositionMemory<2>::get().position, weight);
   }
@@ -101,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   const double scale = params.scale.real(n) / rows.temperatures[0];
   if (scale == 0) return share.fill(0);
   const auto saved = [&](int i) { return static_cast<float>(params.state.real(n, i)); };
-  const DivergenceState state(saved(0), saved(1), saved(2), saved(3), saved(4));
+  const DivergenceState state{saved(0), saved(1), saved(2), saved(3), saved(4)};
   if (!(std::isfinite(scale) && std::isfinite(state.offset))) return share.fill(NAN);
 
   const OfDivergence gradient{state.reference,
@@ -121,27 +117,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
 
 }  // namespace
 
+template <>
 void compute(const ReverseKlArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const Params params{.rows = make_rows(args.logits, /*k=*/0),
-                      .mask = DeviceView(args.mask),
-                      .weight = DeviceView(args.weight),
-                      .loss = args.loss,
-                      .state = args.state};
-  with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&reverse_kl_kernel<T>, "reverse_kl", args.logits.vocab_size, args.positions,
-                          /*responses=*/0, params, queue);
+  const Params params{make_rows(/*k=*/0, args.student, args.teacher), args.mask, args.weight, args.out};
+  with_logit_type(args.student, args.teacher, [&]<class T>() {
+    launch_over_logits<T>(&reverse_kl_kernel<T>, args.kName, args.positions, /*responses=*/0, params, queue);
   });
 }
 
+template <>
 void compute(const ReverseKlBackwardArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const BackwardParams params{.rows = make_rows(args.logits, /*k=*/0),
-                              .state = DeviceView(args.state),
-                              .scale = DeviceView(args.scale),
-                              .gradient = args.gradient,
-                              .width = args.width};
-  with_logit_type(args.logits, [&]<class T>() {
+  const BackwardParams params{make_rows(/*k=*/0, args.student, args.teacher), args.state, args.scale, args.gradient,
+                              args.width};
+  with_logit_type(args.student, args.teacher, [&]<class T>() {
     launch_over_gradient<T>(&reverse_kl_backward_kernel<T>, args.positions, args.width, /*shared_bytes=*/0, params,
                             queue);
   });

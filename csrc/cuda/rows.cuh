@@ -3,27 +3,18 @@
 #pragma once
 
 #include "ptx.cuh"
-#include "registers.cuh"
+#include "warp.cuh"
 
 namespace pruneopd::cuda {
 
 /// Logits of a type that is known only when the kernel runs; for pairs of different types.
 struct AnyLogit {};
 
+/// The bits of -inf.
 template <class T>
-struct NegativeInfinity;
-template <>
-struct NegativeInfinity<float> {
-  static constexpr uint32_t kBits = 0xff800000u;
-};
-template <>
-struct NegativeInfinity<BFloat16> {
-  static constexpr uint32_t kBits = 0xff80u;
-};
-template <>
-struct NegativeInfinity<Half> {
-  static constexpr uint32_t kBits = 0xfc00u;
-};
+constexpr uint32_t kNegativeInfinity = sizeof(T) == 4                ? 0xff800000u
+                                       : std::is_same_v<T, BFloat16> ? 0xff80u
+                                                                     : 0xfc00u;
 
 /// Bytes [offset, offset + 16) of two neighbours. `offset` is the same for the whole block.
 __device__ __forceinline__ uint4 join(uint4 low, uint4 high, unsigned offset) {
@@ -62,7 +53,7 @@ struct TypedRow {
     uint32_t words[4] = {};
 #pragma unroll
     for (int i = 0; i < kIds; ++i) {
-      uint32_t bits = NegativeInfinity<T>::kBits;
+      uint32_t bits = kNegativeInfinity<T>;
       if (id + i < vocab_size) {
         if constexpr (sizeof(T) == 2)
           bits = reinterpret_cast<const uint16_t*>(logits)[id + i];

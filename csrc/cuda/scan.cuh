@@ -4,7 +4,6 @@
 #include "../math/reward.h"
 #include "../math/scan.h"
 #include "launch.h"
-#include "registers.cuh"
 #include "views.cuh"
 #include "warp.cuh"
 

@@ -1,5 +1,6 @@
 // token_stats: a block takes a position, or a slice of one.
 #include "../math/drift.h"
+#include "operators/token_stats.h"
 #include "position.cuh"
 
 namespace pruneopd::cuda {
@@ -7,38 +8,32 @@ namespace {
 
 constexpr int kSides = 2;  // 0 is the student's, 1 the teacher's
 
-struct Candidates {
-  int64_t* ids;
-  float *logprobs, *partner_logprobs;
-};
-
 struct Params {
   Rows<2> rows;
   DeviceView mask, token_ids;
-  Candidates candidates[kSides];
-  float* overlap;
-  float *lse[kSides], *entropy[kSides], *divergence[kSides], *token_logprob[kSides];
+  TokenStatsArgs::Outputs out;
 };
 
 __device__ void write_masked(const Params& params, int n) {
-  const int k = params.rows.k;
+  const TokenStatsArgs::Outputs& out = params.out;
 #pragma unroll
   for (int side = 0; side < kSides; ++side) {
-    const Candidates& out = params.candidates[side];
-    for (int j = thread_in_block(); j < k; j += kThreads) {
-      out.ids[params.rows.slot(n, j)] = j;
-      out.logprobs[params.rows.slot(n, j)] = out.partner_logprobs[params.rows.slot(n, j)] = 0;
+    for (int j = thread_in_block(); j < params.rows.k; j += kThreads) {
+      const int64_t slot = params.rows.slot(n, j);
+      out.topk_ids[side][slot] = j;
+      out.topk_logprobs[side][slot] = out.partner_logprobs[side][slot] = 0;
     }
     if (thread_in_block() == 0)
-      params.lse[side][n] = params.entropy[side][n] = params.divergence[side][n] = params.token_logprob[side][n] = 0;
+      out.lse[side][n] = out.entropy[side][n] = out.divergence[side][n] = out.token_logprob[side][n] = 0;
   }
-  if (thread_in_block() == 0) params.overlap[n] = 0;
+  if (thread_in_block() == 0) out.overlap[n] = 0;
 }
 
 template <class T>
 __device__ void write_position(const Params& params, int n) {
   const PositionMemory<2>& memory = PositionMemory<2>::get();
   const Rows<2>& rows = params.rows;
+  const TokenStatsArgs::Outputs& out = params.out;
   const int k = rows.k;
   const auto logprob = [&](int side, double logit) {
     return static_cast<float>(memory.summaries.rows[side].logprob(logit, rows.temperature(side)));
@@ -50,28 +45,28 @@ __device__ void write_position(const Params& params, int n) {
   bool hit = false;
 #pragma unroll
   for (int side = 0; side < kSides; ++side) {
-    const Candidates& out = params.candidates[side];
     const int j = thread_in_block();
     if (j >= k) continue;
     const int id = memory.id(side, j);
-    out.ids[params.rows.slot(n, j)] = id;
-    out.logprobs[params.rows.slot(n, j)] = logprob(side, memory.logit(side, j));
-    out.partner_logprobs[params.rows.slot(n, j)] = logprob_of(1 - side, id);
+    const int64_t slot = rows.slot(n, j);
+    out.topk_ids[side][slot] = id;
+    out.topk_logprobs[side][slot] = logprob(side, memory.logit(side, j));
+    out.partner_logprobs[side][slot] = logprob_of(1 - side, id);
     if (side == 0)
       for (int i = 0; i < k; ++i) hit |= memory.id(1, i) == id;
   }
   const int hits = __syncthreads_count(hit);
   if (thread_in_block() != 0) return;
-  params.overlap[n] = static_cast<float>(overlap_of(memory.broken() ? 0 : hits, k));
+  out.overlap[n] = static_cast<float>(overlap_of(memory.broken() ? 0 : hits, k));
   const int64_t token = params.token_ids ? params.token_ids.id(n) : -1;
   const bool exists = token >= 0 && token < rows.vocab_size;
 #pragma unroll
   for (int side = 0; side < kSides; ++side) {
     const RowSummary& summary = memory.summaries.rows[side];
-    params.lse[side][n] = static_cast<float>(summary.lse);
-    params.entropy[side][n] = static_cast<float>(summary.entropy);
-    params.divergence[side][n] = static_cast<float>(memory.summaries.divergences[side]);
-    params.token_logprob[side][n] = exists ? logprob_of(side, token) : NAN;
+    out.lse[side][n] = static_cast<float>(summary.lse);
+    out.entropy[side][n] = static_cast<float>(summary.entropy);
+    out.divergence[side][n] = static_cast<float>(memory.summaries.divergences[side]);
+    out.token_logprob[side][n] = exists ? logprob_of(side, token) : NAN;
   }
 }
 
@@ -87,22 +82,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) token_s
 
 }  // namespace
 
+template <>
 void compute(const TokenStatsArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const Params params{
-      .rows = make_rows(args.logits, args.k),
-      .mask = DeviceView(args.mask),
-      .token_ids = DeviceView(args.token_ids),
-      .candidates = {{args.student_topk_ids, args.student_topk_logprobs, args.teacher_on_student_logprobs},
-                     {args.teacher_topk_ids, args.teacher_topk_logprobs, args.student_on_teacher_logprobs}},
-      .overlap = args.overlap,
-      .lse = {args.student_lse, args.teacher_lse},
-      .entropy = {args.student_entropy, args.teacher_entropy},
-      .divergence = {args.reverse_kl, args.forward_kl},
-      .token_logprob = {args.student_token_logprob, args.teacher_token_logprob}};
-  with_logit_type(args.logits, [&]<class T>() {
-    launch_over_logits<T>(&token_stats_kernel<T>, "token_stats", args.logits.vocab_size, args.positions,
-                          /*responses=*/0, params, queue);
+  const Params params{make_rows(args.k, args.student, args.teacher), args.mask, args.token_ids, args.out};
+  with_logit_type(args.student, args.teacher, [&]<class T>() {
+    launch_over_logits<T>(&token_stats_kernel<T>, args.kName, args.positions, /*responses=*/0, params, queue);
   });
 }
 

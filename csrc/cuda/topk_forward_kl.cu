@@ -1,6 +1,7 @@
 // topk_forward_kl: a block takes a position, or a slice of one.
 #include "../math/drift.h"
-#include "candidates.cuh"
+#include "operators/topk_forward_kl.h"
+#include "position.cuh"
 
 namespace pruneopd::cuda {
 namespace {
@@ -9,20 +10,18 @@ struct Params {
   Rows<1> rows;
   DeviceView mask, teacher_topk_ids, teacher_topk_logprobs;
   double logprob_min;
-  float *loss, *student_mass, *teacher_mass, *overlap, *overlap_token_advantage;
-  int64_t* student_topk_ids;
-  float *coefficients, *state;
+  TopkForwardKlArgs::Outputs out;
 };
 
 __device__ void write_masked(const Params& params, int n) {
   for (int j = thread_in_block(); j < params.rows.k; j += kThreads) {
-    params.student_topk_ids[params.rows.slot(n, j)] = j;
-    params.coefficients[params.rows.slot(n, j)] = 0;
+    params.out.student_topk_ids[params.rows.slot(n, j)] = j;
+    params.out.coefficients[params.rows.slot(n, j)] = 0;
   }
   if (thread_in_block() != 0) return;
-  params.loss[n] = params.student_mass[n] = params.teacher_mass[n] = 0;
-  params.overlap[n] = params.overlap_token_advantage[n] = 0;
-  write_state(params.state, n, 0, 0);
+  params.out.loss[n] = params.out.student_mass[n] = params.out.teacher_mass[n] = 0;
+  params.out.overlap[n] = params.out.overlap_token_advantage[n] = 0;
+  state_at<RowState>(params.out.state, n) = {};
 }
 
 /// At most one candidate of either side a thread.
@@ -57,16 +56,16 @@ __device__ void write_position(const Params& params, int n) {
   const bool broken = memory.broken();
   const float loss = broken ? NAN : static_cast<float>(sums[0]);
   if (j < k) {
-    params.student_topk_ids[rows.slot(n, j)] = student_id;
-    params.coefficients[rows.slot(n, j)] = std::isfinite(loss) ? static_cast<float>(term.derivative) : NAN;
+    params.out.student_topk_ids[rows.slot(n, j)] = student_id;
+    params.out.coefficients[rows.slot(n, j)] = std::isfinite(loss) ? static_cast<float>(term.derivative) : NAN;
   }
   if (j != 0) return;
-  params.loss[n] = loss;
-  params.student_mass[n] = broken ? NAN : static_cast<float>(sums[1]);
-  params.teacher_mass[n] = static_cast<float>(sums[2]);
-  params.overlap[n] = static_cast<float>(overlap_of(broken ? 0 : hits, k));
-  params.overlap_token_advantage[n] = broken ? NAN : static_cast<float>(sums[3] / max(shared_slots, 1));
-  write_state(params.state, n, rows, memory);
+  params.out.loss[n] = loss;
+  params.out.student_mass[n] = broken ? NAN : static_cast<float>(sums[1]);
+  params.out.teacher_mass[n] = static_cast<float>(sums[2]);
+  params.out.overlap[n] = static_cast<float>(overlap_of(broken ? 0 : hits, k));
+  params.out.overlap_token_advantage[n] = broken ? NAN : static_cast<float>(sums[3] / max(shared_slots, 1));
+  state_at<RowState>(params.out.state, n) = RowState::of(memory.summary(rows, 0));
 }
 
 template <class T>
@@ -81,24 +80,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) topk_fo
 
 }  // namespace
 
+template <>
 void compute(const TopkForwardKlArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const Params params{.rows = make_rows(args.student, args.k),
-                      .mask = DeviceView(args.mask),
-                      .teacher_topk_ids = DeviceView(args.teacher_topk_ids),
-                      .teacher_topk_logprobs = DeviceView(args.teacher_topk_logprobs),
-                      .logprob_min = args.logprob_min,
-                      .loss = args.loss,
-                      .student_mass = args.student_mass,
-                      .teacher_mass = args.teacher_mass,
-                      .overlap = args.overlap,
-                      .overlap_token_advantage = args.overlap_token_advantage,
-                      .student_topk_ids = args.student_topk_ids,
-                      .coefficients = args.coefficients,
-                      .state = args.state};
+  const Params params{make_rows(args.k, args.student), args.mask,        args.teacher_topk_ids,
+                      args.teacher_topk_logprobs,      args.logprob_min, args.out};
   with_logit_type(args.student.rows.type, [&]<class T>() {
-    launch_over_logits<T>(&topk_forward_kl_kernel<T>, "topk_forward_kl", args.student.vocab_size, args.positions,
-                          /*responses=*/0, params, queue);
+    launch_over_logits<T>(&topk_forward_kl_kernel<T>, args.kName, args.positions, /*responses=*/0, params, queue);
   });
 }
 

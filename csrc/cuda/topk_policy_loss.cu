@@ -1,6 +1,6 @@
 // topk_policy_loss: a block takes a position, or a slice of one.
-#include "../math/loss.h"
-#include "candidates.cuh"
+#include "operators/topk_policy_loss.h"
+#include "position.cuh"
 
 namespace pruneopd::cuda {
 namespace {
@@ -10,7 +10,7 @@ struct Params {
   DeviceView mask, topk_ids, advantages, old_logprobs;
   int m;
   PolicyClips clips;
-  float *loss, *coefficients, *state;
+  TopkPolicyLossArgs::Outputs out;
 };
 
 /// Whether a valid position has something to learn from.
@@ -23,10 +23,10 @@ __device__ bool is_used(const Params& params, int n) {
 }
 
 __device__ void write_unused(const Params& params, int n) {
-  for (int j = thread_in_block(); j < params.m; j += kThreads) params.coefficients[int64_t{n} * params.m + j] = 0;
+  for (int j = thread_in_block(); j < params.m; j += kThreads) params.out.coefficients[int64_t{n} * params.m + j] = 0;
   if (thread_in_block() != 0) return;
-  params.loss[n] = 0;
-  write_state(params.state, n, 0, 0);
+  params.out.loss[n] = 0;
+  state_at<RowState>(params.out.state, n) = {};
 }
 
 template <class T>
@@ -41,7 +41,7 @@ __device__ LossTerm term_of(const Params& params, int n, int j, const PositionMe
 template <class T>
 __device__ void write_position(const Params& params, int n) {
   PositionMemory<1>& memory = PositionMemory<1>::get();
-  float* const coefficients = params.coefficients + int64_t{n} * params.m;
+  float* const coefficients = params.out.coefficients + int64_t{n} * params.m;
   double sums[1] = {};
 #pragma unroll 1
   for (int j = thread_in_block(); j < params.m; j += kThreads) {
@@ -54,8 +54,8 @@ __device__ void write_position(const Params& params, int n) {
   if (!std::isfinite(loss))
     for (int j = thread_in_block(); j < params.m; j += kThreads) coefficients[j] = NAN;
   if (thread_in_block() != 0) return;
-  params.loss[n] = loss;
-  write_state(params.state, n, params.rows, memory);
+  params.out.loss[n] = loss;
+  state_at<RowState>(params.out.state, n) = RowState::of(memory.summary(params.rows, 0));
 }
 
 template <class T>
@@ -70,21 +70,12 @@ __global__ void __launch_bounds__(kThreads, kLightBlocksPerMultiprocessor) topk_
 
 }  // namespace
 
+template <>
 void compute(const TopkPolicyLossArgs& args, const Queue& queue) {
-  if (args.positions == 0) return;
-  const Params params{.rows = make_rows(args.student, /*k=*/0),
-                      .mask = DeviceView(args.mask),
-                      .topk_ids = DeviceView(args.topk_ids),
-                      .advantages = DeviceView(args.advantages),
-                      .old_logprobs = DeviceView(args.old_logprobs),
-                      .m = static_cast<int>(args.m),
-                      .clips = {args.clip_low, args.clip_high, args.clip_dual},
-                      .loss = args.loss,
-                      .coefficients = args.coefficients,
-                      .state = args.state};
+  const Params params{make_rows(/*k=*/0, args.student), args.mask,  args.topk_ids, args.advantages, args.old_logprobs,
+                      static_cast<int>(args.m),         args.clips, args.out};
   with_logit_type(args.student.rows.type, [&]<class T>() {
-    launch_over_logits<T>(&topk_policy_loss_kernel<T>, "topk_policy_loss", args.student.vocab_size, args.positions,
-                          /*responses=*/0, params, queue);
+    launch_over_logits<T>(&topk_policy_loss_kernel<T>, args.kName, args.positions, /*responses=*/0, params, queue);
   });
 }
 

@@ -46,7 +46,7 @@ struct DeviceView {
   DevicePositions at;
   int64_t step;
 
-  explicit DeviceView(const View& view) : data(view.data), type(view.type), at(view.at), step(view.step) {}
+  DeviceView(const View& view) : data(view.data), type(view.type), at(view.at), step(view.step) {}
   /// One flag a position, side by side.
   DeviceView(const bool* flags, int64_t positions)
       : data(flags), type(Scalar::kBool), at(Positions(&positions, &kSideBySide, 1)), step(1) {}
@@ -64,7 +64,7 @@ struct DeviceResponses {
   int64_t count, positions;
   DeviceView cu_seqlens;
 
-  explicit DeviceResponses(const Responses& responses)
+  DeviceResponses(const Responses& responses)
       : count(responses.count), positions(responses.positions), cu_seqlens(responses.cu_seqlens) {}
 
   __device__ int64_t begin(int64_t b) const {

@@ -47,42 +47,45 @@ PRUNEOPD_FORMULA LossTerm forward_kl_term(double student_logprob, double teacher
   return {log_p == log_q ? 0 : q * (log_q - log_p), derivative};
 }
 
-/// The softmax of a row in float32: p = exp((logit - reference) / temperature) / mass.
+/// The softmax of a row in float32: p = exp((logit - reference) / temperature) / mass. The losses save it.
 struct RowState {
   float reference, mass;
 
-  PRUNEOPD_FORMULA RowState(float reference, float mass) : reference(reference), mass(mass) {}
-  PRUNEOPD_FORMULA explicit RowState(const RowSummary& summary)
-      : reference(static_cast<float>(summary.reference)), mass(static_cast<float>(exp(summary.log_mass))) {}
+  PRUNEOPD_FORMULA static RowState of(const RowSummary& summary) {
+    return {static_cast<float>(summary.reference), static_cast<float>(exp(summary.log_mass))};
+  }
 };
 
 /// What the gradient of KL(p‖q) is made of: p * excess, with excess = log p - log q - KL
 ///                                                                = (x - reference) / t - (y - teacher_reference) / t'
 ///                                                                - offset.
 ///
-/// Where one token has nearly all the mass its excess is next to 0, although what it is the difference of is not: no
-/// float32 could hold what is left. So that one is worked out with the sums.
+/// If one token has nearly all the mass its excess is close to 0 although it is a difference of large numbers, and
+/// float32 cannot hold what is left. So the forward pass computes that one from its sums.
 struct DivergenceState {
   float reference, mass, teacher_reference, offset, peak_excess;
 
-  PRUNEOPD_FORMULA DivergenceState(float reference, float mass, float teacher_reference, float offset,
-                                   float peak_excess)
-      : reference(reference),
-        mass(mass),
-        teacher_reference(teacher_reference),
-        offset(offset),
-        peak_excess(peak_excess) {}
-  PRUNEOPD_FORMULA DivergenceState(const RowSummary& student, const RowSummary& teacher, double kl, double peak_excess)
-      : reference(static_cast<float>(student.reference)),
-        mass(static_cast<float>(exp(student.log_mass))),
-        teacher_reference(static_cast<float>(teacher.reference)),
-        offset(static_cast<float>(kl + student.log_mass - teacher.log_mass)),
-        peak_excess(static_cast<float>(peak_excess)) {}
+  PRUNEOPD_FORMULA static DivergenceState of(const RowSummary& student, const RowSummary& teacher, double kl,
+                                             double peak_excess) {
+    return {static_cast<float>(student.reference), static_cast<float>(exp(student.log_mass)),
+            static_cast<float>(teacher.reference), static_cast<float>(kl + student.log_mass - teacher.log_mass),
+            static_cast<float>(peak_excess)};
+  }
 
   /// Whether the reference has most of the mass: then it is the greatest logit, no other equals it, and its excess is
   /// peak_excess.
   PRUNEOPD_FORMULA bool is_peaked() const { return mass < 1.5f; }
 };
+
+/// How many floats of a position the losses save.
+constexpr int64_t kRowState = sizeof(RowState) / sizeof(float),
+                  kDivergenceState = sizeof(DivergenceState) / sizeof(float);
+
+/// A state among the outputs, where position n's floats lie side by side.
+template <class State>
+PRUNEOPD_FORMULA State& state_at(float* states, int64_t n) {
+  return reinterpret_cast<State*>(states)[n];
+}
 
 /// The excess of the reference of p's sums, where it is the only logit that equals it; partner_d is the other row's d
 /// there. As -sum(p_i * (log p_i / q_i - log p / q at the reference)): nothing cancels but what is summed in float64.

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../operators.h"
+#include "../views.h"
 #include "order.h"
 
 namespace pruneopd {

@@ -2,17 +2,15 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <vector>
-
 #include "cuda/launch.h"
-#include "cuda/operators.h"
-#include "torch/world.h"
+#include "operators/list.h"
+#include "torch/torch_call.h"
 
 // The only symbol that a torch without CUDA lacks: weak, so that the library loads there too.
 extern "C" __attribute__((weak, visibility("default"))) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
-namespace pruneopd::bindings {
+namespace pruneopd {
 namespace {
 
 cudaStream_t current_stream(int device) {
@@ -22,44 +20,38 @@ cudaStream_t current_stream(int device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-/// The device of the first tensor, and its current stream.
-class CudaTensors : public TorchTensors {
+/// Runs on the device of the first tensor, on its current stream.
+class CudaCall : public TorchCall {
  public:
-  explicit CudaTensors(const Tensor& first) : is_cuda_(first.is_cuda()), index_(first.get_device_index()) {}
+  CudaCall(const char* op, StableIValue* stack, uint64_t count) : TorchCall(op, "", stack, count) {}
 
-  std::string device() const { return is_cuda_ ? "cuda:" + std::to_string(index_) : "cuda"; }
-
-  template <class T>
-  Tensor empty(const Shape& shape) const {
-    return torch::stable::empty(shape, kScalarType<T>, std::nullopt,
-                                torch::stable::Device(torch::headeronly::DeviceType::CUDA, index_));
+  Array tensor(const char* name) override {
+    const Array described = TorchCall::tensor(name);
+    if (device_.empty()) device_ = first().is_cuda() ? described.device : "cuda";
+    return described;
   }
 
-  /// Memory may be given back as soon as the kernels that use it are on the stream: torch's allocator lends it out
-  /// again to what comes after them on the same one.
+  /// torch's allocator lends memory out again only to later work on the same stream. So workspaces may be freed as soon
+  /// as the kernels that use them are on the stream.
   template <class Args>
   void compute(const Args& args) const {
-    const torch::stable::accelerator::DeviceGuard guard(index_);
-    cuda::require(cudaSetDevice(index_));  // of the CUDA runtime in this library, which is not torch's
+    const int device = first().get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    cuda::require(cudaSetDevice(device));  // of the CUDA runtime in this library, which is not torch's
     std::vector<Tensor> workspaces;
     const auto workspace = [&](int64_t bytes) -> void* {
-      return workspaces.emplace_back(empty<uint8_t>({bytes})).mutable_data_ptr();
+      return workspaces.emplace_back(new_empty(first(), {bytes}, ScalarType::Byte)).mutable_data_ptr();
     };
-    cuda::compute(args, {current_stream(index_), index_, workspace});
+    cuda::compute(args, cuda::Queue{current_stream(device), device, workspace});
   }
-
- private:
-  bool is_cuda_;
-  int index_;
 };
 
 STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CUDA, m) {
-  implement<CudaTensors>(m);
-  implement_losses<CudaTensors>(m);
+  for_each_operator([&]<class Args>() { m.impl(Args::kName, &run<CudaCall, Args>); });
 }
 
 }  // namespace
-}  // namespace pruneopd::bindings
+}  // namespace pruneopd
 
 /// "13.0 sm_80 sm_90 compute_90": the toolkit that built the library, and what it has code for; for ctypes
 /// (pruneopd_kernels/dispatch/cuda.py).

@@ -3,44 +3,34 @@
 #include <sys/mman.h>
 #endif
 
+#include <torch/csrc/stable/ops.h>
+
 #include <cstdint>
 #include <vector>
 
-#include "bindings/parallel.h"
-#include "bindings/row_max.h"
-#include "cpu/operators.h"
-#include "torch/world.h"
+#include "cpu/instruction_sets.h"
+#include "cpu/share_out.h"
+#include "operators/list.h"
+#include "operators/row_max.h"
+#include "torch/torch_call.h"
 
-namespace pruneopd::bindings {
+namespace pruneopd {
 namespace {
 
-/// Asks for huge pages where a tensor as large as logits is about to be written for the first time: page by page, that
-/// takes longer than all else that is done to it. NumPy asks for its arrays, too. Where there are none, nothing
-/// changes.
-void ask_for_huge_pages(void* data, int64_t bytes) {
+/// Asks for huge pages for an output that is about to be written for the first time: small pages would take longer than
+/// all the rest of a gradient. NumPy does the same for its arrays.
+void ask_for_huge_pages(void* data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = 2 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
-struct CpuTensors : TorchTensors {
-  explicit CpuTensors(const Tensor&) {}
-
-  static std::string device() { return "cpu"; }
-
-  template <class T>
-  static Tensor empty(const Shape& shape) {
-    return torch::stable::empty(shape, kScalarType<T>);
-  }
-
-  static Tensor empty_like(const Tensor& tensor) {
-    Tensor empty = TorchTensors::empty_like(tensor);
-    ask_for_huge_pages(data<void>(empty), empty.numel() * static_cast<int64_t>(empty.element_size()));
-    return empty;
-  }
+class CpuCall : public TorchCall {
+ public:
+  CpuCall(const char* op, StableIValue* stack, uint64_t count) : TorchCall(op, "cpu", stack, count) {}
 
   template <class Args>
   static void compute(const Args& args) {
@@ -52,16 +42,22 @@ struct CpuTensors : TorchTensors {
       });
     });
   }
+
+ protected:
+  void* make_output(const Shape& shape, std::optional<Scalar> type) override {
+    void* const data = TorchCall::make_output(shape, type);
+    if (!type) ask_for_huge_pages(data, static_cast<size_t>(count(shape)) * first().element_size());
+    return data;
+  }
 };
 
 STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CPU, m) {
-  implement<CpuTensors>(m);
-  implement_losses<CpuTensors>(m);
-  m.impl("row_max", TORCH_BOX((&Boxed<CpuTensors, &row_max<CpuTensors>>::call)));
+  for_each_operator([&]<class Args>() { m.impl(Args::kName, &run<CpuCall, Args>); });
+  m.impl(RowMaxArgs::kName, &run<CpuCall, RowMaxArgs>);
 }
 
 }  // namespace
-}  // namespace pruneopd::bindings
+}  // namespace pruneopd
 
 // Which instruction set the operators use, for ctypes (pruneopd_kernels/dispatch/cpp.py). The strings live as long as the
 // library.
@@ -76,11 +72,6 @@ PRUNEOPD_EXPORT const char* pruneopd_instruction_sets() {
   return names.c_str();
 }
 
-PRUNEOPD_EXPORT const char* pruneopd_instruction_set() {
-  static const std::vector<std::string> names = pruneopd::instruction_sets();
-  for (const std::string& name : names)
-    if (name == pruneopd::instruction_set()) return name.c_str();
-  return "";
-}
+PRUNEOPD_EXPORT const char* pruneopd_instruction_set() { return pruneopd::instruction_set(); }
 
 PRUNEOPD_EXPORT int pruneopd_set_instruction_set(const char* name) { return pruneopd::set_instruction_set(name); }

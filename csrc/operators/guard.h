@@ -1,5 +1,5 @@
-// What a caller hands in, torch's tensors or NumPy's arrays, turned into what the core takes. The guards keep the core
-// inside its memory; the checks that a user meets are in Python (pruneopd_kernels/checks.py), in the same words.
+// The guards: they turn a caller's tensors into views and keep the operators inside their memory. The checks that users
+// meet are in Python (pruneopd_kernels/checks.py), in the same words.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "operators.h"
+#include "views.h"
 
-namespace pruneopd::bindings {
+namespace pruneopd {
 
 using Shape = std::vector<int64_t>;
 
@@ -19,7 +19,7 @@ int64_t count(const Shape& shape);
 Shape without_last(Shape shape);
 Shape with_last(Shape shape, int64_t last);
 
-/// A tensor of either kind.
+/// A tensor of torch or an array of NumPy.
 struct Array {
   const void* data = nullptr;
   std::string dtype;  // by the name that torch and NumPy share: "float32"
@@ -36,9 +36,9 @@ struct Dtypes {
   std::vector<std::string_view> names;
 };
 
-extern const Dtypes kLogits, kIds, kMask, kLogprobs, kFloat, kBool;
+extern const Dtypes kLogits, kIds, kMask, kLogprobs, kFloat, kBool, kInt32;
 
-/// The guards of one operator: each returns a part of what the core takes, or throws std::runtime_error with
+/// The guards of one operator: each returns a part of what the operator takes, or throws std::runtime_error with
 /// `<op>: <argument> must <rule>, got <actual>`.
 class Guard {
  public:
@@ -46,19 +46,20 @@ class Guard {
   Guard(const char* op, std::string device) : op_(op), device_(std::move(device)) {}
 
   /// Any leading axes; `along_responses` asks for [B, T, V] or [N, V].
-  LogitsPair logits(const Array& student, const Array& teacher, double student_temperature, double teacher_temperature,
-                    std::optional<int64_t> vocab_size, bool along_responses) const;
-  /// One side alone, with any leading axes.
+  std::pair<Logits, Logits> logits_pair(const Array& student, const Array& teacher, double student_temperature,
+                                        double teacher_temperature, std::optional<int64_t> vocab_size,
+                                        bool along_responses = false) const;
+  /// The student alone, with any leading axes.
   Logits student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const;
-  void candidates(int64_t k, int64_t vocab_size) const;
+  void check_k(int64_t k, int64_t vocab_size) const;
   /// The same for candidates that are given.
-  void candidates(const char* argument, int64_t k, int64_t vocab_size) const;
+  void check_candidates(const char* argument, int64_t k, int64_t vocab_size) const;
 
-  /// One value a position; an argument that was not given is an empty View.
+  /// One value per position. An argument that was not given becomes an empty View.
   View values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const;
-  /// A row of values a position, along the last axis of `shape`.
+  /// One row of values per position, along the last axis of `shape`.
   View rows(const char* argument, const MaybeArray& array, const Shape& shape, const Dtypes& dtypes) const;
-  /// Up to `most` ids a position: [..., letter].
+  /// Up to `most` ids per position: [..., letter].
   View ids(const char* argument, const Array& array, const Shape& positions, int64_t most, const char* letter) const;
   /// The candidates of [B, T, k] or [N, k].
   View topk_ids(const char* argument, const Array& array) const;
@@ -69,18 +70,19 @@ class Guard {
   /// two layouts in an error.
   Responses responses(const Shape& positions, const MaybeArray& cu_seqlens, const char* packed,
                       const char* padded) const;
-  ScanRule scan_rule(double w_drop, double w_base, double eps, const MaybeArray& drift_count, int64_t responses) const;
-  DriftRule drift_rule(std::string_view metric, double threshold, double top_p) const;
-  void needed_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const;
+  Metric metric(std::string_view name) const;
+  void check_given_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const;
   RewardWeight reward_weight(std::string_view name) const;
 
- private:
+ protected:
   [[noreturn]] void fail(const std::string& argument, const std::string& rule, const std::string& actual) const;
-  View view(const char* argument, const Array& array, const Shape& shape, const Dtypes& dtypes, size_t axes) const;
-  void logits_layout(const char* argument, const Array& array) const;
 
   const char* op_;
   std::string device_;
+
+ private:
+  View view(const char* argument, const Array& array, const Shape& shape, const Dtypes& dtypes, size_t axes) const;
+  Logits logits(const char* argument, const Array& array, double temperature) const;
 };
 
-}  // namespace pruneopd::bindings
+}  // namespace pruneopd

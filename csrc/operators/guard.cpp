@@ -1,4 +1,4 @@
-#include "bindings/guard.h"
+#include "operators/guard.h"
 
 #include <algorithm>
 #include <functional>
@@ -6,19 +6,21 @@
 #include <numeric>
 #include <stdexcept>
 
-namespace pruneopd::bindings {
+namespace pruneopd {
 namespace {
 
-std::string text(const Shape& shape) {
+/// "[2, 3]", or "[2, 3, V]" with the name of one more axis.
+std::string text(const Shape& shape, const char* last = "") {
   std::string words;
-  for (const int64_t size : shape) words.append(words.empty() ? "[" : ", ").append(std::to_string(size));
-  return words.empty() ? "[]" : words.append("]");
+  for (const int64_t size : shape) words.append(words.empty() ? "" : ", ").append(std::to_string(size));
+  if (*last) words.append(words.empty() ? "" : ", ").append(last);
+  return "[" + words + "]";
 }
 
 std::string quoted(std::string_view name) { return std::string("'").append(name).append("'"); }
 
 Scalar scalar(const std::string& dtype) {
-  // The unsigned types serve masks alone, which are compared with zero: the signed twin of the same width will do.
+  // Only masks have unsigned types. They are compared with zero, for which the signed type of the same width will do.
   static const std::map<std::string_view, Scalar> kScalars{
       {"bool", Scalar::kBool},  {"uint8", Scalar::kU8},    {"int8", Scalar::kI8},       {"uint16", Scalar::kI16},
       {"int16", Scalar::kI16},  {"uint32", Scalar::kI32},  {"int32", Scalar::kI32},     {"uint64", Scalar::kI64},
@@ -27,8 +29,6 @@ Scalar scalar(const std::string& dtype) {
   return kScalars.at(dtype);
 }
 
-const Dtypes kInt32{"int32", {"int32"}};
-
 }  // namespace
 
 const Dtypes kLogits{"float32, bfloat16 or float16", {"float32", "bfloat16", "float16"}};
@@ -36,6 +36,7 @@ const Dtypes kLogprobs{"float32, bfloat16, float16 or float64", {"float32", "bfl
 const Dtypes kFloat{"float32", {"float32"}};
 const Dtypes kIds{"int32 or int64", {"int32", "int64"}};
 const Dtypes kBool{"bool", {"bool"}};
+const Dtypes kInt32{"int32", {"int32"}};
 const Dtypes kMask{"bool, integer or float",
                    {"bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16",
                     "bfloat16", "float32", "float64"}};
@@ -70,65 +71,55 @@ View Guard::view(const char* argument, const Array& array, const Shape& shape, c
           axes < shape.size() ? array.strides.back() : 1};
 }
 
-void Guard::logits_layout(const char* argument, const Array& array) const {
-  if (array.shape.back() > 1 && array.strides.back() != 1 && count(array.shape) > 0)  // empty: any strides
-    fail(argument, "have stride 1 on its last axis", std::to_string(array.strides.back()));
+/// Rows of logits, not yet limited to a vocabulary.
+Logits Guard::logits(const char* argument, const Array& array, double temperature) const {
+  if (array.shape.empty()) fail(argument, "have shape [..., V]", text(array.shape));
+  View rows = view(argument, array, array.shape, kLogits, array.shape.size() - 1);
+  if (array.shape.back() > 1 && rows.step != 1 && count(array.shape) > 0)  // an empty tensor has any strides
+    fail(argument, "have stride 1 on its last axis", std::to_string(rows.step));
+  rows.step = 1;
+  return {rows, temperature, array.shape.back()};
 }
 
-LogitsPair Guard::logits(const Array& student, const Array& teacher, double student_temperature,
-                         double teacher_temperature, std::optional<int64_t> vocab_size, bool along_responses) const {
+std::pair<Logits, Logits> Guard::logits_pair(const Array& student, const Array& teacher, double student_temperature,
+                                             double teacher_temperature, std::optional<int64_t> vocab_size,
+                                             bool along_responses) const {
   const size_t axes = student.shape.size();
   if (along_responses && axes != 2 && axes != 3)
     fail("student_logits", "have shape [B, T, V] or [N, V]", text(student.shape));
-  if (axes == 0) fail("student_logits", "have shape [..., V]", text(student.shape));
-
-  LogitsPair pair;
-  pair.student = view("student_logits", student, student.shape, kLogits, axes - 1);
-  logits_layout("student_logits", student);
+  Logits of_student = logits("student_logits", student, student_temperature);
   const Shape positions = without_last(student.shape);
-  if (teacher.shape.size() != axes || without_last(teacher.shape) != positions) {
-    std::string expected = text(with_last(positions, 0));
-    expected.replace(expected.size() - 2, 1, "V");
-    fail("teacher_logits", "have shape " + expected, text(teacher.shape));
-  }
-  pair.teacher = view("teacher_logits", teacher, teacher.shape, kLogits, axes - 1);
-  logits_layout("teacher_logits", teacher);
-  pair.student_temperature = student_temperature;
-  pair.teacher_temperature = teacher_temperature;
+  if (teacher.shape.size() != axes || without_last(teacher.shape) != positions)
+    fail("teacher_logits", "have shape " + text(positions, "V"), text(teacher.shape));
+  Logits of_teacher = logits("teacher_logits", teacher, teacher_temperature);
 
-  const int64_t student_width = student.shape.back(), teacher_width = teacher.shape.back();
-  if (!vocab_size && student_width != teacher_width)
+  if (!vocab_size && of_student.vocab_size != of_teacher.vocab_size)
     fail("vocab_size", "be given when the last axes of student_logits and teacher_logits differ",
-         std::to_string(student_width) + " and " + std::to_string(teacher_width));
-  const int64_t width = std::min(student_width, teacher_width);
-  pair.vocab_size = vocab_size.value_or(width);
-  if (pair.vocab_size < 1 || pair.vocab_size > width)
+         std::to_string(of_student.vocab_size) + " and " + std::to_string(of_teacher.vocab_size));
+  const int64_t width = std::min(of_student.vocab_size, of_teacher.vocab_size);
+  of_student.vocab_size = of_teacher.vocab_size = vocab_size.value_or(width);
+  if (of_student.vocab_size < 1 || of_student.vocab_size > width)
     fail("vocab_size", "be between 1 and min(student, teacher) width = " + std::to_string(width),
-         std::to_string(pair.vocab_size));
-  pair.student.step = pair.teacher.step = 1;
-  return pair;
+         std::to_string(of_student.vocab_size));
+  return {of_student, of_teacher};
 }
 
 Logits Guard::student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const {
-  const size_t axes = student.shape.size();
-  if (axes == 0) fail("student_logits", "have shape [..., V]", text(student.shape));
-  Logits logits{view("student_logits", student, student.shape, kLogits, axes - 1), temperature,
-                vocab_size.value_or(student.shape.back())};
-  logits_layout("student_logits", student);
-  logits.rows.step = 1;
-  if (logits.vocab_size < 1 || logits.vocab_size > student.shape.back())
+  Logits of_student = logits("student_logits", student, temperature);
+  of_student.vocab_size = vocab_size.value_or(of_student.vocab_size);
+  if (of_student.vocab_size < 1 || of_student.vocab_size > student.shape.back())
     fail("vocab_size", "be between 1 and the student's width = " + std::to_string(student.shape.back()),
-         std::to_string(logits.vocab_size));
-  return logits;
+         std::to_string(of_student.vocab_size));
+  return of_student;
 }
 
-void Guard::candidates(int64_t k, int64_t vocab_size) const {
+void Guard::check_k(int64_t k, int64_t vocab_size) const {
   const int64_t most = std::min(vocab_size, kMaxCandidates);
   if (k < 1 || k > most)
     fail("k", "be between 1 and min(vocab_size, 256) = " + std::to_string(most), std::to_string(k));
 }
 
-void Guard::candidates(const char* argument, int64_t k, int64_t vocab_size) const {
+void Guard::check_candidates(const char* argument, int64_t k, int64_t vocab_size) const {
   if (k > vocab_size)
     fail(argument, "have at most vocab_size = " + std::to_string(vocab_size) + " candidates", std::to_string(k));
 }
@@ -145,11 +136,9 @@ View Guard::ids(const char* argument, const Array& array, const Shape& positions
                 const char* letter) const {
   const Shape& shape = array.shape;
   if (shape.size() != positions.size() + 1 || without_last(shape) != positions || shape.back() < 1 ||
-      shape.back() > most) {
-    std::string expected = text(with_last(positions, 0));
-    expected.replace(expected.size() - 2, 1, letter);
-    fail(argument, "have shape " + expected + " with 1 <= " + letter + " <= " + std::to_string(most), text(shape));
-  }
+      shape.back() > most)
+    fail(argument, "have shape " + text(positions, letter) + " with 1 <= " + letter + " <= " + std::to_string(most),
+         text(shape));
   return view(argument, array, shape, kIds, shape.size() - 1);
 }
 
@@ -178,17 +167,13 @@ Responses Guard::responses(const Shape& positions, const MaybeArray& cu_seqlens,
   return {shape[0] - 1, positions[0], view("cu_seqlens", *cu_seqlens, shape, kInt32, 1)};
 }
 
-ScanRule Guard::scan_rule(double w_drop, double w_base, double eps, const MaybeArray& drift_count,
-                          int64_t responses) const {
-  return {w_drop, w_base, eps, values("drift_count", drift_count, {responses}, kInt32)};
+Metric Guard::metric(std::string_view name) const {
+  if (name == "overlap") return Metric::kOverlap;
+  if (name == "top_p") return Metric::kTopP;
+  fail("metric", "be one of 'overlap', 'top_p'", quoted(name));
 }
 
-DriftRule Guard::drift_rule(std::string_view metric, double threshold, double top_p) const {
-  if (metric != "overlap" && metric != "top_p") fail("metric", "be one of 'overlap', 'top_p'", quoted(metric));
-  return {metric == "top_p" ? Metric::kTopP : Metric::kOverlap, threshold, top_p};
-}
-
-void Guard::needed_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const {
+void Guard::check_given_for_top_p(const DriftRule& rule, const char* argument, const MaybeArray& array) const {
   if (rule.metric == Metric::kTopP && !array) fail(argument, "be given when metric is 'top_p'", "None");
 }
 
@@ -199,4 +184,4 @@ RewardWeight Guard::reward_weight(std::string_view name) const {
   fail("reward_weight", "be one of 'student', 'teacher', 'none'", quoted(name));
 }
 
-}  // namespace pruneopd::bindings
+}  // namespace pruneopd

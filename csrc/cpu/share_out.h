@@ -1,4 +1,4 @@
-// How the bindings share positions out among threads.
+// How positions are shared out among threads.
 #pragma once
 
 #include <algorithm>
@@ -8,12 +8,12 @@
 #include <functional>
 #include <mutex>
 
-namespace pruneopd::bindings {
+namespace pruneopd {
 
-/// Runs body(begin, end) over [0, count) on up to `threads` workers, which take blocks of at least `grain` from one
+/// Runs body(begin, end) over [0, count) on up to `threads` workers. They take blocks of at least `grain` from one
 /// counter: masked positions cost nothing, so equal shares would leave workers idle. `start(workers, worker)` runs
-/// worker() that many times, on as many threads as it has. An exception stops the rest and is thrown here, never in a
-/// pool's thread.
+/// worker() that many times, on as many threads as it has. An exception stops the rest and is thrown here, not in a
+/// thread of a pool.
 template <class Start>
 void share_out(int64_t count, int64_t grain, int64_t threads, const std::function<void(int64_t, int64_t)>& body,
                const Start& start) {
@@ -40,4 +40,4 @@ void share_out(int64_t count, int64_t grain, int64_t threads, const std::functio
   if (error) std::rethrow_exception(error);
 }
 
-}  // namespace pruneopd::bindings
+}  // namespace pruneopd
