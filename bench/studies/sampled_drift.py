@@ -23,18 +23,18 @@ from transformers import PreTrainedModel
 
 import pruneopd_kernels as po
 from bench.report import rows as results
-from pruneopd_demo.models import load_teacher
-from pruneopd_demo.prompts import PROMPTS
-from pruneopd_demo.scoring import logit_chunks
-from pruneopd_trainer.chunks import CHUNK, hidden_states
-from pruneopd_trainer.folders import smollm2_folder
-from pruneopd_trainer.models import encode, least_needed_layers, remove_layers
+from pruneopd_lab.prompts import PROMPTS
+from pruneopd_lab.score import hidden_states
+from pruneopd_lab.students import least_needed_layers, load_teacher, remove_layers, smollm2_folder
+from pruneopd_trainer.models import encode
 from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
 
 FILE = results.FOLDER / "sampled_drift.json"
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "sampled_token.md"
 MARKS = "<!-- sampled_drift:begin -->", "<!-- sampled_drift:end -->"
 REMOVED = (1, 4, 10)
+CHUNK = 32
+"""Positions of each response whose logits exist at a time."""
 THRESHOLDS = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Nats."""
 Row = dict[str, Any]
@@ -97,7 +97,10 @@ def measure(length: int, seeds: int) -> Row:
 def score(student: PreTrainedModel, teacher: PreTrainedModel, rollouts: Rollouts, config: po.PruneConfig) -> Drift:
     """Both kinds of drift of every token, in chunks along the responses."""
     masks, ids = rollouts.mask.split(CHUNK, dim=1), rollouts.response_ids.split(CHUNK, dim=1)
-    students, teachers = (logit_chunks(model, hidden_states(model, rollouts)) for model in (student, teacher))
+    students, teachers = (
+        map(model.get_output_embeddings(), hidden_states(model, rollouts).split(CHUNK, dim=1))
+        for model in (student, teacher)
+    )
     overlaps, ratios = [], []
     for student_logits, teacher_logits, mask, token_ids in zip(students, teachers, masks, ids, strict=True):
         stats = po.token_stats(student_logits, teacher_logits, mask, token_ids=token_ids, k=config.k)

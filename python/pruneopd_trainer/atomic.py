@@ -1,4 +1,4 @@
-"""Files that are either as they were or as they should be, whenever the process is killed or the disk fills."""
+"""Files that are either the old or the new ones, even if the process is killed or the disk fills."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from .errors import TrainerError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A hidden path beside `file` to write to; when the block ends, what is there takes the place of `file`.
+    """Yield a hidden path beside `file` to write to; when the block ends, the new file takes the place of `file`.
 
     Raises:
-        TrainerError: The new file cannot be written; `file` is then as it was.
+        TrainerError: The new file cannot be written; `file` is then unchanged.
     """
     beside = file.with_name(f".{file.name}.partial")
     try:
@@ -29,7 +29,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk holds a file, or the names in a folder."""
+    """Wait until the disk has a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

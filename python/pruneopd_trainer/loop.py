@@ -17,8 +17,8 @@ from pruneopd_kernels import topk_policy_loss
 from .config import TrainConfig
 from .data import Example, Task
 from .errors import TrainerError
-from .measures import Sums, peak_memory_mib
 from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune, reward_mass
+from .metrics import Sums, peak_memory_mib
 from .models import Pair, check_context, encode
 from .rollouts import Rollouts, sample, uniforms
 from .scoring import Scores, response_logits, score, teacher_logits
@@ -30,12 +30,10 @@ SAMPLING, CHOOSING = 0, 1
 class Batch(NamedTuple):
     """The responses of this process in one step."""
 
-    rows: list[int]
-    """Their numbers among the responses of all processes."""
+    rows: list[int]  # their numbers among the responses of all processes
     examples: list[Example]
     rollouts: Rollouts
-    group: Tensor | None
-    """`[B]`: group advantages, where the method needs them."""
+    group: Tensor | None  # [B]: group advantages, if the method needs them
 
 
 class Trained(NamedTuple):
@@ -58,31 +56,30 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, pair: Pair, task: Task, accelerator: Accelerator) -> None:
-        """Puts the models where they belong; `config.batch_size` must be a multiple of the number of processes."""
-        self.config, self.task, self.accelerator = config, task, accelerator
+        """Move the models to their devices; `config.batch_size` must be a multiple of the number of processes."""
+        self.config, self.pair, self.task = config, pair, task
+        self.accelerator, self.device = accelerator, accelerator.device
         share = config.group_size * accelerator.num_processes
         if config.batch_size % share:
             rule = f"be a multiple of group_size x processes = {share}"
             raise TrainerError(f"TrainConfig: batch_size must {rule}, got {config.batch_size}")
-        self.pair, self.device = pair, accelerator.device
         teacher: nn.Module = pair.teacher
         place = config.teacher_device or self.device
         try:
             teacher.to(place)
-        except (AssertionError, RuntimeError) as error:  # the device is unknown, or not there, or full
+        except (AssertionError, RuntimeError) as error:  # the device is unknown, absent or full
             raise TrainerError(f"the teacher cannot be on {place}: {str(error).splitlines()[0]}") from error
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        group = torch.distributed.group.WORLD if accelerator.num_processes > 1 else None
-        self.lengths = LengthRule(config, group)
+        self.lengths = LengthRule(config, torch.distributed.group.WORLD if accelerator.num_processes > 1 else None)
         self.step, self.time_s = 0, 0.0
         self.last: Trained | None = None
 
     def train_step(self, status: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-        """One step, and what is to be logged of it.
+        """Do one step and return what is logged of it.
 
         Raises:
             TrainerError: The loss or its gradient is not finite; the models are as before the step.
@@ -126,7 +123,7 @@ class Trainer:
         }
 
     def sample(self, step: int, length: int) -> Batch:
-        """Lines 2 and 3: responses of up to `length` tokens to this step's prompts."""
+        """Sample responses of up to `length` tokens to this step's prompts (lines 2 and 3)."""
         config, size, rank = self.config, self.config.batch_size, self.accelerator.process_index
         share = size // self.accelerator.num_processes
         rows = list(range(rank * share, (rank + 1) * share))
@@ -140,7 +137,7 @@ class Trainer:
         return Batch(rows, examples, rollouts, group)
 
     def respond(self, examples: list[Example], uniforms: Tensor) -> Rollouts:
-        """The student's responses to examples, of up to as many tokens as there are random numbers for each."""
+        """Sample the student's responses to examples, of up to as many tokens as each has random numbers."""
         prompt_ids, prompt_mask = encode(self.pair.tokenizer, [example.prompt for example in examples])
         check_context(self.pair, prompt_ids.shape[1], uniforms.shape[1])
         self.student.eval()
@@ -159,21 +156,21 @@ class Trainer:
         return rollouts
 
     def grade(self, examples: list[Example], rollouts: Rollouts) -> list[float]:
-        """The grade of each response."""
+        """Return the grade of each response."""
         texts = self.pair.tokenizer.batch_decode(responses(rollouts), skip_special_tokens=True)
         finished = self.finished(rollouts).tolist()
         return [self.task.grade(*graded) for graded in zip(examples, texts, finished, strict=True)]
 
     def finished(self, rollouts: Rollouts) -> Tensor:
-        """`[B]` bool: which responses ended by themselves."""
+        """Return which responses ended by themselves: `[B]` bool."""
         last = rollouts.mask.sum(1) - 1
         ends = torch.tensor(self.pair.end_ids, device=rollouts.token_ids.device)
         return torch.isin(rollouts.response_ids.gather(1, last[:, None])[:, 0], ends)
 
     def accumulate(self, step: int, batch: Batch, tokens: int, sums: Sums) -> Tensor:
-        """Lines 4 to 10: scores, advantages, and the gradient of the loss a token; returns E, `[B]` in any order.
+        """Add up scores, advantages and the gradient of the loss (lines 4 to 10); return E, `[B]` in any order.
 
-        The responses are taken in micro-batches of like length. The loss is summed over their tokens and divided by
+        The responses are taken in micro-batches of similar length. The loss is summed over their tokens and divided by
         the number of valid tokens of all processes, never by a sum of weights.
         """
         config, rollouts = self.config, batch.rollouts
@@ -183,16 +180,12 @@ class Trainer:
         effective_lengths = []
         for number, part in enumerate(parts):
             some = rollouts.take(part)
+            kept = None if chosen is None else chosen[part, : some.mask.shape[1]]
+            group = None if batch.group is None else batch.group[part]
             with self.autocast(), self.no_sync(number < len(parts) - 1):
                 student = response_logits(self.model, some)
                 scores = self.score(student, some)
-                given = advantages(
-                    scores,
-                    config,
-                    None if chosen is None else chosen[part, : some.mask.shape[1]],
-                    some.response_ids,
-                    None if batch.group is None else batch.group[part],
-                )
+                given = advantages(scores, config, kept, some.response_ids, group)
                 losses = topk_policy_loss(
                     student,
                     given.ids,
@@ -202,8 +195,7 @@ class Trainer:
                     vocab_size=self.pair.vocab_size,
                 )
                 # the gradients of the processes are averaged: this makes it their sum
-                loss = losses.sum() / tokens
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.accelerator.backward(losses.sum() / tokens * self.accelerator.num_processes)
             effective_lengths.append(scores.effective_length)
             sums.add(scores, given, losses.detach())
             if number == 0:
@@ -211,22 +203,22 @@ class Trainer:
         return torch.cat(effective_lengths)
 
     def score(self, student_logits: Tensor, rollouts: Rollouts) -> Scores:
-        """What both models say of the responses."""
+        """Return what both models say of the responses."""
         teacher = teacher_logits(self.pair.teacher, rollouts, self.device)
         return score(student_logits, teacher, rollouts, self.config, self.pair.vocab_size)
 
     @torch.no_grad()
     def random_positions(self, step: int, batch: Batch, parts: Sequence[Tensor]) -> Tensor:
-        """The positions that `random` keeps: each with the share that prune would keep of this step's responses.
+        """Choose the positions that `random` keeps: each with the share that prune would keep of this step's responses.
 
-        The share is that of the tokens which prune gives a weight, or of their reward mass. Where some might have
-        none, or for the mass, it takes a pass of both models to know.
+        The share is that of the tokens which prune gives a weight, or of their reward mass. If some might have no
+        weight, or for the mass, it takes a pass of both models.
         """
         mask, length, config = batch.rollouts.mask, self.lengths.trained, self.config
         if config.match == "tokens" and config.w_base > 0:
-            kept, all_of_it = kept_by_prune(mask, length).sum(), mask.sum()
+            kept, everything = kept_by_prune(mask, length).sum(), mask.sum()
         else:
-            kept = all_of_it = torch.zeros((), dtype=torch.float64, device=self.device)
+            kept = everything = torch.zeros((), dtype=torch.float64, device=self.device)
             for part in parts:
                 some = batch.rollouts.take(part)
                 with self.autocast():
@@ -236,29 +228,28 @@ class Trainer:
                 else:
                     amount, weight = reward_mass(scores), scores.weight
                 kept = kept + (amount * weight * kept_by_prune(some.mask, length)).sum()
-                all_of_it = all_of_it + amount.sum()
-        share = self.total(kept) / self.total(all_of_it)
+                everything = everything + amount.sum()
+        share = self.total(kept) / self.total(everything)
         numbers = uniforms([self.config.seed, step, CHOOSING], batch.rows, mask.shape[1])
         return mask & (numbers.to(self.device) < share)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The student's precision: its parameters stay in float32."""
-        bfloat16 = self.config.precision == "bfloat16" or (
-            self.config.precision == "auto" and computes_in_bfloat16(self.device)
-        )
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        """Compute in the student's precision; its parameters stay in float32."""
+        auto, bfloat16 = self.config.precision == "auto", self.config.precision == "bfloat16"
+        enabled = bfloat16 or (auto and computes_in_bfloat16(self.device))
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def no_sync(self, more: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged with the last micro-batch only."""
+        """Exchange gradients with the last micro-batch only."""
         return self.accelerator.no_sync(self.model) if more else nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all processes."""
+        """Return the sum of `values` over all processes."""
         summed: Tensor = self.accelerator.reduce(values.to(self.device), reduction="sum")
         return summed
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, but the student's weights."""
+        """Return all that the next steps depend on, except the student's weights."""
         return {
             "step": self.step,
             "time_s": self.time_s,
@@ -268,7 +259,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` returned."""
+        """Continue from what `state_dict` returned."""
         self.step, self.time_s = state["step"], state["time_s"]
         self.lengths.load_state_dict(state["lengths"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -276,13 +267,13 @@ class Trainer:
 
 
 def responses(rollouts: Rollouts) -> list[list[int]]:
-    """The token ids of each response, without padding."""
+    """Return the token ids of each response, without padding."""
     lengths = rollouts.mask.sum(1).tolist()
     return [ids[:length] for ids, length in zip(rollouts.response_ids.tolist(), lengths, strict=True)]
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices itself."""
+    """Return whether the processor multiplies bfloat16 matrices itself."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What tells the methods apart: how long responses may be, and how much each token's reward counts."""
+"""How the methods differ: how long responses may be, and how much each token's reward counts."""
 
 from __future__ import annotations
 
@@ -28,22 +28,15 @@ class LengthRule:
     """
 
     def __init__(self, config: TrainConfig, group: ProcessGroup | None = None) -> None:
-        """Starts before the first step; with a group, all its processes share one budget."""
+        """Start before the first step; with a group, all its processes share one budget."""
         self.config, self.step = config, 1
-        self.budget = ResponseBudget(
-            initial=config.initial_length,
-            minimum=config.minimum_length,
-            maximum=config.maximum_length,
-            step=config.length_step,
-            margin=config.margin,
-            hit_ratio=config.hit_ratio,
-            patience=config.patience,
-            group=group,
-        )
+        bounds = {name: getattr(config, f"{name}_length") for name in ("initial", "minimum", "maximum")}
+        rule = {name: getattr(config, name) for name in ("margin", "hit_ratio", "patience")}
+        self.budget = ResponseBudget(**bounds, **rule, step=config.length_step, group=group)
 
     @property
     def sampled(self) -> int:
-        """How long the responses of this step may be."""
+        """Return how long the responses of this step may be."""
         config = self.config
         if config.method in ("opd", "random") or not config.budget:
             return config.maximum_length
@@ -51,7 +44,7 @@ class LengthRule:
 
     @property
     def trained(self) -> int:
-        """How far into a response its tokens may be trained on: M."""
+        """Return how far into a response its tokens may be trained on: M."""
         config = self.config
         if config.method in ("random", "prune", "prune+grpo") and config.budget:
             return self.budget.length
@@ -63,40 +56,37 @@ class LengthRule:
         return config.maximum_length
 
     def hits(self, effective_lengths: Tensor) -> Tensor:
-        """Which responses were reliable up to the end of what is trained on, short of the margin: `[B]` bool."""
+        """Return which responses were reliable up to the end of what is trained on, less the margin: `[B]` bool."""
         return effective_lengths.clamp_max(self.trained) >= self.trained - self.config.margin
 
     def update(self, effective_lengths: Tensor) -> int:
-        """Goes on to the next step and returns its M; `effective_lengths` are E of this process's responses."""
+        """Go on to the next step and return its M; `effective_lengths` are E of this process's responses."""
         self.budget.update(effective_lengths.clamp_max(self.budget.length))
         self.step += 1
         return self.trained
 
     def state_dict(self) -> dict[str, int]:
-        """What changes from step to step."""
+        """Return what changes from step to step."""
         return {"step": self.step, **self.budget.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues from what `state_dict` returned."""
+        """Continue from what `state_dict` returned."""
         self.step = state["step"]
         self.budget.load_state_dict({name: state[name] for name in ("length", "counter")})
 
 
 class Advantages(NamedTuple):
-    """What the policy loss is given."""
+    """Arguments of the policy loss."""
 
-    ids: Tensor
-    """`[B, T, m]` int64."""
-    values: Tensor
-    """`[B, T, m]` float32."""
-    weight: Tensor
-    """`[B, T]` float32: what the rewards were multiplied by."""
+    ids: Tensor  # [B, T, m] int64
+    values: Tensor  # [B, T, m] float32
+    weight: Tensor  # [B, T] float32: the factor of the rewards
 
 
 def advantages(
     scores: Scores, config: TrainConfig, chosen: Tensor | None, token_ids: Tensor, group: Tensor | None
 ) -> Advantages:
-    """Turns rewards into advantages: `weight * reward` of each candidate.
+    """Turn rewards into advantages: `weight * reward` of each candidate.
 
     Args:
         scores: The scores of B responses.
@@ -112,13 +102,12 @@ def advantages(
         return Advantages(scores.candidates, values, weight)
     exhausted = scores.mask & (scores.reliability <= config.eps)
     of_token = torch.where(exhausted, config.group_advantage * group[:, None], 0)
-    return Advantages(
-        torch.cat([scores.candidates, token_ids[..., None]], -1), torch.cat([values, of_token[..., None]], -1), weight
-    )
+    ids, values = torch.cat([scores.candidates, token_ids[..., None]], -1), torch.cat([values, of_token[..., None]], -1)
+    return Advantages(ids, values, weight)
 
 
 def token_weight(scores: Scores, config: TrainConfig, chosen: Tensor | None) -> Tensor:
-    """By how much each token's reward counts: float32 `[B, T]`."""
+    """Return how much each token's reward counts: float32 `[B, T]`."""
     if config.method == "random":
         assert chosen is not None
         return (scores.mask & chosen).float()
@@ -130,17 +119,17 @@ def token_weight(scores: Scores, config: TrainConfig, chosen: Tensor | None) -> 
 
 
 def kept_by_prune(mask: Tensor, length: int) -> Tensor:
-    """The positions that prune would have sampled with M = `length`: bool `[B, T]`."""
+    """Return the positions that prune would have sampled with M = `length`: bool `[B, T]`."""
     return mask & (mask.cumsum(1) <= length)
 
 
 def reward_mass(scores: Scores) -> Tensor:
-    """The absolute sum of each position's rewards: float64 `[B, T]`."""
+    """Return the absolute sum of each position's rewards: float64 `[B, T]`."""
     return scores.rewards.double().abs().sum(-1)
 
 
 def group_advantages(grades: Tensor, group_size: int) -> Tensor:
-    """Each response's grade less its group's mean, over the group's standard deviation: `[B]`; 0 where all agree.
+    """Return each response's grade less its group's mean, over the group's standard deviation: `[B]`; 0 if all agree.
 
     Args:
         grades: float `[B]`, the responses of one prompt next to each other.

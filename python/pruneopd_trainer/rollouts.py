@@ -11,34 +11,34 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+WORTH_DROPPING = 0.8
+"""Rows that have ended are dropped from the KV cache, which copies it, when only this share of them goes on."""
+
 
 class Rollouts(NamedTuple):
     """B responses of up to T tokens, each behind its prompt, which is padded on the left to P tokens."""
 
-    token_ids: Tensor
-    """`[B, P + T]` int64."""
-    attention_mask: Tensor
-    """`[B, P + T]` int64: 0 at padding and after a response's end."""
-    prompt_length: int
-    """P."""
+    token_ids: Tensor  # [B, P + T] int64
+    attention_mask: Tensor  # [B, P + T] int64: 0 at padding and after a response's end
+    prompt_length: int  # P
 
     @property
     def response_ids(self) -> Tensor:
-        """`[B, T]`."""
+        """Return `[B, T]`."""
         return self.token_ids[:, self.prompt_length :]
 
     @property
     def mask(self) -> Tensor:
-        """`[B, T]` bool: True at a response's tokens, the one that ends it included."""
+        """Return `[B, T]` bool: True at a response's tokens, the one that ends it included."""
         return self.attention_mask[:, self.prompt_length :].bool()
 
     @property
     def position_ids(self) -> Tensor:
-        """`[B, P + T]`: the position of each token in its own sequence, padding not counted."""
+        """Return `[B, P + T]`: the position of each token in its own sequence, padding not counted."""
         return positions(self.attention_mask)
 
     def take(self, rows: Tensor) -> Rollouts:
-        """Some of the responses, without the columns that are padding in all of them."""
+        """Return some of the responses, without the columns that are padding in all of them."""
         ids, mask, start = self.token_ids[rows], self.attention_mask[rows], self.prompt_length
         used = mask.any(0).nonzero()
         first, last = int(used[0]), max(int(used[-1]), start)
@@ -46,12 +46,12 @@ class Rollouts(NamedTuple):
 
 
 def positions(attention_mask: Tensor) -> Tensor:
-    """The position of each token in its own sequence, padding not counted."""
+    """Return the position of each token in its own sequence, padding not counted."""
     return (attention_mask.cumsum(1) - 1).clamp_min(0)
 
 
 def uniforms(key: Sequence[int], rows: Sequence[int], length: int) -> Tensor:
-    """Random numbers in [0, 1), float64 `[B, length]`: a stream of its own for each row under a key, such as the step.
+    """Return random numbers in [0, 1), float64 `[B, length]`; each row under a key, such as the step, has its stream.
 
     A response thus does not depend on which others are sampled with it, on how many processes share them, or on what
     was sampled before: nothing has to be saved to continue a run.
@@ -72,7 +72,7 @@ def sample(
     vocab_size: int | None = None,
     on_token: Callable[[], None] = lambda: None,
 ) -> Rollouts:
-    """Samples one response to each prompt, all in step.
+    """Sample one response to each prompt, all in step.
 
     Args:
         model: The model that answers.
@@ -120,19 +120,15 @@ def sample(
     return Rollouts(token_ids[:, : end + 1], attention_mask[:, : end + 1], prompt_length)
 
 
-WORTH_DROPPING = 0.8
-"""Rows that have ended are dropped from the KV cache, which copies it, when only this share of them goes on."""
-
-
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """The token at which the cumulative probability passes `uniform`: `[B]` int64 of logits `[B, V]`."""
+    """Return the token at which the cumulative probability passes `uniform`: `[B]` int64 of logits `[B, V]`."""
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
     place = (uniform * cumulative[:, -1])[:, None]
     return torch.searchsorted(cumulative, place, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
 def growing_cache(model: PreTrainedModel) -> DynamicCache:
-    """The model's cache, its full-attention layers in buffers that are not copied at every token."""
+    """Return the model's cache, its full-attention layers in buffers that are not copied at every token."""
     cache = DynamicCache(config=model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -144,12 +140,11 @@ class GrowingLayer(DynamicLayer):
     ROOM = 64
 
     def __init__(self) -> None:
-        """Empty."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends the states of new tokens and returns those of all tokens."""
+        """Append the states of new tokens and return those of all tokens."""
         if not self.buffers:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.buffers = [key_states[..., :0, :], value_states[..., :0, :]]
@@ -157,25 +152,18 @@ class GrowingLayer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if end > self.buffers[0].shape[-2]:
-            self.buffers = [with_room(buffer[..., :start, :], end + self.ROOM) for buffer in self.buffers]
+            room = (0, 0, 0, end + self.ROOM - start)
+            self.buffers = [torch.nn.functional.pad(buffer[..., :start, :], room) for buffer in self.buffers]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[..., start:end, :] = states
         return self.show(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps some rows."""
         self.buffers = [buffer[indices] for buffer in self.buffers]
         self.show(self.get_seq_length())
 
     def show(self, length: int) -> tuple[Tensor, Tensor]:
-        """Makes the first `length` tokens of the buffers the keys and values."""
+        """Make the first `length` tokens of the buffers the keys and values."""
         keys, values = (buffer[..., :length, :] for buffer in self.buffers)
         self.keys, self.values = keys, values
         return keys, values
-
-
-def with_room(states: Tensor, length: int) -> Tensor:
-    """A copy of `[..., L, D]` with room for `length` tokens."""
-    larger = states.new_empty(*states.shape[:-2], length, states.shape[-1])
-    larger[..., : states.shape[-2], :] = states
-    return larger

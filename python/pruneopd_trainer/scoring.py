@@ -20,34 +20,23 @@ METRICS: tuple[Metric, ...] = ("overlap", "top_p")
 
 
 class Scores(NamedTuple):
-    """Of B responses of up to T tokens, with m candidates a position; all of it is constant to the gradient."""
+    """Of B responses of up to T tokens, with m candidates a position; 0 where masked, and constant to the gradient."""
 
-    mask: Tensor
-    """`[B, T]` bool: True at a response's tokens."""
-    overlap: Tensor
-    """`[B, T]` float32 (eq. 6), 0 where masked, as the others."""
-    drift: Tensor
-    """`[B, T]` bool (eq. 7, or eq. 16 with `metric="top_p"`)."""
-    accepted: Tensor
-    """`[B, T]` bool: whether the sampled token is in the teacher's nucleus (eq. 15)."""
-    reliability: Tensor
-    """`[B, T]` float32 (eq. 9)."""
-    weight: Tensor
-    """`[B, T]` float32 (eq. 10)."""
-    effective_length: Tensor
-    """`[B]` int32 (eq. 12)."""
-    candidates: Tensor
-    """`[B, T, m]` int64: the token ids that are rewarded."""
-    rewards: Tensor
-    """`[B, T, m]` float32: rewards without a weight, r in eq. 11."""
-    reverse_kl: Tensor
-    """`[B, T]` float32: KL(student || teacher), in nats."""
-    entropy_gap: Tensor
-    """`[B, T]` float32: the student's entropy less the teacher's, in nats."""
+    mask: Tensor  # [B, T] bool: True at a response's tokens
+    overlap: Tensor  # [B, T] float32 (eq. 6)
+    drift: Tensor  # [B, T] bool (eq. 7, or eq. 16 with metric="top_p")
+    accepted: Tensor  # [B, T] bool: whether the sampled token is in the teacher's nucleus (eq. 15)
+    reliability: Tensor  # [B, T] float32 (eq. 9)
+    weight: Tensor  # [B, T] float32 (eq. 10)
+    effective_length: Tensor  # [B] int32 (eq. 12)
+    candidates: Tensor  # [B, T, m] int64: the token ids that are rewarded
+    rewards: Tensor  # [B, T, m] float32: rewards without a weight, r in eq. 11
+    reverse_kl: Tensor  # [B, T] float32: KL(student || teacher), in nats
+    entropy_gap: Tensor  # [B, T] float32: the student's entropy less the teacher's, in nats
 
 
 def response_logits(model: nn.Module, rollouts: Rollouts) -> Tensor:
-    """`[B, T, V]`: the logits from which each token of the responses was drawn."""
+    """Return `[B, T, V]`: the logits from which each token of the responses was drawn."""
     length = rollouts.token_ids.shape[1] - rollouts.prompt_length
     output: Any = model(
         input_ids=rollouts.token_ids,
@@ -62,10 +51,9 @@ def response_logits(model: nn.Module, rollouts: Rollouts) -> Tensor:
 
 @torch.no_grad()
 def teacher_logits(teacher: PreTrainedModel, rollouts: Rollouts, device: torch.device) -> Tensor:
-    """The teacher's `[B, T, V]`, computed where the teacher lives and brought to `device`."""
-    there = Rollouts(
-        rollouts.token_ids.to(teacher.device), rollouts.attention_mask.to(teacher.device), rollouts.prompt_length
-    )
+    """Return the teacher's `[B, T, V]`, computed on the teacher's device and moved to `device`."""
+    token_ids, attention_mask, prompt_length = rollouts
+    there = Rollouts(token_ids.to(teacher.device), attention_mask.to(teacher.device), prompt_length)
     return response_logits(teacher, there).to(device)
 
 
@@ -73,7 +61,7 @@ def teacher_logits(teacher: PreTrainedModel, rollouts: Rollouts, device: torch.d
 def score(
     student_logits: Tensor, teacher_logits: Tensor, rollouts: Rollouts, config: TrainConfig, vocab_size: int
 ) -> Scores:
-    """Lines 4 to 9 of Algorithm 1, for every token: one read of both models' logits.
+    """Score every token (lines 4 to 9 of Algorithm 1) in one read of both models' logits.
 
     Args:
         student_logits: `[B, T, V]`; may require a gradient, none flows.
@@ -82,59 +70,24 @@ def score(
         config: k, threshold, w_drop, w_base, eps, metric, top_p, strategy, reward_weight, temperature.
         vocab_size: Ids from here on are ignored: they pad a head.
     """
-    mask = rollouts.mask
+    mask, token_ids = rollouts.mask, rollouts.response_ids
     stats = po.token_stats(
         student_logits,
         teacher_logits,
         mask,
-        token_ids=rollouts.response_ids,
+        token_ids=token_ids,
         k=min(config.k, vocab_size),
         student_temperature=config.temperature,
         teacher_temperature=config.temperature,
         vocab_size=vocab_size,
     )
-    along, accepted = follow(stats, mask, rollouts.response_ids, config.prune)
-    candidates, rewards, _ = po.opd_rewards(
-        *stats[:6], mask, strategy=config.strategy, reward_weight=config.reward_weight
-    )
-    return Scores(
-        mask=mask,
-        overlap=stats.overlap,
-        drift=along.drift,
-        accepted=accepted,
-        reliability=along.reliability,
-        weight=along.weight,
-        effective_length=along.effective_length,
-        candidates=candidates,
-        rewards=rewards,
-        reverse_kl=stats.reverse_kl,
-        entropy_gap=stats.student_entropy - stats.teacher_entropy,
-    )
-
-
-def follow(
-    stats: po.TokenStats, mask: Tensor, token_ids: Tensor, config: po.PruneConfig, drift_count: Tensor | None = None
-) -> tuple[po.ReliabilityFromTopk, Tensor]:
-    """Overlap, drift and all that follows from it along the responses, and which tokens the teacher accepts.
-
-    Args:
-        stats: What `token_stats` says of `[B, T]` positions.
-        mask: `[B, T]` bool.
-        token_ids: `[B, T]`: the sampled tokens.
-        config: Its metric decides about drift.
-        drift_count: `[B]`: the drift before these positions, where a response is taken in chunks.
-
-    Returns:
-        The results of eq. 7 to 12, and bool `[B, T]`: whether a token is in the teacher's nucleus (eq. 15).
-    """
-    found = {
+    along = {
         metric: po.reliability_from_topk(
             stats.student_topk_ids,
             stats.teacher_topk_ids,
             mask,
             teacher_topk_logprobs=stats.teacher_topk_logprobs,
             token_ids=token_ids,
-            drift_count=drift_count,
             threshold=config.threshold,
             w_drop=config.w_drop,
             w_base=config.w_base,
@@ -144,4 +97,19 @@ def follow(
         )
         for metric in METRICS
     }
-    return found[config.metric], mask & ~found["top_p"].drift
+    candidates, rewards, _ = po.opd_rewards(
+        *stats[:6], mask, strategy=config.strategy, reward_weight=config.reward_weight
+    )
+    return Scores(
+        mask=mask,
+        overlap=stats.overlap,
+        drift=along[config.metric].drift,
+        accepted=mask & ~along["top_p"].drift,
+        reliability=along[config.metric].reliability,
+        weight=along[config.metric].weight,
+        effective_length=along[config.metric].effective_length,
+        candidates=candidates,
+        rewards=rewards,
+        reverse_kl=stats.reverse_kl,
+        entropy_gap=stats.student_entropy - stats.teacher_entropy,
+    )

@@ -1,58 +1,83 @@
-"""A run from beginning to end: set up or continue, step, evaluate, save, log, stop where asked to."""
+"""A run from beginning to end: set up or continue, step, evaluate, save, log, stop when interrupted."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
-from .config import TrainConfig, with_values
-from .data import load_task
+from .config import TrainConfig
+from .data import Task, load_task
 from .errors import TrainerError
 from .evaluate import evaluate
-from .loop import Trainer, responses
-from .models import load_pair
-from .progress import progress
-from .runs import RunFolder
-from .samples import Sample, write_html
-from .trackers import check_tracker, open_trackers
+from .loop import Trainer
+from .models import Pair, load_pair
+from .run_folder import RunFolder
 
-SHOWN = 8
-"""Responses of the last step that samples.html shows."""
+Load = Callable[[TrainConfig, Path | None], tuple[Pair, Task]]
+"""Loads models and task of a configuration; a folder is a checkpoint's student, in place of the configuration's."""
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict[str, Any], list[Sample], bool]:
-    """Runs all steps that are left, and logs them to the folder `out`.
+class Watcher:
+    """What a run reports to while it goes on; this one prints a line for each step on stderr."""
+
+    def status(self, text: str) -> None:
+        """Take what is going on, such as `sampling`."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Take the record of a step, after metrics.jsonl has it."""
+        names = ("time_s", "tokens_generated", "overlap", "budget", "eval_reverse_kl")
+        shown = (f"{name} {record[name]:.4g}" for name in names if record.get(name) is not None)
+        print(f"step {record['step']}", *shown, sep="  ", file=sys.stderr, flush=True)
+
+
+Watch = Callable[[Trainer, RunFolder, int | None], AbstractContextManager[Watcher]]
+"""Begins to watch a run in its folder; an integer is the step that it is continued from."""
+
+
+def from_folders(config: TrainConfig, student: Path | None = None) -> tuple[Pair, Task]:
+    """Load the models and the prompts that the configuration names; responses are not graded."""
+    return load_pair(config, student), load_task(config)
+
+
+def train(
+    config: TrainConfig, out: Path, *, resume: bool = False, load: Load = from_folders, watch: Watch | None = None
+) -> tuple[dict[str, Any], bool]:
+    """Run all steps that are left, and log them to the folder `out`.
 
     Started in several processes (`accelerate launch`), they share the responses of each step; the first of them writes.
 
     Args:
         config: Every hyperparameter; for a run that is continued it must be the run's own.
-        out: The run folder: a new one, or with `resume` one that holds a run.
+        out: The run folder: a new one, or with `resume` one that contains a run.
         resume: Continue from the newest checkpoint, to the same numbers as without the interruption; from the beginning
-            where there is none yet.
+            if there is none yet.
+        load: Loads the models and the task.
+        watch: Shows the run while it goes on, in the first process.
 
     Returns:
-        The last record, some responses of the last step, and whether all steps are done: Ctrl-C, or a SIGTERM, ends a
-        run after the step that it meets, with a checkpoint.
+        The last record, and whether all steps are done: Ctrl-C, or a SIGTERM, ends a run after the current step, with a
+        checkpoint.
 
     Raises:
-        TrainerError: Something is wrong with what was given, or the loss is not finite; what was saved stays.
+        TrainerError: An argument or a file is wrong, or the loss is not finite; what was saved stays.
     """
     accelerator = Accelerator()
     writes = accelerator.is_main_process
-    check_tracker(config)
     folder, checkpoint = open_folder(config, out, resume)
     torch.manual_seed(config.seed)
-    pair = load_pair(config, None if checkpoint is None else checkpoint / "student")
-    trainer = Trainer(config, pair, load_task(config), accelerator)
+    pair, task = load(config, None if checkpoint is None else checkpoint / "student")
+    if config.method == "prune+grpo" and not task.graded:
+        source = config.data or f"the preset {config.preset}"
+        raise TrainerError(f"TrainConfig: method prune+grpo needs answers to grade by, got none from {source}")
+    trainer = Trainer(config, pair, task, accelerator)
     if checkpoint is not None:
         restore(trainer, checkpoint)
     if writes and resume:
@@ -61,155 +86,85 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> tuple[dict
         RunFolder.create(out, config)
     accelerator.wait_for_everyone()
     continued = None if checkpoint is None else trainer.step
-    trackers = open_trackers(config, folder.path, continued) if writes else []
+    watching = watch(trainer, folder, continued) if watch and writes else nullcontext(Watcher())
 
     record: dict[str, Any] = {}
-    samples: list[Sample] = []
-    with (
-        ExitStack() as after,
-        progress(config, silent=not writes, done=trainer.step) as display,
-        interruption() as interrupted,
-    ):
-        for tracker in trackers:
-            after.callback(tracker.close)
+    with watching as watcher, interruption() as interrupted:
 
         def log(record: dict[str, Any]) -> None:
-            if not writes:
-                return
-            folder.log(record)
-            display.update(record)
-            for tracker in trackers:
-                tracker.log(record["step"], record)
-
-        def save() -> None:
             if writes:
-                folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
-            accelerator.wait_for_everyone()
+                folder.log(record)
+                watcher.log(record)
 
         if checkpoint is None:
-            display.status("evaluating the student as it is")
+            watcher.status("evaluating the student as it is")
             record = {"step": 0, "method": config.method, "time_s": 0.0, **evaluate(trainer)}
             log(record)
         stopped = False
         while trainer.step < config.steps and not stopped:
             try:
-                record = trainer.train_step(display.status)
+                record = trainer.train_step(watcher.status)
             except TrainerError as problem:
                 raise TrainerError(f"{problem}; {folder.left()}") from problem
             last = trainer.step == config.steps
             if last or trainer.step % config.eval_every == 0:
-                display.status("evaluating")
+                watcher.status("evaluating")
                 record |= evaluate(trainer)
-            if writes and "accuracy" in record:
-                samples = readable(trainer)
-                write_html(
-                    samples, folder.path / "samples.html", f"{config.method}, step {trainer.step}", config.w_base
-                )
             log(record)
             stopped = bool(trainer.total(torch.tensor(float(bool(interrupted)))))
             if last or stopped or trainer.step % config.save_every == 0:
-                display.status("saving")
-                save()
-    return record, samples, trainer.step == config.steps
-
-
-def evaluate_run(out: Path, prompts: int | None = None, samples: int | None = None) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run, on the run's own prompts or on another number of them.
-
-    Raises:
-        TrainerError: There is no run or no checkpoint, or it cannot be read.
-    """
-    folder = RunFolder.open(out)
-    step, checkpoint = folder.latest()
-    changes = {"eval_prompts": prompts, "eval_samples": samples}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    config = with_values(folder.config, changes, "eval")
-    trainer = Trainer(config, load_pair(config, checkpoint / "student"), load_task(config), Accelerator())
-    return {"step": step, **evaluate(trainer)}
+                watcher.status("saving")
+                if writes:
+                    folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
+                accelerator.wait_for_everyone()
+    return record, trainer.step == config.steps
 
 
 def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder, Path | None]:
-    """The run folder, not yet made if it is new, and the checkpoint that is continued from."""
+    """Return the run folder, not yet made if it is new, and the checkpoint to continue from."""
     if not resume:
         return RunFolder.new(out, config), None
     folder = RunFolder.open(out)
-    own, given = folder.config.to_dict(), config.to_dict()
-    for name, value in own.items():
+    given = config.to_dict()
+    for name, value in folder.config.to_dict().items():
         if given[name] != value:
             raise TrainerError(f"the run in {out} can be continued with {name} = {value!r} only, got {given[name]!r}")
     return folder, folder.latest()[1] if folder.has_checkpoint() else None
 
 
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
-    """The student as a model folder of its own, and the state of everything else."""
+    """Write the student as a model folder of its own, and the state of everything else."""
     trainer.student.save_pretrained(path / "student")
     trainer.pair.tokenizer.save_pretrained(path / "student")
     torch.save(trainer.state_dict(), path / "training.pt")
 
 
 def restore(trainer: Trainer, checkpoint: Path) -> None:
-    """Continues from what `write_checkpoint` wrote beside the student."""
+    """Continue from what `write_checkpoint` wrote beside the student."""
     try:
         trainer.load_state_dict(torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever it meets in a file that is not what it says
+    except Exception as error:  # whatever it meets in a broken file
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {reason.splitlines()[0]}") from error
 
 
 @contextmanager
 def interruption() -> Iterator[list[int]]:
-    """A list that the first SIGINT or SIGTERM fills; the second one ends the program at once."""
+    """Yield a list that the first SIGINT or SIGTERM fills; the second one ends the program at once."""
     received: list[int] = []
-    names = signal.SIGINT, signal.SIGTERM
-    before = {name: signal.getsignal(name) for name in names}
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+    def restore_handlers() -> None:
         for name, handler in before.items():
             signal.signal(name, handler)
 
-    for name in names:
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore_handlers()
+
+    for name in before:
         signal.signal(name, note)
     try:
         yield received
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def readable(trainer: Trainer) -> list[Sample]:
-    """Some responses of the last step with what they were trained with, as `samples` shows them."""
-    if trainer.last is None:
-        return []
-    rollouts, scores, given, examples = trainer.last
-    grades: list[float] | list[None] = [None] * len(examples)
-    if trainer.task.graded:
-        grades = trainer.grade(examples, rollouts)
-    finished = trainer.finished(rollouts).tolist()
-    samples = []
-    for row, ids in enumerate(responses(rollouts)[:SHOWN]):
-        length = len(ids)
-        samples.append(
-            Sample(
-                prompt=examples[row].prompt,
-                tokens=pieces(trainer.pair.tokenizer, ids),
-                weights=given.weight[row, :length].tolist(),
-                overlaps=scores.overlap[row, :length].tolist(),
-                drifts=scores.drift[row, :length].tolist(),
-                answer=examples[row].answer,
-                grade=grades[row],
-                finished=finished[row],
-            )
-        )
-    return samples
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """What each token adds to the text; a token that leaves a character incomplete adds nothing yet."""
-    found, done = [], ""
-    for count in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(ids[:count]))
-        piece = "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len(done) :]
-        done = text if piece else done
-        found.append(piece)
-    return found
+        restore_handlers()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pruneopd_trainer import compare as module
-from pruneopd_trainer.compare import compare, last_step, parse_method, plan
+from pruneopd_lab import compare as module
+from pruneopd_lab.compare import compare, last_step, parse_method, plan
 from pruneopd_trainer.config import TrainConfig, read_config, write_config
 from pruneopd_trainer.errors import TrainerError
 
@@ -25,7 +25,7 @@ BASE = TrainConfig(steps=4, initial_length=40, length_step=10)
 def quick(monkeypatch, tmp_path):
     """Polls often, draws nothing, and keeps a journal of the children."""
     monkeypatch.setattr(module, "POLL_S", 0.01)
-    monkeypatch.setattr("pruneopd_trainer.report.draw", lambda comparison, folder, suffix: [])
+    monkeypatch.setattr("pruneopd_lab.report.draw", lambda comparison, folder, suffix: [])
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path.endswith("site-packages")))
 

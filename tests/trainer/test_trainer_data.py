@@ -9,35 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneopd_trainer import data, math_answers
+from pruneopd_lab import math_answers
+from pruneopd_lab.math_answers import MathAnswers, boxed
+from pruneopd_lab.presets import load_task
+from pruneopd_lab.tasks import BilingualSums, ChainSums, WordProblems
+from pruneopd_lab.tiny.chain_sum import Problem, problem, solution
+from pruneopd_lab.tiny.dialect import translate
+from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.data import (
-    BilingualSums,
-    ChainSums,
-    Example,
-    PromptFile,
-    WordProblems,
-    boxed,
-    load_task,
-    read_lines,
-)
-from pruneopd_trainer.errors import TrainerError
-from pruneopd_trainer.math_answers import MathAnswers
-from pruneopd_trainer.tiny.chain_sum import Problem, solution
-from pruneopd_trainer.tiny.dialect import translate
-from pruneopd_trainer.tiny.tokens import make_tokenizer
+from pruneopd_trainer.data import Example, PromptFile, read_lines
+from pruneopd_trainer.data import load_task as load_file
+from pruneopd_trainer.train import train
+from trainer_models import refusal
 
 
 def write(path, *lines):
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path
-
-
-def refusal(function, *arguments):
-    with pytest.raises(TrainerError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +50,6 @@ def test_examples_follow_from_their_number(task):
 
 
 def test_chain_sums_are_not_those_of_the_models_training():
-    from pruneopd_trainer.tiny.chain_sum import problem
-
     learnt = {problem(number, seed).prompt for seed in range(1, 10) for number in range(20)}
     assert not learnt & {ChainSums(0).held_out(number).prompt for number in range(20)}
 
@@ -87,11 +73,8 @@ def test_a_worked_solution_is_right():
         ("answer 0 5 7", 1.0),
         ("answer 5 7 .", 0.0),
         ("answer 7 5", 0.0),
-        ("answer 5", 0.0),
-        ("answer 1 5 7", 0.0),
         ("answer", 0.0),
         ("5 7", 0.0),
-        ("", 0.0),
         ("answer 5 7 wait", 0.0),
     ],
 )
@@ -176,9 +159,6 @@ def test_a_wrong_line_is_refused_with_its_number(tmp_path, wrong):
     line, words = WRONG_LINES[wrong]
     path = write(tmp_path / "prompts.jsonl", GOOD, "", line)
     assert refusal(PromptFile, path, 0) == f"{path}, line 3: {words}"
-
-
-def test_an_answer_where_the_first_line_has_none_is_refused(tmp_path):
     path = write(tmp_path / "prompts.jsonl", {"prompt": "p"}, GOOD)
     assert refusal(PromptFile, path, 0) == f"{path}, line 2: there is an answer, but none in line 1"
 
@@ -201,10 +181,17 @@ def test_the_task_of_a_configuration(numbered):
     assert load_task(TrainConfig(seed=3)).example(0) == ChainSums(3).example(0)
     task = load_task(TrainConfig(data=numbered, seed=3))
     assert task.example(0) == PromptFile(numbered, 3).example(0)
+    assert refusal(load_file, TrainConfig()) == "TrainConfig: data must be a JSONL file, got None"
+
+
+def test_a_group_advantage_needs_grades(numbered, tmp_path):
     group = {"method": "prune+grpo", "group_size": 2}
     words = "TrainConfig: method prune+grpo needs answers to grade by, got none from "
-    assert refusal(load_task, TrainConfig(data=numbered, **group)) == f"{words}{numbered}"
-    assert refusal(load_task, TrainConfig(preset="smollm2", **group)) == f"{words}the preset smollm2"
+    for changes, source in (({"data": numbered}, numbered), ({"preset": "smollm2"}, "the preset smollm2")):
+        config = TrainConfig(**group, **changes)
+        said = refusal(train, config, tmp_path / "out", load=lambda config, student: (None, load_task(config)))
+        assert said == words + str(source)
+        assert not (tmp_path / "out").exists()
     assert load_task(TrainConfig(**group)).graded
 
 
@@ -220,9 +207,7 @@ def test_the_task_of_a_configuration(numbered):
         (r"\boxed{ \{1\} }", r"\{1\}"),
         (r"\boxed{\boxed{5}}", "5"),
         (r"} \boxed {5}", "5"),
-        ("5", None),
         (r"\boxed5", None),
-        ("", None),
     ],
 )
 def test_the_content_of_the_last_closed_box(text, content):
@@ -260,14 +245,16 @@ def test_many_boxes_are_read_in_one_pass():
         ("1" * 1001, r"\boxed{" + "1" * 1001 + "}", 0.0),
     ],
 )
-def test_a_boxed_answer_is_graded(tmp_path, monkeypatch, answers, answer, response, grade):
-    monkeypatch.setattr(data, "MathAnswers", lambda: answers)
-    task = PromptFile(write(tmp_path / "prompts.jsonl", {"prompt": "p", "answer": answer}, GOOD), 0)
+def test_a_boxed_answer_is_graded(tmp_path, answers, answer, response, grade):
+    path = write(tmp_path / "prompts.jsonl", {"prompt": "p", "answer": answer}, GOOD)
+    assert not PromptFile(path, 0).graded
+    task = PromptFile(path, 0, lambda: answers)
     assert task.graded
     assert task.grade(task.example(0), response, True) == grade
     assert task.grade(task.example(0), response, False) == 0.0
 
 
+@pytest.mark.thorough
 def test_an_answer_that_takes_for_ever_is_not_equal_and_the_next_is_compared():
     """The process is ended while it multiplies one integer, where no handler of a signal would be called."""
     answers = MathAnswers()
@@ -279,14 +266,13 @@ def test_an_answer_that_takes_for_ever_is_not_equal_and_the_next_is_compared():
 
 def test_answers_are_compared_from_any_thread(answers):
     found = []
-    threads = [
-        threading.Thread(target=lambda value: found.append((value, answers.equal("3", str(value)))), args=(value,))
-        for value in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    def compare(value):
+        found.append((value, answers.equal("3", str(value))))
+
+    threads = [threading.Thread(target=compare, args=(value,)) for value in range(6)]
+    for step in (threading.Thread.start, threading.Thread.join):
+        list(map(step, threads))
     assert sorted(found) == [(value, value == 3) for value in range(6)]
 
 

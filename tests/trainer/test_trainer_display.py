@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pruneopd_lab.progress import Bar, Lines, Silent, progress
+from pruneopd_lab.samples import COLOURS, Sample, colour, show, write_html
+from pruneopd_lab.trackers import check_tracker, numbers, open_trackers
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.errors import TrainerError
-from pruneopd_trainer.progress import Bar, Lines, Silent, progress
-from pruneopd_trainer.samples import COLOURS, Sample, colour, show, write_html
-from pruneopd_trainer.trackers import check_tracker, numbers, open_trackers
 
 CONFIG = TrainConfig()
 EVALUATION = {"step": 0, "method": "prune", "time_s": 0.0, "accuracy": 0.25, "accuracy_se": 0.04}
@@ -176,7 +176,7 @@ def test_a_tracker_that_fails_is_told_in_one_line(fake, folder, name):
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(folder, monkeypatch, name):
-    monkeypatch.setattr("pruneopd_trainer.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("pruneopd_lab.trackers.find_spec", lambda name: None)
     check_tracker(CONFIG)
     with pytest.raises(TrainerError) as raised:
         open_trackers(replace(CONFIG, tracker=name), folder)

@@ -8,34 +8,18 @@ from accelerate import Accelerator
 
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example
-from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.loop import SAMPLING, Trainer
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import uniforms
 from pruneopd_trainer.scoring import response_logits
 from test_trainer_rollouts import naive
-from trainer_models import TOKENIZER, near, random_model
+from trainer_models import TOKENIZER, near, random_model, refusal
 
 END = TOKENIZER.eos_token_id
-CONFIG = TrainConfig(
-    k=4,
-    w_drop=0.2,
-    initial_length=8,
-    minimum_length=4,
-    maximum_length=16,
-    length_step=2,
-    margin=2,
-    hit_ratio=0.5,
-    patience=2,
-    truncate_length=6,
-    final_length=16,
-    steps=10,
-    batch_size=6,
-    micro_batch_size=4,
-    learning_rate=3e-3,
-    warmup_steps=3,
-    precision="float32",
-)
+LENGTHS = {"initial_length": 8, "minimum_length": 4, "maximum_length": 16, "truncate_length": 6, "final_length": 16}
+RULE = {"length_step": 2, "margin": 2, "hit_ratio": 0.5, "patience": 2}
+CONFIG = TrainConfig(k=4, w_drop=0.2, steps=10, batch_size=6, micro_batch_size=4, learning_rate=3e-3, warmup_steps=3,
+                     precision="float32", **LENGTHS, **RULE)  # fmt: skip
 
 
 class Sums:
@@ -106,16 +90,10 @@ def algorithm_1(config, steps):
             without_growth += 1
             if without_growth >= config.patience:
                 budget, without_growth = max(budget - config.length_step, config.minimum_length), 0
-        found.append(
-            {
-                "tokens_generated": tokens,
-                "budget": budget,
-                "hit_ratio": hits,
-                "overlap": sum(overlaps) / tokens,
-                "effective_length_mean": sum(effective) / config.batch_size,
-                "grad_norm": float(norm),
-            }
-        )
+        found.append({
+            "tokens_generated": tokens, "budget": budget, "hit_ratio": hits, "overlap": sum(overlaps) / tokens,
+            "effective_length_mean": sum(effective) / config.batch_size, "grad_norm": float(norm),
+        })  # fmt: skip
     return found, student
 
 
@@ -184,12 +162,10 @@ def test_what_each_method_samples_and_keeps(changes, longest, kept):
     lengths = trainer(**changes).sample(1, 16).rollouts.mask.sum(1)
     _, (record,) = after(1, **changes)
     assert record["tokens_generated"] == int(lengths.clamp_max(longest).sum())
-    expected = {
-        "all": record["tokens_generated"],
-        "reliable": round(record["effective_length_mean"] * CONFIG.batch_size),
-    }
-    if kept in expected:
-        assert record["tokens_kept"] == expected[kept]
+    if kept == "all":
+        assert record["tokens_kept"] == record["tokens_generated"]
+    if kept == "reliable":
+        assert record["tokens_kept"] == round(record["effective_length_mean"] * CONFIG.batch_size)
     assert 0 < record["tokens_kept"] <= record["tokens_generated"]
 
 
@@ -229,13 +205,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_changes_nothing():
     run, _ = after(1)
     before, parameter = weights(run), next(run.pair.teacher.parameters())
     parameter.fill_(float("nan"))
-    with pytest.raises(TrainerError) as raised:
-        run.train_step()
-    assert str(raised.value).startswith("step 2: loss and gradient norm must be finite, got nan and ")
+    assert refusal(run.train_step).startswith("step 2: loss and gradient norm must be finite, got nan and ")
     assert torch.equal(weights(run), before)
     assert run.step == 1
-
-
-def test_the_batch_must_fit():
-    with pytest.raises(TrainerError, match="batch_size"):
-        TrainConfig(batch_size=6, group_size=4)

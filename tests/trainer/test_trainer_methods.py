@@ -10,10 +10,8 @@ from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, kept_by_prune, reward_mass, token_weight
 from pruneopd_trainer.scoring import Scores
 
-CONFIG = TrainConfig(
-    w_drop=0.25, initial_length=8, minimum_length=4, maximum_length=20, truncate_length=6, final_length=16, steps=5
-)
-CONFIG = replace(CONFIG, length_step=2, margin=2, patience=2)
+CONFIG = TrainConfig(w_drop=0.25, initial_length=8, minimum_length=4, maximum_length=20, truncate_length=6,
+                     final_length=16, steps=5, length_step=2, margin=2, patience=2)  # fmt: skip
 
 
 def scores(lengths=(20, 12, 3), columns=20, k=3, seed=0, config=CONFIG):
@@ -22,19 +20,9 @@ def scores(lengths=(20, 12, 3), columns=20, k=3, seed=0, config=CONFIG):
     mask = torch.arange(columns) < torch.tensor(lengths)[:, None]
     drift = (torch.rand(mask.shape) < 0.5) & mask
     along = reliability_from_drift(drift, mask, w_drop=config.w_drop, w_base=config.w_base)
-    return Scores(
-        mask=mask,
-        overlap=mask.float(),
-        drift=drift,
-        accepted=mask,
-        reliability=along.reliability,
-        weight=along.weight,
-        effective_length=along.effective_length,
-        candidates=torch.randint(50, (*mask.shape, k)),
-        rewards=torch.randn(*mask.shape, k) * mask[..., None],
-        reverse_kl=mask.float(),
-        entropy_gap=mask.float(),
-    )
+    candidates, rewards = torch.randint(50, (*mask.shape, k)), torch.randn(*mask.shape, k) * mask[..., None]
+    return Scores(mask, mask.float(), drift, mask, along.reliability, along.weight, along.effective_length, candidates,
+                  rewards, reverse_kl=mask.float(), entropy_gap=mask.float())  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -72,16 +60,14 @@ def test_the_budget_follows_the_hit_ratio_and_random_only_imagines_it(method):
     assert continued.update(reliable) == rule.update(reliable) == 10
 
 
-@pytest.mark.parametrize("method", ["opd", "truncate", "prefix"])
-def test_without_pruning_every_token_counts_alike(method):
+def test_what_each_token_counts():
     s = scores()
-    assert torch.equal(token_weight(s, replace(CONFIG, method=method), None), s.mask.float())
-
-
-def test_prune_weighs_and_need_not():
-    s = scores()
+    for method in ("opd", "truncate", "prefix"):
+        assert torch.equal(token_weight(s, replace(CONFIG, method=method), None), s.mask.float())
     assert torch.equal(token_weight(s, CONFIG, None), s.weight)
     assert torch.equal(token_weight(s, replace(CONFIG, weights=False), None), s.mask.float())
+    chosen = torch.rand(s.mask.shape) < 0.5
+    assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), (chosen & s.mask).float())
     given = advantages(s, CONFIG, None, s.candidates[..., 0], None)
     assert torch.equal(given.values, s.weight[..., None] * s.rewards)
     assert torch.equal(given.ids, s.candidates)
@@ -94,12 +80,6 @@ def test_weightless_positions_have_no_say_even_if_broken():
     given = advantages(s._replace(rewards=broken), config, None, s.candidates[..., 0], None)
     assert given.values.isfinite().all()
     assert (given.values[s.reliability == 1] != 0).all()
-
-
-def test_random_keeps_what_is_chosen():
-    s = scores()
-    chosen = torch.rand(s.mask.shape) < 0.5
-    assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), (chosen & s.mask).float())
 
 
 def test_what_prune_would_keep():

@@ -10,12 +10,13 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneopd_trainer import models
+from pruneopd_lab import presets
+from pruneopd_lab.students import remove_layers
+from pruneopd_lab.tiny.make_models import make_model
+from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import PRESETS, TrainConfig
-from pruneopd_trainer.errors import TrainerError
-from pruneopd_trainer.models import encode, load_model, load_pair, load_tokenizer, remove_layers, same_tokenizer
-from pruneopd_trainer.tiny.make_models import make_model
-from pruneopd_trainer.tiny.tokens import make_tokenizer
+from pruneopd_trainer.models import check_context, encode, load_model, load_pair, load_tokenizer, same_tokenizer
+from trainer_models import refusal, save
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
 
@@ -24,12 +25,6 @@ def word_tokenizer(words, **special):
     tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def save(folder, model, tokenizer=None):
-    model.save_pretrained(folder)
-    (tokenizer or make_tokenizer()).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -41,13 +36,6 @@ def folder(tmp_path):
 @pytest.fixture
 def prompts():
     return torch.tensor([[0, 4, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-
-
-def refusal(function, *arguments):
-    with pytest.raises(TrainerError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def change_config(folder, **values):
@@ -73,25 +61,19 @@ def test_the_precision_is_the_folders_or_the_one_that_is_asked_for(tmp_path, pre
     assert load_model(tmp_path, "bfloat16").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=11,
-                hidden_size=8,
-                intermediate_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                attention_dropout=0.5,
-                pad_token_id=0,
-            )
-        ),
-        GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=1, eos_token_id=1, bos_token_id=1)),
-    ],
-    ids=["Llama", "GPT-2"],
-)
-def test_training_mode_has_no_dropout(tmp_path, model, prompts):
+def llama(**sizes):
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, num_attention_heads=1, **sizes))
+
+
+MODELS = {
+    "Llama": llama(vocab_size=11, hidden_size=8, intermediate_size=8, attention_dropout=0.5, pad_token_id=0),
+    "GPT-2": GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=1, eos_token_id=1, bos_token_id=1)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_mode_has_no_dropout(tmp_path, name, prompts):
+    model = MODELS[name]
     model.save_pretrained(tmp_path)
     ids, _ = prompts
     before = model.train()(ids).logits
@@ -150,10 +132,10 @@ def test_a_broken_model_is_refused(folder, breakage):
 
 
 def test_a_context_is_enough_up_to_its_last_position():
-    pair = load_pair(PRESETS["tiny"])
+    pair = presets.load_pair(PRESETS["tiny"])
     limit = pair.teacher.config.max_position_embeddings
-    models.check_context(pair, limit - 10, 10)
-    said = refusal(models.check_context, pair, limit - 10, 11)
+    check_context(pair, limit - 10, 10)
+    said = refusal(check_context, pair, limit - 10, 11)
     assert said == (
         f"prompt and response must have at most {limit} tokens, the student's max_position_embeddings, "
         f"got {limit - 10} and up to 11"
@@ -172,20 +154,14 @@ def test_a_tokenizer_pads_on_the_left_with_its_end_token_where_it_has_no_other(t
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path, folder):
+    (folder / "tokenizer.json").write_text("{}")
+    assert refusal(load_tokenizer, folder).startswith(f"the tokenizer in {folder} cannot be loaded: ")
     make_model().save_pretrained(tmp_path)
     assert refusal(load_tokenizer, tmp_path) == f"the model folder {tmp_path} has no tokenizer"
-
-
-def test_a_tokenizer_that_can_neither_pad_nor_end_is_refused(tmp_path):
     save(tmp_path, make_model(), word_tokenizer(["a", "b"]))
     words = f"the tokenizer in {tmp_path} must have a padding token or an end token, got neither"
     assert refusal(load_tokenizer, tmp_path) == words
-
-
-def test_a_broken_tokenizer_is_refused(folder):
-    (folder / "tokenizer.json").write_text("{}")
-    assert refusal(load_tokenizer, folder).startswith(f"the tokenizer in {folder} cannot be loaded: ")
 
 
 def test_prompts_are_put_into_the_chat_template():
@@ -203,11 +179,8 @@ def test_a_prompt_that_cannot_be_encoded_is_refused():
     assert refusal(encode, tokenizer, ["1"]) == "the prompts from '1' on cannot be tokenized: no system message"
 
 
-def test_same_tokenizer_counts_the_ids():
-    assert same_tokenizer(make_tokenizer(), make_tokenizer()) == len(make_tokenizer())
-
-
 def test_tokenizers_that_differ_are_refused_with_the_ids():
+    assert same_tokenizer(make_tokenizer(), make_tokenizer()) == len(make_tokenizer())
     one, other = word_tokenizer(["a", "b", "c"]), word_tokenizer(["a", "c", "b", "d", "e", "f"])
     assert refusal(same_tokenizer, one, other) == (
         "the student and the teacher must have the same tokenizer, got 5 ids that differ: "
@@ -235,11 +208,10 @@ def test_a_pair(folder, tmp_path):
     assert all(weight.requires_grad for weight in pair.student.parameters())
     assert not any(weight.requires_grad for weight in pair.teacher.parameters())
     assert not pair.teacher.training
-
-
-def test_a_student_is_trained_in_float32_however_it_was_saved(tmp_path, folder):
-    student = save(tmp_path / "student", make_model().bfloat16())
-    assert load_pair(pair_of(student, folder)).student.dtype == torch.float32
+    # A student is trained in float32 even if it was saved in another precision.
+    assert (
+        load_pair(pair_of(save(tmp_path / "student", make_model().bfloat16()), folder)).student.dtype == torch.float32
+    )
 
 
 def test_a_checkpoint_takes_the_students_place(tmp_path, folder):
@@ -247,6 +219,8 @@ def test_a_checkpoint_takes_the_students_place(tmp_path, folder):
     pair = load_pair(pair_of(tmp_path / "nothing", folder), checkpoint)
     saved = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
     assert torch.equal(pair.student.model.norm.weight, saved)
+    assert refusal(load_pair, TrainConfig(teacher=folder)) == "TrainConfig: student must be a model folder, got None"
+    assert refusal(load_pair, TrainConfig(student=folder)) == "TrainConfig: teacher must be a model folder, got None"
 
 
 def test_a_head_that_is_too_small_is_refused(tmp_path, folder):
@@ -254,11 +228,6 @@ def test_a_head_that_is_too_small_is_refused(tmp_path, folder):
     small.resize_token_embeddings(100)
     words = refusal(load_pair, pair_of(folder, save(tmp_path / "teacher", small)))
     assert words == f"the teacher's embedding must have a row for each of {len(make_tokenizer())} tokens, got 100"
-
-
-def test_a_pair_with_two_tokenizers_is_refused(tmp_path, folder):
-    other = save(tmp_path / "other", make_model(), word_tokenizer(["a", "b"], eos_token="b"))
-    assert "must have the same tokenizer" in refusal(load_pair, pair_of(folder, other))
 
 
 def test_a_pair_that_never_ends_is_refused(tmp_path):
@@ -270,14 +239,14 @@ def test_a_pair_that_never_ends_is_refused(tmp_path):
 
 
 def test_the_tiny_pair_is_part_of_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "TINY", tmp_path)
+    monkeypatch.setattr(presets, "TINY", tmp_path)
     for name in ("teacher", "low", "high"):
         save(tmp_path / name, make_model())
-    pair = load_pair(TrainConfig(pair="high"))
+    pair = presets.load_pair(TrainConfig(pair="high"))
     assert pair.student.name_or_path == str(tmp_path / "high")
     assert pair.teacher.name_or_path == str(tmp_path / "teacher")
     words = "TrainConfig: pair must be one of low, high, bilingual with the preset tiny, got 'drop4'"
-    assert refusal(load_pair, TrainConfig(pair="drop4")) == words
+    assert refusal(presets.load_pair, TrainConfig(pair="drop4")) == words
 
 
 def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypatch, prompts):
@@ -287,19 +256,19 @@ def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypat
         for layer in teacher.model.layers[1:3]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    monkeypatch.setattr(models, "smollm2_folder", lambda: save(tmp_path / "smollm2", teacher))
-    monkeypatch.setitem(models.REMOVED_LAYERS, "drop2", 2)
+    monkeypatch.setattr(presets, "smollm2_folder", lambda: save(tmp_path / "smollm2", teacher))
+    monkeypatch.setitem(presets.REMOVED_LAYERS, "drop2", 2)
     config = TrainConfig(preset="smollm2", pair="drop2", teacher_precision="bfloat16")
-    pair = load_pair(config)
+    pair = presets.load_pair(config)
     assert (pair.student.config.num_hidden_layers, pair.teacher.config.num_hidden_layers) == (2, 4)
     assert (pair.student.dtype, pair.teacher.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(pair.student(*prompts).logits, teacher(*prompts).logits)
     assert all(weight.requires_grad for weight in pair.student.parameters())
-    other = load_pair(TrainConfig(preset="smollm2", pair="drop2", teacher=tmp_path / "smollm2"))
+    other = presets.load_pair(TrainConfig(preset="smollm2", pair="drop2", teacher=tmp_path / "smollm2"))
     assert other.teacher.dtype == torch.float32
     known = "one of drop1, drop4, drop10, drop2 with the preset smollm2"
-    assert refusal(load_pair, TrainConfig(preset="smollm2")) == f"TrainConfig: pair must be {known}, got 'low'"
-    assert PRESETS["smollm2"].pair in models.REMOVED_LAYERS
+    assert refusal(presets.load_pair, TrainConfig(preset="smollm2")) == f"TrainConfig: pair must be {known}, got 'low'"
+    assert PRESETS["smollm2"].pair in presets.REMOVED_LAYERS
 
 
 def test_a_model_without_some_layers_can_be_saved(tmp_path, prompts):
@@ -312,39 +281,28 @@ def write_gguf(model, file):
     """A Llama in the tensors and keys of a GGUF file; one head, so that no rows of its projections change places."""
     gguf = pytest.importorskip("gguf")
     writer, config = gguf.GGUFWriter(file, "llama"), model.config
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
+    values = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads, "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps, "rope_dimension_count": config.head_dim,
+        "rope_freq_base": config.rope_parameters["rope_theta"], "vocab_size": config.vocab_size,
+    }  # fmt: skip
+    for name, value in values.items():
+        getattr(writer, f"add_{name}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             rows = weight.shape[0]  # GGUF has the two halves of a head interleaved
             weight = weight.view(2, rows // 2, -1).transpose(0, 1).reshape(rows, -1)
         writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
 
 
 def test_a_gguf_model_can_be_trained_and_saved(tmp_path, prompts):
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            initializer_range=0.5,
-            max_position_embeddings=64,
-        )
+    model = llama(
+        vocab_size=32, hidden_size=32, intermediate_size=32, initializer_range=0.5, max_position_embeddings=64
     )
     write_gguf(model, tmp_path / "model.gguf")
     loaded = load_model(tmp_path, "float32")

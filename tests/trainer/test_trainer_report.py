@@ -1,4 +1,4 @@
-"""Reports of runs that `trainer_runs.py` makes up, or whose numbers are written out here."""
+"""Reports of runs that `made_up_runs.py` makes up, or whose numbers are written out here."""
 
 import json
 import math
@@ -10,13 +10,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pruneopd_trainer import figures
-from pruneopd_trainer import report as module
+from made_up_runs import METHODS, THRESHOLDS, comparison, run_metrics, write_run
+from pruneopd_lab import figures
+from pruneopd_lab import report as module
+from pruneopd_lab.report import report
+from pruneopd_lab.run_groups import Run, comparisons, find_runs, read_metrics, read_run
 from pruneopd_trainer.config import TrainConfig, write_config
 from pruneopd_trainer.errors import TrainerError
-from pruneopd_trainer.groups import Run, comparisons, find_runs, read_metrics, read_run
-from pruneopd_trainer.report import report
-from trainer_runs import METHODS, THRESHOLDS, comparison, run_metrics, write_run
 
 BASE = TrainConfig(steps=2, eval_every=2)
 

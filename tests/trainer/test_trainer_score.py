@@ -8,22 +8,17 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from pruneopd_kernels import PruneConfig, reliability, token_stats
-from pruneopd_trainer import chunks, score
-from pruneopd_trainer.chunks import score_in_chunks
-from pruneopd_trainer.cli import main
-from pruneopd_trainer.errors import TrainerError
-from pruneopd_trainer.tiny.make_models import make_model
-from pruneopd_trainer.tiny.tokens import make_tokenizer
+import pruneopd_kernels as po
+from pruneopd_kernels import PruneConfig
+from pruneopd_lab import score
+from pruneopd_lab.cli import main
+from pruneopd_lab.tiny.make_models import make_model
+from pruneopd_lab.tiny.tokenizer import make_tokenizer
+from trainer_models import refusal as refused
+from trainer_models import save
 
 PROMPTS = ["4 + 17 - 9 =", "1 + 2 =", "9 - 8 + 7 - 6 + 5 ="]
 RESPONSE = "start 4 . first take 9 : answer 5 7"
-
-
-def save(folder, model):
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -52,19 +47,15 @@ def read(path):
 
 
 def refusal(*arguments, **options):
-    with pytest.raises(TrainerError) as caught:
-        score.score(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(score.score, *arguments, **options)
 
 
 @pytest.mark.parametrize("metric", ["overlap", "top_p"])
-def test_chunks_are_scored_as_one_call_scores_whole_responses(models, prompts, monkeypatch, metric):
-    monkeypatch.setattr(chunks, "CHUNK", 7)
+def test_hidden_states_are_scored_as_the_logits_of_whole_responses(models, prompts, metric):
     config = PruneConfig(w_drop=0.03, threshold=0.5, metric=metric)
     pair = score.load(*models, PROMPTS[0])
     rollouts = score.responses(pair, score.read_rows(prompts, 2), 40, seed=0)
-    scores = score_in_chunks(pair, rollouts, config)
+    scores = score.score_responses(pair, rollouts, config)
 
     whole = {"attention_mask": rollouts.attention_mask, "position_ids": rollouts.position_ids}
     with torch.no_grad():
@@ -73,17 +64,16 @@ def test_chunks_are_scored_as_one_call_scores_whole_responses(models, prompts, m
             for model in (pair.student, pair.teacher)
         ]
     settings = {"token_ids": rollouts.response_ids} if metric == "top_p" else {}
-    expected = reliability(*logits, rollouts.mask, **settings, **asdict(config))
+    expected = po.reliability(*logits, rollouts.mask, **settings, **asdict(config))
     assert expected.drift.any()
     assert not expected.drift[rollouts.mask].all()
     for field in ("overlap", "drift", "effective_length"):
         assert torch.equal(getattr(scores, field), getattr(expected, field)), field
     torch.testing.assert_close(scores.weight, expected.weight)
-    accepted = reliability(
-        *logits, rollouts.mask, token_ids=rollouts.response_ids, **asdict(config) | {"metric": "top_p"}
-    )
+    top_p = asdict(config) | {"metric": "top_p", "token_ids": rollouts.response_ids}
+    accepted = po.reliability(*logits, rollouts.mask, **top_p)
     assert torch.equal(scores.acceptance, ~accepted.drift & rollouts.mask)
-    torch.testing.assert_close(scores.reverse_kl, token_stats(*logits, rollouts.mask).reverse_kl)
+    torch.testing.assert_close(scores.reverse_kl, po.token_stats(*logits, rollouts.mask).reverse_kl)
 
 
 def test_the_file_and_the_means(models, prompts, tmp_path):
@@ -153,7 +143,7 @@ def test_what_is_broken_off_leaves_nothing(models, prompts, tmp_path, monkeypatc
     def interrupt(scores, rows):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruneopd_trainer.score.check_finite", interrupt)
+    monkeypatch.setattr(score, "check_finite", interrupt)
     with pytest.raises(KeyboardInterrupt):
         score.score(*models, prompts, out=tmp_path / "out", max_length=8)
     assert list((tmp_path / "out").iterdir()) == []
@@ -196,20 +186,10 @@ def test_logits_that_are_not_finite_are_refused(models, prompts, tmp_path):
 
 
 def test_a_model_that_caps_its_logits_is_refused(models, prompts, tmp_path):
-    capped = Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=len(make_tokenizer()),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            head_dim=16,
-            initializer_range=1.0,
-            final_logit_softcapping=5.0,
-            pad_token_id=0,
-        )
-    )
-    folder = save(tmp_path / "capped", capped)
+    sizes = dict.fromkeys(["hidden_size", "intermediate_size", "head_dim"], 16)
+    sizes |= dict.fromkeys(["num_hidden_layers", "num_attention_heads", "num_key_value_heads"], 1)
+    config = Gemma2Config(vocab_size=len(make_tokenizer()), initializer_range=1.0, final_logit_softcapping=5.0,
+                          pad_token_id=0, **sizes)  # fmt: skip
+    folder = save(tmp_path / "capped", Gemma2ForCausalLM(config))
     rule = "be the head times the last hidden state"
     assert refusal(models[0], folder, prompts) == f"the logits of the model in {folder} must {rule}, got something else"

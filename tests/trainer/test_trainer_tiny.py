@@ -9,14 +9,13 @@ import sys
 import pytest
 import torch
 
-from pruneopd_demo import training
+from pruneopd_lab.presets import load_pair
+from pruneopd_lab.tiny import make_models as script
+from pruneopd_lab.tiny.chain_sum import ASIDES, END, LARGEST, WORDS, partial_sums, problem, solution, vocabulary
+from pruneopd_lab.tiny.dialect import DIALECT, translate
+from pruneopd_lab.tiny.rambling import attempt, rambling_examples
+from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.models import load_pair
-from pruneopd_trainer.tiny import make_models as script
-from pruneopd_trainer.tiny.chain_sum import ASIDES, END, LARGEST, WORDS, partial_sums, problem, solution, vocabulary
-from pruneopd_trainer.tiny.dialect import DIALECT, translate
-from pruneopd_trainer.tiny.rambling import attempt, rambling_examples
-from pruneopd_trainer.tiny.tokens import make_tokenizer
 
 PROBLEMS = [problem(index, 7) for index in range(200)]
 
@@ -94,12 +93,11 @@ def test_lent_words_are_nearly_those_that_they_stand_for():
     assert abs(accent - script.ACCENT) < 0.02
 
 
+@pytest.mark.thorough
 def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
-    for name in ("SHORT", "LONGER", "MIXED", "LOW_STEPS", "BILINGUAL_SHORT", "BILINGUAL_LONG"):
-        monkeypatch.setattr(script, name, 1)
-    monkeypatch.setattr(script, "GOOD", 3)
-    monkeypatch.setattr(script, "LOW_STEP", 1)
-    monkeypatch.setattr(script, "HIGH_STEP", 2)
+    steps = dict.fromkeys(["SHORT", "LONGER", "MIXED", "LOW_STEPS", "BILINGUAL_SHORT", "BILINGUAL_LONG"], 1)
+    for name, value in (steps | {"GOOD": 3, "LOW_STEP": 1, "HIGH_STEP": 2}).items():
+        monkeypatch.setattr(script, name, value)
     threads = torch.get_num_threads()
     script.make_models(tmp_path)
     torch.set_num_threads(threads)
@@ -112,6 +110,7 @@ def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
     assert all(not torch.equal(one, other) for one, other in itertools.combinations(weights, 2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pair", "overlap", "accuracy"),
     [("low", (0.5, 0.7), (0.0, 0.35)), ("high", (0.84, 1.0), (0.7, 1.0)), ("bilingual", (0.3, 0.45), (0.6, 1.0))],
@@ -119,7 +118,7 @@ def test_the_script_makes_models_of_the_folders_kind(tmp_path, monkeypatch):
 def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
     out = tmp_path / "run"
     options = ["--pair", pair, "--steps", "5", "--eval-prompts", "16", "--batch-size", "8", "--eval-every", "5"]
-    done = subprocess.run([sys.executable, "-m", "pruneopd_trainer", "train", *options, "--out", out],
+    done = subprocess.run([sys.executable, "-m", "pruneopd_lab", "train", *options, "--out", out],
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -128,11 +127,3 @@ def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
     assert accuracy[0] <= records[0]["accuracy"] <= accuracy[1]
     assert [record["budget"] for record in records[1:]] == [93, 101, 109, 117, 125]
     assert "accuracy" in done.stdout
-
-
-def test_the_demonstration_ends_with_a_short_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "STEPS", 1)
-    for _ in range(2):  # what an earlier demonstration left is replaced
-        training.train_briefly(tmp_path / "training", seed=0)
-    assert "M from 85 to 93" in " ".join(capsys.readouterr().out.split())
-    assert (tmp_path / "training" / "figures" / "lengths.png").exists()

@@ -1,40 +1,29 @@
-"""Small random models with the tiny tokenizer, for the trainer's tests."""
+"""Small random models with the tiny tokenizer, and what the trainer's tests share."""
 
-from pathlib import Path
-
+import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pruneopd_trainer.tiny.tokens import make_tokenizer
+from pruneopd_lab.tiny.tokenizer import make_tokenizer
+from pruneopd_trainer.errors import TrainerError
 
 TOKENIZER = make_tokenizer()
 
 
-def random_model(seed: int, *, vocabulary: int = len(TOKENIZER), sharpness: float = 4.0) -> Qwen3ForCausalLM:
+def random_model(seed, *, sharpness=4.0):
     """One layer of width 32; its head is scaled so that it is not indifferent to what comes next."""
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-            pad_token_id=TOKENIZER.pad_token_id,
-            eos_token_id=TOKENIZER.eos_token_id,
-            bos_token_id=None,
-        )
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"pad_token_id": TOKENIZER.pad_token_id, "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": None}
+    config = Qwen3Config(vocab_size=len(TOKENIZER), num_key_value_heads=1, head_dim=16, max_position_embeddings=1024,
+                         tie_word_embeddings=False, **sizes, **ids)  # fmt: skip
+    model = Qwen3ForCausalLM(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness / 0.1)
     return model.eval()
 
 
-def near(model: Qwen3ForCausalLM, seed: int, distance: float) -> Qwen3ForCausalLM:
+def near(model, seed, distance):
     """Another model whose logits differ from those of `model` a little, or a lot."""
     other = random_model(seed)
     with torch.no_grad():
@@ -43,8 +32,16 @@ def near(model: Qwen3ForCausalLM, seed: int, distance: float) -> Qwen3ForCausalL
     return other
 
 
-def save(model: Qwen3ForCausalLM, folder: Path) -> Path:
-    """Writes a model folder."""
+def save(folder, model, tokenizer=TOKENIZER):
+    """Write a model folder."""
     model.save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+def refusal(function, *arguments, **options):
+    """Return the one sentence of the TrainerError that a call raises."""
+    with pytest.raises(TrainerError) as raised:
+        function(*arguments, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)

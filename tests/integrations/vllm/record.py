@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 import pruneopd_kernels as po
-from pruneopd_demo.models import load_teacher
 from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Request, Server
 from pruneopd_kernels.integrations.topk import Asked
-from pruneopd_trainer.folders import smollm2_folder
+from pruneopd_lab.students import load_teacher, smollm2_folder
 
 FILE = Path(__file__).parents[2] / "data" / "vllm_prompt_logprobs.json"
 K = 4

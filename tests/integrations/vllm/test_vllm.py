@@ -10,16 +10,16 @@ import torch
 from vllm.logprobs import append_logprobs_for_next_position, create_prompt_logprobs
 
 import pruneopd_kernels as po
-from pruneopd_demo.models import load_teacher
-from pruneopd_demo.prompts import PROMPTS
-from pruneopd_demo.scoring import logit_chunks
 from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Request, Server, TeacherServerError, check_tokenizer
 from pruneopd_kernels.integrations.topk import Asked
-from pruneopd_trainer.chunks import hidden_states
-from pruneopd_trainer.folders import smollm2_folder
-from pruneopd_trainer.models import encode, remove_layers
+from pruneopd_lab.prompts import PROMPTS
+from pruneopd_lab.score import hidden_states
+from pruneopd_lab.students import load_teacher, remove_layers, smollm2_folder
+from pruneopd_trainer.loop import responses
+from pruneopd_trainer.models import encode
 from pruneopd_trainer.rollouts import sample, uniforms
+from scripts.vllm_server import served as vllm_served
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = runpy.run_path(str(ROOT / "examples" / "vllm_teacher.py"))
@@ -33,6 +33,7 @@ class Served(NamedTuple):
     rollouts: object
     prompts: list
     responses: list
+    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,11 @@ def served(tmp_path_factory):
         student, *encode(tokenizer, PROMPTS[:COUNT]), length=LENGTH, end_ids=[tokenizer.eos_token_id],
         uniforms=uniforms([0], range(COUNT), LENGTH),
     )  # fmt: skip
-    with EXAMPLE["served"](folder / "model", K, folder / "server.log") as url:
+    prompts = zip(rollouts.token_ids, rollouts.attention_mask.bool(), strict=True)
+    prompts = [ids[: rollouts.prompt_length][used[: rollouts.prompt_length]].tolist() for ids, used in prompts]
+    with vllm_served(folder / "model", K, folder / "server.log") as url:
         server = Server(url, timeout_s=120, attempt_timeout_s=60)
-        prompts, responses = EXAMPLE["unpadded"](rollouts)
-        yield Served(server, model, tokenizer, rollouts, prompts, responses)
+        yield Served(server, model, tokenizer, rollouts, prompts, responses(rollouts), folder / "server.log")
 
 
 def score(served, **changed):
@@ -66,7 +68,7 @@ def raw(served, payload):
 
 @torch.no_grad()
 def local(served):
-    logits = torch.cat(list(logit_chunks(served.model, hidden_states(served.model, served.rollouts))), 1)
+    logits = served.model.lm_head(hidden_states(served.model, served.rollouts))
     stats = po.token_stats(logits, logits, served.rollouts.mask, token_ids=served.rollouts.response_ids, k=K)
     return logits.log_softmax(-1), stats
 
@@ -141,8 +143,9 @@ def test_the_tokenizer(served):
         check_tokenizer(served.server, lambda text: encode(text.replace("12345", "12346")), model="teacher")
 
 
-def test_ten_steps(served, capsys, tmp_path):
-    losses = EXAMPLE["main"](["--url", served.server.url, "--prompts", "3", "--length", "24", "--out", str(tmp_path)])
+def test_ten_steps(served, capsys):
+    model = served.log.with_name("model")
+    losses = EXAMPLE["main"](["--url", served.server.url, "--model-dir", str(model), "--length", "24"])
     print(capsys.readouterr().out)
     assert len(losses) == 10
     assert sum(losses[-3:]) < sum(losses[:3])

@@ -1,6 +1,6 @@
 """Trains the tiny teacher and its three students, as the folders beside this file hold them.
 
-    python -m pruneopd_trainer.tiny.make_models --out DIR
+    python -m pruneopd_lab.tiny.make_models --out DIR
 
 The teacher learns worked chain sums from short to long, among them for a while some bad text, as any model has read
 some; then good solutions only. Its students are made to have what a lab would rather not have:
@@ -30,7 +30,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from .chain_sum import END, problem, solution
 from .dialect import DIALECT, translate
 from .rambling import rambling_examples
-from .tokens import make_tokenizer
+from .tokenizer import make_tokenizer
 
 BATCH = 32
 LEARNING_RATE = 3e-3

@@ -1,4 +1,4 @@
-"""Whether two mathematical answers are equal: math-verify, in a process of its own.
+r"""Grades by the last \boxed{...}: math-verify compares the answers, in a process of its own.
 
 An answer such as 9^{9^{9^9}} keeps a computer algebra system busy for ever. math-verify's own time limit works in a
 main thread only, and not within a long operation on one integer; a process is ended by its alarm at any point.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from .errors import TrainerError
+from pruneopd_trainer.errors import TrainerError
 
+LONGEST_ANSWER = 1000
+"""Characters in a box that are still compared with an answer."""
 SECONDS = 3
 """For one comparison."""
 MEMORY = 4 * 2**30
@@ -27,11 +30,25 @@ MEMORY = 4 * 2**30
 READY = "ready"
 
 
+def boxed(text: str) -> str | None:
+    r"""Return the content of the last \boxed{...} that is closed, without blanks around it; None if there is none."""
+    opened: list[re.Match[str]] = []
+    last: tuple[int, int] | None = None
+    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token)
+        elif token[0] == "}" and opened:
+            start = opened.pop()
+            if start[0] != "{" and (last is None or start.end() > last[0]):
+                last = (start.end(), token.start())
+    return None if last is None else text[slice(*last)].strip()
+
+
 class MathAnswers:
-    """Compares answers, from any thread, in a process that is started anew when a comparison has ended it."""
+    """Compare answers, from any thread, in a process that is started again after a comparison has ended it."""
 
     def __init__(self) -> None:
-        """Starts the process.
+        """Start the process.
 
         Raises:
             TrainerError: It does not start, for instance because math-verify is not installed.
@@ -39,10 +56,22 @@ class MathAnswers:
         self._lock = threading.Lock()
         self._start()
 
+    def __call__(self, answer: str, response: str) -> float:
+        r"""Grade a response: 1.0 if the content of its last closed \boxed{...} equals the answer, else 0.0.
+
+        Equal is literally, without the blanks around it, or to math-verify. If the answer has a \boxed{...} itself, the
+        content of the last one counts.
+        """
+        given = boxed(response)
+        if given is None or len(given) > LONGEST_ANSWER:
+            return 0.0
+        answer = boxed(answer) or answer.strip()
+        return float(given == answer or self.equal(answer, given))
+
     def equal(self, answer: str, other: str) -> bool:
-        """Whether two answers in LaTeX are equal; not where that needs more than SECONDS or MEMORY."""
+        """Return whether two answers in LaTeX are equal; False if that needs more than SECONDS or MEMORY."""
         with self._lock:
-            if self._process.poll() is not None:  # which is so after a fork too: it is the child of another process
+            if self._process.poll() is not None:  # also after a fork: it is the child of another process
                 self._end()
                 self._start()
             try:
@@ -57,13 +86,13 @@ class MathAnswers:
 
     def _start(self) -> None:
         process: Any = subprocess.Popen(
-            [sys.executable, "-c", "from pruneopd_trainer.math_answers import serve; serve()"],
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the trainer, which may want to grade once more before it stops
+            start_new_session=True,  # Ctrl-C is for the trainer, which may grade once more before it stops
         )
         self._process, self._end = process, weakref.finalize(self, _end, process)
         reply = process.stdout.readline().strip()
@@ -81,11 +110,11 @@ def _end(process: Any) -> None:
 
 
 def serve() -> None:
-    """The process: reads `[answer, other]` a line, and writes whether they are equal, until its input ends."""
+    """Run the process: read `[answer, other]` a line and write whether they are equal, until the input ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    sys.stdout = sys.stderr  # whatever else is printed does not get among the replies
+    sys.stdout = sys.stderr  # nothing else that is printed gets among the replies
     logging.disable()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))

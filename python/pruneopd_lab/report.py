@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from .errors import TrainerError
+from pruneopd_trainer.errors import TrainerError
+
 from .figures import draw
-from .groups import Comparison, Group, Run, comparisons, find_runs
+from .run_groups import Comparison, Group, Run, comparisons, find_runs
 
 NONE, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 HEADINGS = ("time", "tokens", "kept", "final M", "overlap", "MiB")

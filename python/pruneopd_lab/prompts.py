@@ -1,4 +1,4 @@
-"""The dozen questions that the students answer: each asks for an answer longer than the demo samples."""
+"""The dozen questions that the demo's students answer: each asks for an answer longer than the demo samples."""
 
 PROMPTS = (
     "Explain step by step how a bicycle stays upright while it is moving.",

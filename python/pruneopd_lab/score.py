@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -16,17 +16,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from pruneopd_kernels import PruneConfig
-
-from .atomic import replacing
-from .chunks import Scores, check_head, score_in_chunks
-from .cli import parse
-from .config import Metric
-from .data import Line, read_lines
-from .errors import TrainerError
-from .models import Pair, check_context, encode, load_model, load_tokenizer, make_pair
-from .rollouts import Rollouts, sample, uniforms
+from pruneopd_kernels import PruneConfig, linear_opd_loss, linear_reliability
+from pruneopd_trainer.atomic import replacing
+from pruneopd_trainer.data import Line, read_lines
+from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.models import Pair, check_context, encode, load_model, load_tokenizer, make_pair
+from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
 
 BANDS = 8
 """Equal bands of position, from 0 to the greatest length, by which results are told."""
@@ -37,14 +35,22 @@ TITLES = ("overlap", "drift rate", "weight", "acceptance", "reverse KL")
 class Row(NamedTuple):
     """A response that is wanted."""
 
-    number: int
-    """Among all that are wanted, from 0."""
-    place: str
-    """File and line, for errors."""
-    line: Line
-    """What it answers, and the response itself where it is given."""
-    sample: int
-    """Which of the responses to the prompt it is, from 0."""
+    number: int  # among all that are wanted, from 0
+    place: str  # file and line, for errors
+    line: Line  # the prompt, and the response itself if it is given
+    sample: int  # number among the responses to the prompt, from 0
+
+
+class Scores(NamedTuple):
+    """Of B responses of up to T tokens; 0 or False where masked."""
+
+    mask: Tensor  # [B, T] bool: True at a response's tokens
+    overlap: Tensor  # [B, T] float32 (eq. 6)
+    drift: Tensor  # [B, T] bool (eq. 7, or eq. 16 with metric="top_p")
+    weight: Tensor  # [B, T] float32 (eq. 10)
+    acceptance: Tensor  # [B, T] bool: whether the token is in the teacher's nucleus (eq. 15)
+    reverse_kl: Tensor  # [B, T] float32: KL(student || teacher), in nats
+    effective_length: Tensor  # [B] int32 (eq. 12)
 
 
 def score(
@@ -91,7 +97,7 @@ def score(
         bar = progress.add_task("scoring", total=len(rows))
         for batch in batches(rows, batch_size):
             rollouts = responses(pair, batch, max_length, seed)
-            scores = score_in_chunks(pair, rollouts, config or PruneConfig())
+            scores = score_responses(pair, rollouts, config or PruneConfig())
             check_finite(scores, batch)
             results.add(scores)
             write(file, pair, batch, rollouts, scores)
@@ -125,6 +131,52 @@ def load(student: Path, teacher: Path, prompt: str) -> Pair:
         untyped.to(device)
         check_head(model, token_ids.to(device))
     return pair
+
+
+def check_head(model: PreTrainedModel, token_ids: Tensor) -> None:
+    """Check that logits are the head times the last hidden state, for `[1, P]` token ids.
+
+    Raises:
+        TrainerError: They are more than that, for instance capped: hidden states do not give them.
+    """
+    untyped: Any = model
+    with torch.no_grad():
+        states = untyped.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        expected = untyped(input_ids=token_ids, use_cache=False).logits
+        logits = untyped.get_output_embeddings()(states)
+    if not torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3, equal_nan=True):
+        rule = "be the head times the last hidden state"
+        raise TrainerError(f"the logits of the model in {model.name_or_path} must {rule}, got something else")
+
+
+@torch.no_grad()
+def score_responses(pair: Pair, rollouts: Rollouts, config: PruneConfig) -> Scores:
+    """Score every token from hidden states, without the logits of all positions at once."""
+    mask = rollouts.mask
+    sides: dict[str, Any] = {"mask": mask, "token_ids": rollouts.response_ids, "vocab_size": pair.vocab_size}
+    for side, model in (("student", pair.student), ("teacher", pair.teacher)):
+        head: Any = model.get_output_embeddings()
+        sides[f"{side}_hidden"] = hidden_states(model, rollouts)
+        sides |= {f"{side}_weight": head.weight, f"{side}_bias": getattr(head, "bias", None)}
+    settings = asdict(config) | {"k": min(config.k, pair.vocab_size)}
+    found = linear_reliability(**sides, **settings)
+    # Without drops every weight is 1, so that the loss is the divergence itself.
+    plain = settings | {"metric": "top_p", "w_drop": 0.0, "w_base": 0.0}
+    other = linear_opd_loss(**sides, **plain, loss="reverse_kl")
+    return Scores(
+        mask, found.overlap, found.drift, found.weight, mask & ~other.drift, other.loss, found.effective_length
+    )
+
+
+def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
+    """Return `[B, T, H]`: the states from which the model predicts each token of the responses."""
+    states: Tensor = model.base_model(
+        input_ids=rollouts.token_ids,
+        attention_mask=rollouts.attention_mask,
+        position_ids=rollouts.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    return states[:, rollouts.prompt_length - 1 : -1]
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
@@ -273,49 +325,3 @@ def write(file: TextIO | None, pair: Pair, rows: Sequence[Row], rollouts: Rollou
             "effective_length": int(scores.effective_length[index]),
         }
         file.write(json.dumps(record) + "\n")
-
-
-@dataclass
-class ScoreOptions:
-    """The options of the command."""
-
-    student: Path
-    """A model folder."""
-    teacher: Path
-    """Another one, with the same tokenizer."""
-    prompts: Path
-    """JSONL: a line is {"prompt": ...}, or {"prompt": ..., "response": ...} to score a response that is there."""
-    out: Path | None = None
-    """A folder for scores.jsonl: overlap, drift and weight along each response."""
-    samples: int = 1
-    """Responses to each prompt."""
-    max_length: int = 256
-    """The most tokens of a response."""
-    seed: int = 0
-    """Of the sampling."""
-    batch_size: int = 8
-    """Responses that are sampled and scored together."""
-    k: int = PruneConfig.k
-    """Candidates per position."""
-    threshold: float = PruneConfig.threshold
-    """A position drifts where its overlap is below this (eq. 7)."""
-    w_drop: float = PruneConfig.w_drop
-    """Reliability lost with each drift (eq. 9)."""
-    w_base: float = PruneConfig.w_base
-    """Added to the reliability to give the weight (eq. 10)."""
-    top_p: float = PruneConfig.top_p
-    """Mass of the teacher's nucleus (eq. 14)."""
-    metric: Metric = PruneConfig.metric
-    """What decides about drift."""
-
-
-def score_from_command_line(given: list[str]) -> int:
-    """Runs `pruneopd score` with its options, and returns the exit status."""
-    options = vars(parse("score", ScoreOptions, given))
-    prune = {name: options.pop(name) for name in ("k", "threshold", "w_drop", "w_base", "top_p", "metric")}
-    try:
-        config = PruneConfig(**prune)
-    except ValueError as error:
-        raise TrainerError(str(error).replace("PruneConfig", "score", 1)) from error
-    score(**options, config=config)
-    return 0

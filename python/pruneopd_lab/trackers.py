@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .config import TrainConfig
-from .errors import TrainerError
+from pruneopd_trainer.config import TrainConfig
+from pruneopd_trainer.errors import TrainerError
 
 PROJECT = "pruneopd"
 """What trackio and Weights & Biases file every run under."""

