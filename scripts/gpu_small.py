@@ -7,6 +7,7 @@ the middle of a vector, that are split over blocks; ties, NaN, infinities; masks
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 import pruneopd_kernels
-from pruneopd_kernels import reference
+from pruneopd_kernels.ops import OPERATORS
 
 Call = tuple[str, str, tuple[Tensor, ...], dict[str, Any]]
 FLOATS = {"rtol": 1e-5, "atol": 1e-5}
@@ -25,7 +26,7 @@ GRADIENTS = {
     torch.bfloat16: {"rtol": 8e-3, "atol": 1e-5},
     torch.float16: {"rtol": 1e-3, "atol": 1e-5},
 }
-LOSSES = ("topk_policy_loss", "reverse_kl", "topk_forward_kl")
+LOSSES = tuple(name for name, op in OPERATORS.items() if op.saved)
 
 
 def calls() -> Iterator[Call]:
@@ -70,14 +71,15 @@ def loss_calls() -> Iterator[Call]:
     generator = torch.Generator().manual_seed(1)
 
     def others(op: str, student: Tensor, teacher: Tensor, m: int = 16) -> tuple[Tensor, ...]:
-        """What an operator takes besides the student's logits and the mask."""
-        if op == "reverse_kl":
-            return (teacher,)
+        """What an operator requires besides the student's logits."""
         ids = torch.randint(student.shape[-1] - 2, (*student.shape[:-1], m), generator=generator)
         ids[..., m // 2 :] = teacher.float().nan_to_num().topk(m - m // 2).indices  # some twice
         ids[..., -1] = -1
         floats = torch.randn(ids.shape, generator=generator)
-        return ids, floats if op == "topk_policy_loss" else floats.log_softmax(-1)
+        known = {"teacher_logits": teacher, "topk_ids": ids, "teacher_topk_ids": ids, "advantages": floats}
+        known |= {"teacher_topk_logprobs": floats.log_softmax(-1)}
+        required = [name for name, p in OPERATORS[op].parameters.items() if p.default is inspect.Parameter.empty]
+        return tuple(known[name] for name in required[1:])
 
     mask = torch.rand(2, 5, generator=generator) < 0.8
     for op in LOSSES:
@@ -99,13 +101,14 @@ def loss_calls() -> Iterator[Call]:
         student, teacher = (torch.randn(1, 2, 151936, generator=generator).mul_(3).bfloat16() for _ in range(2))
         student[0, 1, 77777] = 40.0
         yield "full width, one of them a peak", op, (student, *others(op, student, teacher)), {}
-        if op == "reverse_kl":
+        if "teacher_logits" in OPERATORS[op].tensors:
             yield "two dtypes", op, (student.float(), teacher), {}
 
 
-def results(function: Any, tensors: list[Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-    """The outputs by name; of a loss also its gradient."""
-    if function.__name__ not in LOSSES:
+def results(op: str, tensors: list[Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the outputs by name; of a loss also its gradient."""
+    function = getattr(pruneopd_kernels, op)
+    if op not in LOSSES:
         return function(*tensors, **options)._asdict()  # type: ignore[no-any-return]
     student = tensors[0].detach().requires_grad_()
     result = function(student, *tensors[1:], **options)
@@ -119,8 +122,8 @@ def differences(call: Call, impl: str, device: str) -> str | None:
     """What is wrong with the outputs, or None."""
     _, op, tensors, options = call
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
-    got = results(getattr(pruneopd_kernels, op), [tensor.to(device) for tensor in tensors], {**moved, "impl": impl})
-    expected = results(getattr(reference, op), list(tensors), options)
+    got = results(op, [tensor.to(device) for tensor in tensors], {**moved, "impl": impl})
+    expected = results(op, list(tensors), {**options, "impl": "reference"})
     for name, right in expected.items():
         try:
             exact = {} if right.is_floating_point() else {"rtol": 0, "atol": 0}

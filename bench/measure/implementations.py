@@ -63,12 +63,8 @@ def read_and_write_logits(student_logits: Tensor, *teacher_logits: Tensor) -> tu
     return (*maxima, *again, student_logits.clone())
 
 
-def operator(op: str, impl: str):  # type: ignore[no-untyped-def]  # a public function, or its twin
-    """The function a user calls for this operator, bound to the implementation."""
-    if impl == "reference":
-        from pruneopd_kernels import reference
-
-        return getattr(reference, op)
+def operator(op: str, impl: str):  # type: ignore[no-untyped-def]  # a public function
+    """Return the function a user calls for this operator, bound to the implementation."""
     import pruneopd_kernels
 
     return functools.partial(getattr(pruneopd_kernels, op), impl=impl)
