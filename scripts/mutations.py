@@ -1,0 +1,70 @@
+"""The mutations that scripts/mutate.py applies: small mistakes, each of which the tests must notice.
+
+A mutation replaces a text that its file has exactly once. One that no longer applies is an error: anchor it again, or
+put another in its place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """`old` in `file` becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+
+MATH = "csrc/math"
+PYTHON = "pruneopd_kernels"
+MUTATIONS = [
+    # Formulas in C++, of the CPU and of CUDA
+    Mutation(f"{MATH}/drift.h", "return overlap_of(count, k) < threshold", "return overlap_of(count, k) <= threshold"),
+    Mutation(f"{MATH}/drift.h", "bound(top_p - 1e-6)", "bound(top_p + 1e-6)"),
+    Mutation(f"{MATH}/drift.h", "return accepted && !broken;", "return accepted;"),
+    Mutation(f"{MATH}/scan.h", "return left > 0 ? left : 0.0;", "return left;"),
+    Mutation(f"{MATH}/scan.h", "return reliability > eps;", "return reliability >= eps;"),
+    Mutation(f"{MATH}/scan.h", "return reliability + w_base;", "return reliability;"),
+    Mutation(f"{MATH}/scan.h", "drift_count > INT32_MAX ? INT32_MAX : static_cast<", "static_cast<"),
+    Mutation(f"{MATH}/loss.h", "1 - clips.low, high = 1 + clips.high", "1 - clips.high, high = 1 + clips.low"),
+    Mutation(f"{MATH}/loss.h", "if (advantage < 0 && value > ", "if (value > "),
+    Mutation(f"{MATH}/loss.h", "by_ratio = !(unclipped < clipped)", "by_ratio = unclipped > clipped"),
+    Mutation(f"{MATH}/loss.h", "q * (log_q - log_p)", "q * (log_p - log_q)"),
+    Mutation(f"{MATH}/reward.h", "== teacher_logprob || student_logprob == -inf)", "== teacher_logprob)"),
+    Mutation(f"{MATH}/reward.h", "return weight == 0 ? 0 : weight * reward;", "return weight * reward;"),
+    Mutation(f"{MATH}/order.h", "if (bits == 0x80000000u) bits = 0;", ""),
+    Mutation(f"{MATH}/softmax.h", "- p.log2_mass() + q.log2_mass());", "- p.log2_mass());"),
+    Mutation(f"{MATH}/softmax.h", "+= (reference - logit) / temperature;", "+= reference - logit;"),
+    # The CPU
+    Mutation("csrc/cpu/row_pass.cpp", "return add_tile(last.data, whole_steps(rest), side, tile_max);", "return true;"),
+    Mutation("csrc/cpu/row_pass.cpp", "      mass[i] *= factor;\n", ""),
+    Mutation("csrc/cpu/candidates.h", "kept += candidate >= least;", "kept += candidate > least;"),
+    Mutation("csrc/cpu/responses.h", "effective += valid[i] & is_effective(", "effective += is_effective("),
+    Mutation("csrc/cpu/reliability.cpp", "reward_of(p[j], q[j], std::exp(", "reward_of(q[j], p[j], std::exp("),
+    # CUDA
+    Mutation("csrc/cuda/scan.cuh", "[parity][warp] = drifts;\n    __syncthreads();", "[parity][warp] = drifts;"),
+    Mutation("csrc/cuda/scan.cuh", "__popc(ballot & here_included)", "__popc(ballot)"),
+    Mutation("csrc/cuda/selection.cuh", "filter.id_bits) >= filter.least;", "filter.id_bits) > filter.least;"),
+    # Triton
+    Mutation(f"{PYTHON}/triton/scan.py", "(left > eps)", "(left >= eps)"),
+    Mutation(f"{PYTHON}/triton/scan.py", "tl.where(factor == 0, 0.0, factor * reward)", "factor * reward"),
+    Mutation(f"{PYTHON}/triton/selection.py", "(n_equal <= room)", "(n_equal < room)"),
+    # Formulas in Python
+    Mutation(f"{PYTHON}/formulas.py", "MASS_TOLERANCE = 1e-6", "MASS_TOLERANCE = 0.0"),
+    Mutation(f"{PYTHON}/formulas.py", "x.masked_fill(x == 0, 0.0).masked_fill(", "x.masked_fill("),
+    Mutation(f"{PYTHON}/formulas.py", "torch.where(p == 0, 0.0, -p * rows.logprobs)", "(-p * rows.logprobs)"),
+    Mutation(f"{PYTHON}/formulas.py", "(1.0 - lost).clamp(0.0, 1.0)", "(1.0 - lost).clamp(max=1.0)"),
+    Mutation(f"{PYTHON}/formulas.py", "== -torch.inf) & renormalise", "== -torch.inf)"),
+    # Everything around the operators
+    Mutation(f"{PYTHON}/config.py", "threshold: float = 0.7", "threshold: float = 0.75"),
+    Mutation(f"{PYTHON}/ops/topk_policy_loss.py", "clip_high: float = 0.2", "clip_high: float = 0.28"),
+    Mutation(f"{PYTHON}/budget.py", "hits / total >= self.hit_ratio", "hits / total > self.hit_ratio"),
+    Mutation(f"{PYTHON}/budget.py", "boundary = self.length - self.margin", "boundary = self.length"),
+    Mutation(f"{PYTHON}/rewards.py", "exists_t & ~shared_t", "exists_t"),
+    Mutation(f"{PYTHON}/parallel/_rows.py", "(entropies - p.log_shares)", "entropies"),
+    Mutation(f"{PYTHON}/parallel/_slice.py", "pad(topk_ids + slices.offset, ", "pad(topk_ids, "),
+    Mutation(f"{PYTHON}/linear/_positions.py", "clamp(start, stop) - start)", "clamp(start, stop))"),
+    Mutation(f"{PYTHON}/linear/_passes.py", "fields.counted & (factor != 0)", "fields.counted"),
+]  # fmt: skip

@@ -1,0 +1,47 @@
+"""The mutations still apply, and what scripts/mutate.py makes of a test's failure."""
+
+import pytest
+
+from scripts import mutate
+from scripts.mutations import MUTATIONS, Mutation
+
+
+def test_every_mutation_applies():
+    assert len({*map(mutate.title, MUTATIONS)}) == len(MUTATIONS) >= 30
+    for mutation in MUTATIONS:
+        assert mutation.new != mutation.old and mutation.new in mutate.mutated(mutation)
+
+
+def test_a_text_that_is_not_there_once_is_an_error(tmp_path):
+    (tmp_path / "a.py").write_text("x < 1\nx < 1\n")
+    for old, found in (("x < 1", 2), ("x < 2", 0)):
+        with pytest.raises(mutate.InvalidMutationError, match=f"must have this once, has it {found} times"):
+            mutate.mutated(Mutation("a.py", old, ""), tmp_path)
+
+
+def test_a_mutation_is_undone(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("x < 1\n")
+    with pytest.raises(KeyError), mutate.applied(Mutation("a.py", "<", "<="), tmp_path):
+        assert file.read_text() == "x <= 1\n"
+        raise KeyError
+    assert file.read_text() == "x < 1\n"
+
+
+def test_the_first_failure_is_named():
+    output = "..F\nFAILED tests/ops/test_gold.py::test_a - assert 1 == 2\nmake: *** [test-python] Error 1\n"
+    assert mutate.first_failure(output, "test-python") == "tests/ops/test_gold.py::test_a"
+    assert mutate.first_failure("a race\n", "test-cuda") == "test-cuda: a race"
+    with pytest.raises(mutate.InvalidMutationError):
+        mutate.first_failure("no tests ran in 0.1s\n", "test-python")
+
+
+def test_the_first_tier_s_answer_is_the_second_s(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("x < 1\n")
+    answers = {1: mutate.SURVIVED, 2: "a test"}
+    monkeypatch.setattr(mutate, "noticed", lambda copy, file, tier, processes: answers[tier])
+    mutation = Mutation("a.py", "<", "<=")
+    assert mutate.try_out(mutation, tmp_path, [1, 2], 1, {}) == {"tier 1": "SURVIVED", "tier 2": "a test"}
+    answers[1] = "another"
+    assert mutate.try_out(mutation, tmp_path, [1, 2], 1, {}) == {"tier 1": "another", "tier 2": "another"}
+    assert mutate.try_out(mutation, tmp_path, [1, 2], 1, {"tier 1": "SURVIVED"})["tier 2"] == "a test"
