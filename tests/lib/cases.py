@@ -6,7 +6,6 @@ before anything is computed from them, the gold included.
 
 import functools
 
-import numpy as np
 import torch
 
 B, T, V = 2, 3, 1037  # two tiles of 512 and an odd tail
@@ -161,6 +160,18 @@ def wider_teacher():
     return student, teacher, {"vocab_size": 990}
 
 
+def orders(width=20000):
+    """What drives a selection to its worst: ramps, plateaus, combs with a tooth in every tile, a saw."""
+    ids = torch.arange(width)
+    rows = [ids / 100, -ids / 100, -(ids // 700), (ids % 512 == 511), (ids % 300 == 0), ids % 1000 / 10]
+    return torch.stack([row.float() for row in rows]).view(B, T, width)
+
+
+def full_width(**kwargs):
+    """Heads as they are, of two widths."""
+    return randn(1, 2, 151936, seed=20), randn(1, 2, 152064, seed=21), {"vocab_size": 151936, **kwargs}
+
+
 CASES = {
     "random": pair,
     "ties": ties,
@@ -204,16 +215,31 @@ CASES = {
     "k_is_v_16": lambda: pair(16),
     "k_is_v_256": lambda: pair(256, k=256),
     "k_is_vocab_size": lambda: pair(40, k=33, vocab_size=33),
+    "orders": lambda: (orders(), orders().flip(0, 1), {}),
+    "orders_k_1": lambda: (orders(), orders().flip(0, 1), {"k": 1}),
+    "orders_k_256": lambda: (orders(), orders().flip(0, 1), {"k": 256}),
+    "full_width": lambda: full_width(k=16),
+    "full_width_k_256": lambda: full_width(k=256),
 }
 
-WIDTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257, 511, 512, 513, 1023, 1024, 1025, 1535, 1536, 1537]
+# One width on each side of every boundary; the wider one has ties.
+WIDTHS = [1, 2]
+WIDTHS += [7, 9, 15, 17, 31, 33]  # a step of the CPU's loops: 8 (portable), 16 (AVX2), 32 logits (AVX-512)
+WIDTHS += [127, 129, 255, 257]  # a tile of CUDA's: 128 float32, 256 of half precision, as Triton's
+WIDTHS += [511, 513]  # a tile of the CPU's
+WIDTHS += [4095, 4097]  # what a block of CUDA or a program of Triton takes of a row in one step
+WIDTHS += [16383, 16385]  # a unit of CUDA's, by which a row is split over blocks
+WIDTHS += [32767, 32769]  # a segment of Triton's
 for width in WIDTHS:
-    CASES[f"width_{width}"] = functools.partial(pair, width, k=min(16, width))
-    CASES[f"width_{width}_ties"] = functools.partial(ties, width, scale=1, k=min(5, width))
+    CASES[f"width_{width}"] = (
+        functools.partial(ties, width, scale=1, k=min(5, width))
+        if width % 2**3 == 1
+        else functools.partial(pair, width, k=min(16, width))
+    )
 
+# What differs from the others by tiles, units and segments alone.
+FOR_TILES = [name for name in CASES if name.startswith(("width_", "orders", "full_width"))]
 MIXED = ["random", "ties", "minus_inf_some", "wider_teacher", "subnormal", "nan_negative"]
-TABLE = [(name, dtypes) for name in CASES for dtypes in SAME_DTYPES]
-TABLE += [(name, dtypes) for name in MIXED for dtypes in MIXED_DTYPES]
 SHORT = {F32: "f32", BF16: "bf16", F16: "f16"}
 
 
@@ -229,16 +255,61 @@ def make(name, dtypes):
 
 
 def as_float64(tensor):
-    """The array that gold.py takes."""
+    """The array that a gold takes."""
     return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
-def token_ids(teacher_logits, vocab_size, seed=0):
-    """Sampled-looking ids [B, T]: every second one among the teacher's best, the others anywhere."""
-    rng = np.random.default_rng(seed)
-    best = teacher_logits[..., :vocab_size].float().nan_to_num().topk(min(4, vocab_size)).indices
-    among = rng.integers(best.shape[-1], size=best.shape[:-1])
-    ids = torch.from_numpy(rng.integers(vocab_size, size=best.shape[:-1]))
-    near = best.gather(-1, torch.from_numpy(among)[..., None])[..., 0]
-    even = torch.arange(ids.numel()).reshape(ids.shape) % 2 == 0
-    return torch.where(even, near, ids)
+# --- what operators take beside logits -------------------------------------------------------------------------------
+
+# How far log p has moved since the tokens were sampled: within the clips, beyond each of them, beyond the clamp.
+MOVES = torch.tensor([0.02, 0.05, -0.1, 0.5, -0.5, 1.0, 2.0, -2.0, 25.0, -25.0])
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def logprobs(logits, temperature=1.0, vocab_size=None):
+    """In float64."""
+    return (logits[..., :vocab_size].double() / temperature).log_softmax(-1)
+
+
+def top(logits, k, vocab_size=None):
+    return logits[..., :vocab_size].double().sort(descending=True, stable=True).indices[..., :k]
+
+
+def token_ids(teacher_logits, vocab_size=None, seed=0):
+    """Sampled-looking ids `[...]`: every second one among the teacher's best, the others anywhere."""
+    rng, row = generator(seed), teacher_logits[..., :vocab_size]
+    near = top(row, 4).gather(-1, torch.randint(min(4, row.shape[-1]), (*row.shape[:-1], 1), generator=rng))[..., 0]
+    even = torch.arange(near.numel()).reshape(near.shape) % 2 == 0
+    return torch.where(even, near, torch.randint(row.shape[-1], near.shape, generator=rng))
+
+
+def candidates(student, m, vocab_size=None, seed=0):
+    """Ids `[..., m]`: half of them the most probable, the others anywhere, some twice, some padding; and advantages."""
+    rng = generator(seed)
+    row = student[..., :vocab_size].float().nan_to_num()
+    ids = torch.randint(row.shape[-1], (*row.shape[:-1], m), generator=rng)
+    best = row.topk(min(-(-m // 2), row.shape[-1])).indices
+    ids[..., : best.shape[-1]] = best
+    advantages = torch.randn(ids.shape, generator=rng)
+    if m > 4:
+        ids[..., 1], ids[..., -1], ids[..., -2] = -1, ids[..., 0], -100
+        advantages[..., 2], advantages[..., -2] = 0.0, torch.nan  # of padding: ignored
+    return ids, advantages
+
+
+def moved(student, ids, temperature=1.0, vocab_size=None, seed=0):
+    """Log-probabilities of the candidates under a policy that sampled earlier."""
+    old = logprobs(student, temperature, vocab_size).gather(-1, ids.clamp(min=0)).nan_to_num(0.0, 0.0, -50.0)
+    return (old - MOVES[torch.randint(len(MOVES), ids.shape, generator=generator(seed))]).float()
+
+
+def sent(teacher, k, temperature=1.0, vocab_size=None, with_padding=True):
+    """What a teacher's server sends: its candidates and their log-probabilities, some of them padding."""
+    ids = top(teacher, k, vocab_size)
+    log_q = logprobs(teacher, temperature, vocab_size).gather(-1, ids).float()
+    if with_padding and k > 4:
+        ids[..., -2], log_q[..., -2] = -1, torch.nan  # of padding: ignored
+    return ids, log_q

@@ -1,7 +1,7 @@
 """What the operators must compute, written down a second time: NumPy in float64, one position after another.
 
-Nothing is shared with the package. Arguments and results have the operators' names, arrays instead of tensors; floats
-are returned in float64, unrounded, except where the definition itself rounds.
+Nothing is shared with the package. Here are the terms that several operators share, and the plain functions; the rest
+stands in tests/ops/<op>.py. Arrays stand for tensors; floats are float64, unrounded, except where a definition rounds.
 """
 
 import itertools
@@ -10,6 +10,10 @@ import math
 import numpy as np
 
 NEAR = 0.9e-6  # masses this close to the bound of the nucleus may fall on either side of it
+
+
+class Undecided(Exception):
+    """The data has no single answer: a number lies on a bound."""
 
 
 # --- one row of logits -----------------------------------------------------------------------------------------------
@@ -61,18 +65,19 @@ def kl(log_p, log_q):
 
 
 def nucleus(teacher_ids, teacher_logprobs, top_p):
-    """The accepted ids, and how near a mass came to the bound."""
-    ids, mass, nearest = [], 0.0, math.inf
+    """The accepted ids."""
+    ids, mass = [], 0.0
     given = [(i, logprob) for i, logprob in zip(teacher_ids, teacher_logprobs, strict=True) if i >= 0]
     if any(math.isnan(logprob) for _, logprob in given):
-        return [], nearest
+        return []
     for i, logprob in given:
         ids.append(i)
         mass += math.exp(logprob)
-        nearest = min(nearest, abs(mass - (top_p - 1e-6)))
+        if abs(mass - (top_p - 1e-6)) <= NEAR:
+            raise Undecided("a mass lies on the bound of the nucleus")
         if mass >= top_p - 1e-6:
             break
-    return ids, nearest
+    return ids
 
 
 def candidate_weights(log_p, log_q, reward_weight):
@@ -122,206 +127,43 @@ def rows(array):
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-# --- the operators ---------------------------------------------------------------------------------------------------
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def token_stats(
-    student_logits,
-    teacher_logits,
-    mask=None,
-    *,
-    token_ids=None,
-    k=16,
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-):
-    shape = student_logits.shape[:-1]
-    vocab_size = vocab_size or student_logits.shape[-1]
-    student = rows(student_logits)[:, :vocab_size].astype(np.float64)
-    teacher = rows(teacher_logits)[:, :vocab_size].astype(np.float64)
-    valid = validity(mask, shape).reshape(-1)
-    positions = len(student)
+class Sizes:
+    """The largest of what has been put in, by name; what is not finite has no size."""
 
-    def ids():
-        return np.tile(np.arange(k), (positions, 1))
+    def __init__(self, *names):
+        self.of = dict.fromkeys(names, 0.0)
 
-    def per_candidate():
-        return np.zeros((positions, k))
-
-    def per_position():
-        return np.zeros(positions)
-
-    out = {
-        "student_topk_ids": ids(),
-        "student_topk_logprobs": per_candidate(),
-        "teacher_topk_ids": ids(),
-        "teacher_topk_logprobs": per_candidate(),
-        "teacher_on_student_logprobs": per_candidate(),
-        "student_on_teacher_logprobs": per_candidate(),
-        "overlap": per_position(),
-        "student_lse": per_position(),
-        "teacher_lse": per_position(),
-        "student_entropy": per_position(),
-        "teacher_entropy": per_position(),
-        "reverse_kl": per_position(),
-        "forward_kl": per_position(),
-        "student_token_logprob": per_position(),
-        "teacher_token_logprob": per_position(),
-    }
-    for n in np.flatnonzero(valid):
-        log_p = logprobs(student[n], student_temperature)
-        log_q = logprobs(teacher[n], teacher_temperature)
-        s, t = top(student[n], k), top(teacher[n], k)
-        either_broken = is_broken(student[n]) or is_broken(teacher[n])
-        out["student_topk_ids"][n], out["teacher_topk_ids"][n] = s, t
-        out["student_topk_logprobs"][n], out["teacher_topk_logprobs"][n] = log_p[s], log_q[t]
-        out["teacher_on_student_logprobs"][n], out["student_on_teacher_logprobs"][n] = log_q[s], log_p[t]
-        out["overlap"][n] = 0.0 if either_broken else len(set(s) & set(t)) / k
-        out["student_lse"][n] = lse(student[n], student_temperature)
-        out["teacher_lse"][n] = lse(teacher[n], teacher_temperature)
-        out["student_entropy"][n], out["teacher_entropy"][n] = entropy(log_p), entropy(log_q)
-        out["reverse_kl"][n], out["forward_kl"][n] = kl(log_p, log_q), kl(log_q, log_p)
-        token = -1 if token_ids is None else token_ids.reshape(-1)[n]
-        exists = 0 <= token < vocab_size
-        out["student_token_logprob"][n] = log_p[token] if exists else math.nan
-        out["teacher_token_logprob"][n] = log_q[token] if exists else math.nan
-    return {name: array.reshape(shape + array.shape[1:]) for name, array in out.items()}
+    def put(self, name, values):
+        values = np.abs(np.atleast_1d(values))
+        self.of[name] = max(self.of[name], values[np.isfinite(values)].max(initial=0.0))
 
 
-def reliability_from_drift(drift, mask=None, *, cu_seqlens=None, drift_count=None, w_drop=0.01, w_base=0.5, eps=1e-8):
-    shape = drift.shape
-    drift, valid = drift.reshape(-1), validity(mask, shape).reshape(-1)
-    all_responses = responses(shape, cu_seqlens)
-    count, kept, weight = np.zeros(drift.size, np.int64), np.zeros(drift.size), np.zeros(drift.size)
-    effective_length = np.zeros(len(all_responses), np.int64)
-    for b, response in enumerate(all_responses):
-        drifted = 0 if drift_count is None else int(drift_count[b])
-        for n in response:
-            drifted += bool(valid[n] and drift[n])
-            count[n] = drifted
-            if valid[n]:
-                kept[n] = min(max(1.0 - float(w_drop) * drifted, 0.0), 1.0)
-                weight[n] = kept[n] + w_base
-                effective_length[b] += kept[n] > eps
-    return {
-        "drift_count": count.reshape(shape),
-        "reliability": kept.reshape(shape),
-        "weight": weight.reshape(shape),
-        "effective_length": effective_length,
-    }
+def is_finite_as_float32(value):
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.float32(value)))
 
 
-def reliability_from_topk(
-    student_topk_ids,
-    teacher_topk_ids,
-    mask=None,
-    *,
-    teacher_topk_logprobs=None,
-    token_ids=None,
-    cu_seqlens=None,
-    drift_count=None,
-    threshold=0.7,
-    w_drop=0.01,
-    w_base=0.5,
-    eps=1e-8,
-    metric="overlap",
-    top_p=0.95,
-):
-    shape, k = student_topk_ids.shape[:-1], student_topk_ids.shape[-1]
-    student, teacher = rows(student_topk_ids), rows(teacher_topk_ids)
-    valid = validity(mask, shape).reshape(-1)
-    overlap, drift, nearest = np.zeros(len(student)), np.zeros(len(student), bool), math.inf
-    for n in np.flatnonzero(valid):
-        count = sum(1 for i in student[n] if i >= 0 and i in teacher[n])
-        overlap[n] = count / k
-        if metric == "overlap":
-            drift[n] = count / k < threshold
-        else:
-            ids, near = nucleus(teacher[n], rows(teacher_topk_logprobs)[n].astype(np.float64), top_p)
-            drift[n] = token_ids.reshape(-1)[n] not in ids
-            nearest = min(nearest, near)
-    scan = reliability_from_drift(
-        drift.reshape(shape),
-        mask,
-        cu_seqlens=cu_seqlens,
-        drift_count=drift_count,
-        w_drop=w_drop,
-        w_base=w_base,
-        eps=eps,
-    )
-    assert nearest > NEAR, "this test data has no one answer: a mass lies on the bound of the nucleus"
-    return {"overlap": overlap.reshape(shape), "drift": drift.reshape(shape), **scan}
+def put_gradient(gradient, sizes, loss, by_logits, magnitudes, scale):
+    """A row of the gradient from that of its loss: 0 where nobody asks for it, NaN where there is no loss."""
+    if scale == 0:
+        return
+    if not is_finite_as_float32(loss):
+        gradient[: len(by_logits)] = math.nan
+        return
+    gradient[: len(by_logits)] = scale * by_logits
+    sizes.put("gradient", scale * magnitudes)
 
 
-def reliability(
-    student_logits,
-    teacher_logits,
-    mask=None,
-    *,
-    token_ids=None,
-    cu_seqlens=None,
-    drift_count=None,
-    k=16,
-    threshold=0.7,
-    w_drop=0.01,
-    w_base=0.5,
-    eps=1e-8,
-    metric="overlap",
-    top_p=0.95,
-    reward_weight="student",
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-):
-    shape = student_logits.shape[:-1]
-    stats = token_stats(
-        student_logits,
-        teacher_logits,
-        mask,
-        k=k,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        vocab_size=vocab_size,
-    )
-    valid = validity(mask, shape).reshape(-1)
-    broken = np.isnan(stats["student_entropy"] + stats["teacher_entropy"]).reshape(-1)
-    overlap = stats["overlap"].reshape(-1)
-    drift, nearest = np.zeros(valid.size, bool), math.inf
-    for n in np.flatnonzero(valid):
-        if metric == "overlap":
-            drift[n] = overlap[n] < threshold
-        else:
-            ids, near = nucleus(rows(stats["teacher_topk_ids"])[n], rows(stats["teacher_topk_logprobs"])[n], top_p)
-            drift[n] = broken[n] or token_ids.reshape(-1)[n] not in ids
-            nearest = min(nearest, near)
-    assert nearest > NEAR, "this test data has no one answer: a mass lies on the bound of the nucleus"
-
-    scan = reliability_from_drift(
-        drift.reshape(shape),
-        mask,
-        cu_seqlens=cu_seqlens,
-        drift_count=drift_count,
-        w_drop=w_drop,
-        w_base=w_base,
-        eps=eps,
-    )
-    rewards, weight = np.zeros((valid.size, k)), scan["weight"].reshape(-1)
-    for n in np.flatnonzero(valid & (weight != 0)):
-        log_p = rows(stats["student_topk_logprobs"])[n]
-        log_q = rows(stats["teacher_on_student_logprobs"])[n]
-        if broken[n]:
-            rewards[n] = math.nan
-        else:
-            w = candidate_weights(log_p, log_q, reward_weight)
-            rewards[n] = weight[n] * candidate_rewards(log_p, log_q, w)
-    return {
-        "overlap": overlap.reshape(shape),
-        "drift": drift.reshape(shape),
-        **scan,
-        "topk_ids": stats["student_topk_ids"],
-        "rewards": rewards.reshape((*shape, k)),
-    }
+def by_logits_of(log_p, ids, coefficients, sizes_of_coefficients):
+    """The derivative of sum(coefficients * log p[ids]) by the scaled logits, and the magnitudes that it adds up."""
+    p = np.exp(log_p)
+    by_logits, magnitudes = -p * coefficients.sum(), p * sizes_of_coefficients.sum()
+    np.add.at(by_logits, ids, coefficients)
+    np.add.at(magnitudes, ids, sizes_of_coefficients)
+    return by_logits, magnitudes
 
 
 # --- plain functions -------------------------------------------------------------------------------------------------

@@ -1,31 +1,55 @@
-"""Every implementation that this machine can run, called in one way: torch tensors in, a NamedTuple of tensors out."""
+"""Every implementation that this machine can run, called in one way: arguments by name in, outputs by name out.
 
-import functools
-from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+What the tests know of the package's insides stands here.
+"""
 
-import numpy as np
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
+from unittest import mock
+
 import pytest
 import torch
 from pruneopd_kernels.results import TopkForwardKl
 
 import cuda_emulated
+import interpreted
 import pruneopd_kernels
-from arrays import as_array
-from pruneopd_kernels.dispatch import cpp
+import pruneopd_kernels.ops
+from arrays import as_array, as_tensor
+from pruneopd_kernels.ops import _cpp, _losses
 
-OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
-LOSSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl"]
+BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
 
 
-class Loss(NamedTuple):
-    """What a loss with one output returns here, so that every result has fields."""
+def raw(op):
+    return getattr(torch.ops.pruneopd, op)
 
-    loss: torch.Tensor
+
+def saving(loss):
+    """The operator that also returns what the backward pass needs."""
+    return getattr(torch.ops.pruneopd, f"_{loss}")
+
+
+def compiled_alone(op, namespace="pruneopd_cpp"):
+    """The compiled operator without the checks of Python."""
+    return getattr(getattr(torch.ops, namespace), op)
+
+
+def defaults(overload):
+    """The arguments of an operator by name, each with its default; None if it has none."""
+    return {one.name: one.default_value for one in overload.default._schema.arguments}
+
+
+def named(outputs):
+    """Outputs by name; a tensor alone is a loss."""
+    return {"loss": outputs} if isinstance(outputs, torch.Tensor) else outputs._asdict()
 
 
 class Implementation:
-    """`Implementation("cpp", "avx2").token_stats(student_logits, teacher_logits, k=4)`."""
+    """`Implementation("cpp", "avx2").run("token_stats", student_logits=..., teacher_logits=..., k=4)`."""
+
+    marks = ()
+    slow = False
 
     def __init__(self, name, instruction_set=None):
         self.name, self.instruction_set = name, instruction_set
@@ -33,115 +57,152 @@ class Implementation:
     def __repr__(self):
         return self.name if self.instruction_set is None else f"{self.name}-{self.instruction_set}"
 
-    def __getattr__(self, op):
-        if op not in OPERATORS:
-            raise AttributeError(op)
-        return functools.partial(self.call, op)
-
-    def loss(self, op, upstream, student_logits, *args, **kwargs):
-        """The outputs of a loss, and the gradient of sum(upstream * loss) by the student's logits; upstream None: 1."""
-        student_logits = student_logits.detach().requires_grad_()
-        outputs = self.call(op, student_logits, *args, **kwargs)
-        outputs = Loss(outputs) if isinstance(outputs, torch.Tensor) else outputs
-        upstream = torch.ones_like(outputs.loss) if upstream is None else upstream
-        with self.chosen():
-            (gradient,) = torch.autograd.grad(outputs.loss, student_logits, upstream)
-        return outputs._make(x.detach() for x in outputs), gradient
-
-    def chosen(self):
-        """While the backward pass runs, too."""
-        return cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext()
-
-    def call(self, op, *args, **kwargs):
+    def call(self, op, **arguments):
+        """What the public function returns."""
         if self.name == "reference":
-            return getattr(pruneopd_kernels.reference, op)(*args, **kwargs)
+            return getattr(pruneopd_kernels.reference, op)(**arguments)
         if self.name == "host":
-            with use_instruction_set_of_host(self.instruction_set):
-                return on_arrays(getattr(pruneopd_kernels.host, op), *args, **kwargs)
+            arrays = {name: as_array(value) for name, value in arguments.items()}
+            result = getattr(pruneopd_kernels.host, op)(**arrays)
+            return result._make(torch.from_numpy(array) for array in result)
         with self.chosen():
-            return getattr(pruneopd_kernels, op)(*args, impl=self.name.removesuffix("-operator"), **kwargs)
+            return getattr(pruneopd_kernels, op)(**arguments, impl=self.name.removesuffix("-operator"))
+
+    def run(self, op, upstream=None, **arguments):
+        """The outputs, and of a loss the `gradient` of sum(upstream * loss) by the student's logits; None: of ones."""
+        if op not in LOSSES:
+            return named(self.call(op, **arguments))
+        student_logits = arguments["student_logits"].detach().requires_grad_()
+        outputs = named(self.call(op, **arguments | {"student_logits": student_logits}))
+        upstream = torch.ones_like(outputs["loss"]) if upstream is None else upstream
+        with self.chosen():
+            (gradient,) = torch.autograd.grad(outputs["loss"], student_logits, upstream)
+        return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
+
+    @contextmanager
+    def chosen(self):
+        """Compute with its instruction set, in the backward pass too."""
+        with _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
+            yield
 
 
-class Emulated(Implementation):
-    """CUDA on a CPU. Nothing of it is registered with torch."""
+class Unregistered(Implementation):
+    """Kernels that torch does not know: `kernel(op, arguments)` runs one; autograd is the package's own."""
 
-    def call(self, op, *args, **kwargs):
-        return on_arrays(functools.partial(cuda_emulated.call, op), *args, **kwargs)
+    marks = (pytest.mark.thorough,)
+    slow = True
 
-    def loss(self, op, upstream, *args, **kwargs):
-        outputs, gradient = cuda_emulated.loss(op, upstream, *args, **kwargs)
-        return (Loss if len(outputs) == 1 else TopkForwardKl)(*outputs), gradient
+    def __init__(self, name, kernel):
+        super().__init__(name)
+        self.kernel = kernel
+
+    def call(self, op, **arguments):
+        outputs = self.run(op, **arguments)
+        return outputs["loss"] if len(outputs) == 2 and op in LOSSES else tuple(outputs.values())
+
+    def run(self, op, upstream=None, **arguments):
+        public = [one.name for one in raw(op).default._schema.returns]
+        arguments = defaults(raw(op)) | arguments
+        del arguments["impl"]
+        outputs = self.kernel(op, arguments)
+        result = dict(zip(public, outputs, strict=False))
+        if op not in LOSSES:
+            return result
+        upstream = torch.ones_like(result["loss"]) if upstream is None else upstream
+        with ExitStack() as patches:
+            for name in BACKWARD:
+                patch = mock.patch.object(torch.ops.pruneopd, f"_{name}", self._backward_kernel(name))
+                patches.enter_context(patch)
+            module = import_module(f"pruneopd_kernels.ops.{op}")
+            backward = getattr(module, "_backward", _losses.through_logprobs)
+            return result | {"gradient": backward(upstream, tuple(outputs[len(public) :]), **arguments)}
+
+    def _backward_kernel(self, name):
+        arguments = defaults(getattr(torch.ops.pruneopd, f"_{name}"))
+
+        def call(*args, impl=None, **kwargs):
+            given = arguments | dict(zip(arguments, args, strict=False)) | kwargs
+            return self.kernel(name, {n: x for n, x in given.items() if n != "impl"})[0]
+
+        return call
 
 
 class OnGpu(Implementation):
     """The same on a GPU: tensors go there with the strides and the memory around them that they have here."""
 
+    marks = (pytest.mark.gpu,)
+
     def __repr__(self):
         return f"{self.name}-on-gpu"
 
-    def call(self, op, *args, **kwargs):
-        args, kwargs = on_gpu(args), dict(zip(kwargs, on_gpu(kwargs.values()), strict=True))
-        result = getattr(pruneopd_kernels, op)(*args, impl=self.name, **kwargs)
-        assert all(tensor.is_cuda for tensor in result)
-        return result._make(tensor.cpu() for tensor in result)
-
-    def loss(self, op, upstream, *args, **kwargs):
-        upstream, *args = on_gpu([upstream, *args])
-        kwargs = dict(zip(kwargs, on_gpu(kwargs.values()), strict=True))
-        outputs, gradient = Implementation(self.name).loss(op, upstream, *args, **kwargs)
-        assert all(tensor.is_cuda for tensor in (*outputs, gradient))
-        return outputs._make(tensor.cpu() for tensor in outputs), gradient.cpu()
+    def run(self, op, upstream=None, **arguments):
+        result = Implementation(self.name).run(op, to_gpu(upstream), **on_gpu(arguments))
+        assert all(tensor.is_cuda for tensor in result.values())
+        return {name: tensor.cpu() for name, tensor in result.items()}
 
 
-def on_gpu(values, device="cuda"):
-    return [to_device(value, device) if isinstance(value, torch.Tensor) else value for value in values]
+def on_gpu(arguments, device="cuda"):
+    return {name: to_gpu(value, device) for name, value in arguments.items()}
 
 
-def to_device(tensor, device):
-    """A copy of the tensor's whole storage, and the view of it that the tensor is: expanded, shifted or overlapping."""
-    memory = torch.empty(0, dtype=torch.uint8).set_(tensor.detach().untyped_storage()).to(device, copy=True)
-    copy = torch.empty(0, dtype=tensor.dtype, device=device)
-    return copy.set_(memory.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+def to_gpu(value, device="cuda"):
+    """A copy of a tensor's whole storage, and the view of it that the tensor is: expanded, shifted or overlapping."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    memory = torch.empty(0, dtype=torch.uint8).set_(value.detach().untyped_storage()).to(device, copy=True)
+    copy = torch.empty(0, dtype=value.dtype, device=device)
+    return copy.set_(memory.untyped_storage(), value.storage_offset(), value.shape, value.stride())
 
 
-@contextmanager
-def use_instruction_set_of_host(name):
-    from pruneopd_kernels import _host
-
-    before = _host.instruction_set()
-    assert _host.set_instruction_set(name)
-    try:
-        yield
-    finally:
-        _host.set_instruction_set(before)
+def run_emulated(op, arguments):
+    """The CUDA sources on the CPU; the module takes and returns NumPy arrays."""
+    arrays = {name: as_array(value) for name, value in arguments.items()}
+    if "vocab_size" in arrays and op not in BACKWARD and arrays["vocab_size"] is None:
+        arrays["vocab_size"] = arrays["student_logits"].shape[-1]
+    outputs = getattr(cuda_emulated.module(), op)(**arrays, num_threads=0)
+    return [as_tensor(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def on_arrays(function, *args, **kwargs):
-    result = function(*map(as_array, args), **{name: as_array(value) for name, value in kwargs.items()})
-    assert all(isinstance(array, np.ndarray) for array in result)
-    return result._make(torch.from_numpy(array) for array in result)
-
+OPERATORS = list(pruneopd_kernels.ops.__all__)
+LOSSES = [op for op in OPERATORS if raw(op).default._schema.returns[0].name == "loss"]
+LOGITS = [op for op in OPERATORS if "student_logits" in defaults(raw(op))]
+ALONG_RESPONSES = [op for op in OPERATORS if "drift_count" in defaults(raw(op))]
 
 # Without the library every test of it fails, with the reason; it is never left out in silence.
 INSTRUCTION_SETS = cpp.instruction_sets() if cpp.WHY_NOT is None else ["missing"]
 REFERENCE = Implementation("reference")
-COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
-HOST = [Implementation("host", INSTRUCTION_SETS[0])]  # the same core again: once is enough
-CUDA_EMULATED = Emulated("cuda-emulated")
-IMPLEMENTATIONS = [REFERENCE, *COMPILED, *HOST, CUDA_EMULATED]  # those that any machine runs
 # A loss is defined by the reference through autograd, and again as two passes, which the operator runs.
 REFERENCE_OPERATOR = Implementation("reference-operator")
-LOSS_IMPLEMENTATIONS = [REFERENCE, REFERENCE_OPERATOR, *COMPILED]
+COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
+HOST = Implementation("host")
+CUDA_EMULATED = Unregistered("cuda-emulated", run_emulated)
+TRITON_INTERPRETED = Unregistered("triton-interpreted", interpreted.run)
 # The package for AMD's GPUs is called cuda too, and has no CUDA.
-ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name != "cuda" or torch.version.hip is None]
+ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name == "triton" or torch.version.hip is None]
+ON_GPU = ON_GPU if torch.cuda.is_available() else []
 
 
-def each_of(implementations):
-    return pytest.mark.parametrize(
-        "impl", [*implementations, *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ON_GPU)], ids=repr
-    )
+def quick(op):
+    """Those that need neither an emulator nor an interpreter."""
+    return [REFERENCE, *([REFERENCE_OPERATOR] if op in LOSSES else []), *COMPILED, *([] if op in LOSSES else [HOST])]
 
 
-every_implementation = each_of(IMPLEMENTATIONS)
-every_loss_implementation = each_of([*LOSS_IMPLEMENTATIONS, CUDA_EMULATED])
-every_compiled = pytest.mark.parametrize("impl", COMPILED, ids=repr)
+def every(op):
+    return [*quick(op), CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU]
+
+
+def each(ops=None, implementations=every):
+    """Parametrize a test by `op` and `impl`: each operator with each implementation of it."""
+    ops = OPERATORS if ops is None else ops
+    rows = [pytest.param(op, impl, marks=impl.marks) for op in ops for impl in implementations(op)]
+    return pytest.mark.parametrize(("op", "impl"), rows, ids=lambda value: str(value))
+
+
+def each_of(op, implementations=every):
+    """The same for the tests of one operator, by `impl` alone."""
+    rows = [pytest.param(impl, marks=impl.marks, id=repr(impl)) for impl in implementations(op)]
+    return pytest.mark.parametrize("impl", rows)
+
+
+def compiled(op):
+    return COMPILED

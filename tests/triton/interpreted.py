@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on the CPU: `triton-interpreted` among the implementations.
+"""The Triton kernels in Triton's interpreter, on the CPU.
 
 Triton chooses between compiler and interpreter when it is imported. So the interpreter has a process of its own, which
 this file starts when it is first called and which is this file again: requests come in and results go out as pickles.
@@ -12,60 +12,23 @@ import pickle
 import subprocess
 import sys
 
-OPERATORS = ["reliability", "reliability_from_topk", "reliability_from_drift", "token_stats"]
-# Those of a loss, in two passes: all arguments by name, a tuple of tensors back.
-PASSES = ["topk_policy_loss", "reverse_kl", "topk_forward_kl", "logprobs_backward", "reverse_kl_backward"]
+
+@functools.cache
+def process():
+    command = [sys.executable, "-W", "ignore", __file__]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=os.path.dirname(__file__))
+    atexit.register(started.stdin.close)
+    return started
 
 
-def checked(op, *args, **kwargs):
-    """All arguments of a call by name, as `triton.run` takes them."""
-    from pruneopd_kernels import checks, reference
-    from pruneopd_kernels.reference import _saving
-
-    bound = inspect.signature(getattr(_saving if op in PASSES else reference, op)).bind(*args, **kwargs)
-    bound.apply_defaults()
-    if hasattr(checks, op):  # a backward pass gets what a forward pass has checked
-        getattr(checks, op)(**bound.arguments, values=op in OPERATORS)  # on a GPU no values are looked at
-    return dict(bound.arguments)
-
-
-class Interpreted:
-    """`INTERPRETED.token_stats(student_logits, teacher_logits, k=4)`: the call is checked here, computed there."""
-
-    def __init__(self):
-        self.process = None
-
-    def __repr__(self):
-        return "triton-interpreted"
-
-    def __getattr__(self, op):
-        if op not in OPERATORS + PASSES:
-            raise AttributeError(op)
-        return functools.partial(self.call, op)
-
-    def call(self, op, *args, **kwargs):
-        from pruneopd_kernels import results
-
-        arguments = checked(op, *args, **kwargs)
-        if self.process is None:
-            command = [sys.executable, "-W", "ignore", __file__]
-            environment = {**os.environ, "TRITON_INTERPRET": "1"}
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=os.path.dirname(__file__)
-            )
-            atexit.register(self.process.stdin.close)
-        Pickler(self.process.stdin).dump((op, arguments))
-        self.process.stdin.flush()
-        outputs = pickle.load(self.process.stdout)
-        if isinstance(outputs, str):
-            raise RuntimeError(outputs)
-        if op in PASSES:
-            return outputs
-        names = "".join(word.capitalize() for word in op.split("_"))
-        return getattr(results, names)(*outputs)
-
-
-INTERPRETED = Interpreted()
+def run(op, arguments):
+    """The outputs of a kernel, computed in the other process; of a loss also what its backward pass needs."""
+    Pickler(process().stdin).dump((op, arguments))
+    process().stdin.flush()
+    outputs = pickle.load(process().stdout)
+    if isinstance(outputs, str):
+        raise RuntimeError(outputs)
+    return outputs
 
 
 class Pickler(pickle.Pickler):
@@ -84,6 +47,25 @@ def unpickled(memory, dtype, *place):
     import torch
 
     return torch.empty(0, dtype=dtype).set_(torch.from_numpy(memory).untyped_storage(), *place)
+
+
+# --- in the process that interprets ----------------------------------------------------------------------------------
+
+
+def prepare():
+    """Let triton interpret, and mend the interpreter where it computes other than a GPU or takes its time."""
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+    import warnings
+
+    import torch
+    from triton.runtime import interpreter
+
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's, of NaN and overflow
+    patch_once(interpreter)
+    interpreter._convert_float = bfloat16_bits(interpreter._convert_float)
+    interpreter.InterpreterBuilder.create_fma = fused_multiply_add
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # what is not written shows
 
 
 def fused_multiply_add(self, x, y, z):
@@ -127,36 +109,11 @@ def patch_once(interpreter):
     interpreter._patch_lang = patch_if_new
 
 
-class InThisProcess:
-    """The same in a process that has not imported triton yet, and that will interpret whatever it calls."""
-
-    def __init__(self):
-        os.environ["TRITON_INTERPRET"] = "1"
-        prepare()
-
-    def __getattr__(self, op):
-        return lambda *args, **kwargs: run(op, checked(op, *args, **kwargs))
-
-
-def run(op, arguments):
-    from pruneopd_kernels.dispatch import triton
+def run_here(op, arguments):
+    """The same as `run`, in a process that has been prepared."""
+    from pruneopd_kernels.ops import _triton
 
     return triton.run(op, arguments)
-
-
-def prepare():
-    """Mends the interpreter where it computes other than a GPU, and where it takes its time."""
-    import warnings
-
-    import torch
-    from triton.runtime import interpreter
-
-    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's, of NaN and overflow
-    patch_once(interpreter)
-    interpreter._convert_float = bfloat16_bits(interpreter._convert_float)
-    interpreter.InterpreterBuilder.create_fma = fused_multiply_add
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # what is not written shows
 
 
 def serve(requests, replies):
@@ -169,7 +126,7 @@ def serve(requests, replies):
         except EOFError:
             return
         try:
-            outputs = run(op, arguments)
+            outputs = run_here(op, arguments)
         except Exception:
             outputs = traceback.format_exc()
         Pickler(replies).dump(outputs)
@@ -178,7 +135,7 @@ def serve(requests, replies):
 
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[0:1] = [here, os.path.join(os.path.dirname(here), "lib"), os.path.dirname(os.path.dirname(here))]
+    sys.path[0:1] = [here, os.path.dirname(os.path.dirname(here))]
     import interpreted  # by its name, which is in the pickles
 
     replies = sys.stdout.buffer

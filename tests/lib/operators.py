@@ -1,0 +1,213 @@
+"""What the suites know of each operator. tests/ops/<op>.py says it; a new operator needs that file and no other.
+
+Such a file has
+
+- `tensors(student_logits, teacher_logits, k, seed, temperature, vocab_size)`: what the operator takes beside what many
+  take (logits, mask, token_ids, cu_seqlens, drift_count), for these logits
+- `VARIANTS`: arguments that the table of cases gives in turn; `EXAMPLE`: those of an ordinary call
+- `RANDOM`: values that a random call draws from; or `problems()`, a Hypothesis strategy of all arguments
+- `gold(**arrays)`: every output in float64, and sizes (see `comparison.Answer`); of a loss `gold(upstream, **arrays)`,
+  with the gradient
+- `eager(gold, **arguments)`: the float outputs in float32; of a loss `eager(student_logits, **arguments)`
+- `BASE` and `bad()`: a good call of zeros and what makes it bad (see bad_input.py)
+
+and may have `CASES`, the names of the cases of its table, where not all of them apply.
+"""
+
+import functools
+import itertools
+import zlib
+from importlib import import_module
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+
+import cases
+import comparison
+import gold
+import implementations
+import tiers
+from implementations import ALONG_RESPONSES, LOGITS, LOSSES, OPERATORS
+
+MODULES = {op: import_module(op) for op in OPERATORS}
+
+
+def takes(op):
+    """The names of its arguments, in order."""
+    return [name for name in implementations.defaults(implementations.raw(op)) if name != "impl"]
+
+
+def of_op(op, given):
+    """Of these arguments those that the operator takes, in its order."""
+    return {name: given[name] for name in takes(op) if name in given}
+
+
+def answer(op, upstream=None, **arguments):
+    """The gold and the eager peer of a call."""
+    arrays = {n: cases.as_float64(x) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    module = MODULES[op]
+    if op not in LOSSES:
+        values, sizes = module.gold(**arrays)
+        return comparison.Answer(values, module.eager(values, **arguments), sizes)
+    upstream = torch.ones(arguments["student_logits"].shape[:-1]) if upstream is None else upstream
+    values, sizes = module.gold(cases.as_float64(upstream), **arrays)
+    return comparison.Answer(values, comparison.eager_loss(module.eager, upstream, **arguments), sizes)
+
+
+def check(impl, op, upstream=None, *, least_size=0.0, **arguments):
+    """Hold an implementation to the gold; return its outputs."""
+    result = impl.run(op, upstream, **arguments)
+    comparison.check(result, answer(op, upstream, **arguments), least_size)
+    return result
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def example(op, shape=(2, 6), width=70, k=8, seed=0, dtype=torch.float32, packed=False):
+    """The arguments of an ordinary call, with every tensor that may be given; packed: of `[B, T]` as `[B * T]`."""
+    rng, k = cases.generator(seed), min(k, width)
+    student = torch.randn(*shape, width, generator=rng) * 2
+    teacher = student + torch.randn(student.shape, generator=rng)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    given = {
+        "student_logits": student,
+        "teacher_logits": teacher,
+        "mask": torch.rand(shape, generator=rng) < 0.8,
+        "token_ids": cases.token_ids(teacher, seed=seed),
+        **MODULES[op].tensors(student, teacher, k, seed, (1.0, 1.0), None),
+    }
+    if packed:
+        given = {name: x.flatten(0, 1) for name, x in given.items()}
+        given["cu_seqlens"] = (torch.arange(shape[0] + 1) * shape[1]).int()
+    if op in ALONG_RESPONSES:
+        given["drift_count"] = torch.arange(shape[0]).int()
+    return of_op(op, given | {"k": k} | MODULES[op].EXAMPLE)
+
+
+def required(op, arguments):
+    """The same call with nothing that may be left out."""
+    defaults = implementations.defaults(implementations.raw(op))
+    needed = {name for name, value in defaults.items() if value is None and not is_optional(op, name)}
+    return {name: value for name, value in arguments.items() if name in needed or name in ("cu_seqlens", "k")}
+
+
+def is_optional(op, name):
+    arguments = implementations.raw(op).default._schema.arguments
+    return next(one for one in arguments if one.name == name).has_default_value()
+
+
+def of_positions(arguments):
+    """The names of the tensors whose leading axes are those of the positions."""
+    return [n for n, x in arguments.items() if isinstance(x, torch.Tensor) and n not in ("cu_seqlens", "drift_count")]
+
+
+def each_position(change, arguments):
+    """The call with `change(tensor)` instead of each tensor of positions."""
+    return arguments | {name: change(arguments[name]) for name in of_positions(arguments)}
+
+
+def sample(op, case, dtypes, variant):
+    """Upstream and arguments of a case of the table; of what is no loss, None."""
+    student, teacher, kwargs = cases.make(case, dtypes)
+    vocab_size = kwargs.get("vocab_size", min(student.shape[-1], teacher.shape[-1]))
+    temperatures = kwargs.get("student_temperature", 1.0), kwargs.get("teacher_temperature", 1.0)
+    given = {"student_logits": student, "teacher_logits": teacher, "token_ids": cases.token_ids(teacher, vocab_size)}
+    given |= MODULES[op].tensors(student, teacher, kwargs.get("k", 16), 0, temperatures, vocab_size)
+    upstream = cases.randn(*student.shape[:-1], seed=30, scale=1) if op in LOSSES else None
+    return upstream, of_op(op, given | kwargs | MODULES[op].VARIANTS[variant])
+
+
+@functools.cache
+def answer_of_sample(*key):
+    upstream, arguments = sample(*key)
+    return answer(key[0], upstream, **arguments)
+
+
+def variants_of(op):
+    return range(len(MODULES[op].VARIANTS))
+
+
+def table(op, impl):
+    """Case, dtypes, variant: all of them with --all; else, and if it is slow, each case once and the others in turn."""
+    names = getattr(MODULES[op], "CASES", list(cases.CASES))
+    if impl.name.startswith("reference"):  # which takes the same path at every width
+        names = [name for name in names if name not in cases.FOR_TILES]
+    if not names:
+        return []
+    turns = list(itertools.product(cases.SAME_DTYPES, variants_of(op)))
+    mixed = list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in takes(op) else []
+    turn = zlib.crc32(repr(impl).encode()) % len(turns)
+    turns = turns[turn:] + turns[:turn]  # so that implementations do not all take the same
+    rows = tiers.combinations(names, turns, all_of_them=tiers.ALL and not impl.slow)
+    if mixed:
+        rows += tiers.combinations(cases.MIXED, mixed, all_of_them=tiers.ALL and not impl.slow)
+    return [(name, dtypes, variant) for name, (dtypes, variant) in rows]
+
+
+def each_sample():
+    """Parametrize a test by everything in the tables."""
+    rows = [
+        pytest.param(op, impl, *row, marks=impl.marks, id=f"{op}-{row[0]}-{cases.case_id(row[1])}-{row[2]}-{impl}")
+        for op in OPERATORS
+        for impl in implementations.every(op)
+        for row in table(op, impl)
+    ]
+    return pytest.mark.parametrize(("op", "impl", "case", "dtypes", "variant"), rows)
+
+
+@st.composite
+def random_calls(draw, op):
+    """Any width, k, dtypes, mask and temperatures; quantised logits, so that much ties; some special values."""
+    width, rng = draw(st.integers(1, 1600)), cases.generator(draw(st.integers(0, 2**31)))
+    k = draw(st.integers(1, min(width, 256)))
+    step, scale = draw(st.sampled_from([1e-3, 0.25, 1.0, 8.0])), draw(st.sampled_from([0.1, 1.0, 10.0]))
+    offset = draw(st.sampled_from([0.0, -450.0, 300.0]))
+    pair = [(torch.randn(1, 3, width, generator=rng) * scale / step).round() * step + offset for _ in range(2)]
+    for special in draw(st.lists(st.sampled_from([-torch.inf, -torch.inf, 0.0, torch.inf, torch.nan]), max_size=2)):
+        pair[draw(st.integers(0, 1))][torch.rand(1, 3, width, generator=rng) < 1.0 / width] = special
+    student, teacher = (x.to(draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))) for x in pair)
+    temperatures = draw(st.sampled_from([1.0, 0.5, 3.0])), draw(st.sampled_from([1.0, 0.8]))
+    given = {
+        "student_logits": student,
+        "teacher_logits": teacher,
+        "mask": torch.rand(1, 3, generator=rng) < 0.8,
+        "token_ids": cases.token_ids(teacher),
+        "k": k,
+        "student_temperature": temperatures[0],
+        "teacher_temperature": temperatures[1],
+        **MODULES[op].tensors(student, teacher, k, 0, temperatures, None),
+    }
+    return of_op(op, given | {name: draw(st.sampled_from(values)) for name, values in MODULES[op].RANDOM.items()})
+
+
+def calls(op):
+    """A Hypothesis strategy of arguments."""
+    module = MODULES[op]
+    return module.problems() if hasattr(module, "problems") else random_calls(op)
+
+
+def examples(impl, count=1.0, **strategies):
+    """Decorate a function so that it runs at once, for few or many examples: as the tier and the speed of `impl` say.
+
+    An example for which the gold has no single answer is passed over.
+    """
+    most = 3 if impl.slow else 60 if tiers.ALL else 8
+
+    def run(function):
+        @functools.wraps(function)
+        def unless_undecided(**drawn):
+            try:
+                function(**drawn)
+            except gold.Undecided:
+                hypothesis.reject()
+
+        settings = hypothesis.settings(max_examples=max(1, round(most * count)))
+        settings(hypothesis.given(**strategies)(unless_undecided))()
+
+    return run
+
+
+__all__ = ["ALONG_RESPONSES", "LOGITS", "LOSSES", "MODULES", "OPERATORS"]

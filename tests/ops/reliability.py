@@ -1,0 +1,127 @@
+import math
+
+import numpy as np
+import torch
+
+import bad_input
+import reliability_from_drift
+import token_stats
+from comparison import eager_logprobs, greatest
+from gold import candidate_rewards, candidate_weights, nucleus, rows, validity
+
+# A metric and a reward weight meet each other at least once; the full product would only cost time.
+COMMON = {"w_drop": 0.2, "threshold": 0.5}
+VARIANTS = [
+    COMMON | {"metric": "overlap", "reward_weight": "student"},
+    COMMON | {"metric": "top_p", "top_p": 0.83, "reward_weight": "teacher"},
+    COMMON | {"metric": "overlap", "reward_weight": "none"},
+]
+EXAMPLE = {"metric": "top_p", "w_drop": 0.1}
+RANDOM = {
+    "metric": ["overlap", "top_p"],
+    "reward_weight": ["student", "teacher", "none"],
+    "threshold": [0.7, 1e-9, 1.0],
+    "top_p": [0.95, 0.5],
+    "w_drop": [0.3, 1.0],
+    "w_base": [0.5, 0.0],
+}
+
+
+def tensors(student, teacher, k, seed, temperatures, vocab_size):
+    return {}
+
+
+def gold(
+    student_logits,
+    teacher_logits,
+    mask=None,
+    *,
+    token_ids=None,
+    k=16,
+    threshold=0.7,
+    metric="overlap",
+    top_p=0.95,
+    reward_weight="student",
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    vocab_size=None,
+    **along,
+):
+    shape = student_logits.shape[:-1]
+    options = {"k": k, "student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+    stats, _ = token_stats.gold(student_logits, teacher_logits, mask, vocab_size=vocab_size, **options)
+    valid = validity(mask, shape).reshape(-1)
+    broken = np.isnan(stats["student_entropy"] + stats["teacher_entropy"]).reshape(-1)
+    drift = np.zeros(valid.size, bool)
+    for n in np.flatnonzero(valid):
+        if metric == "overlap":
+            drift[n] = stats["overlap"].reshape(-1)[n] < threshold
+        else:
+            ids = nucleus(rows(stats["teacher_topk_ids"])[n], rows(stats["teacher_topk_logprobs"])[n], top_p)
+            drift[n] = broken[n] or token_ids.reshape(-1)[n] not in ids
+    drift = drift.reshape(shape)
+    scan, _ = reliability_from_drift.gold(drift, mask, **along)
+    rewards, weight, size = np.zeros((valid.size, k)), scan["weight"].reshape(-1), 0.0
+    for n in np.flatnonzero(valid & (weight != 0)):
+        log_p = rows(stats["student_topk_logprobs"])[n]
+        log_q = rows(stats["teacher_on_student_logprobs"])[n]
+        if broken[n]:
+            rewards[n] = math.nan
+            continue
+        w = candidate_weights(log_p, log_q, reward_weight)
+        rewards[n] = weight[n] * candidate_rewards(log_p, log_q, w)
+        if w is not None:
+            with np.errstate(invalid="ignore"):
+                size = max(size, *(greatest(weight[n] * w * terms) for terms in (log_p, log_q)))
+    values = {"overlap": stats["overlap"], "drift": drift, **scan, "topk_ids": stats["student_topk_ids"]}
+    return values | {"rewards": rewards.reshape((*shape, k))}, {"rewards": max(size, greatest(rewards))}
+
+
+def eager(
+    gold,
+    student_logits,
+    teacher_logits,
+    reward_weight="student",
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    vocab_size=None,
+    **_,
+):
+    vocab_size, ids = vocab_size or student_logits.shape[-1], torch.from_numpy(gold["topk_ids"])
+    log_p = eager_logprobs(student_logits.float(), student_temperature, vocab_size).gather(-1, ids)
+    log_q = eager_logprobs(teacher_logits.float(), teacher_temperature, vocab_size).gather(-1, ids)
+    w = {"student": log_p.softmax(-1), "teacher": log_q.softmax(-1), "none": torch.tensor(1 / ids.shape[-1])}
+    return {"rewards": torch.from_numpy(gold["weight"]).float()[..., None] * w[reward_weight] * (log_q - log_p)}
+
+
+BASE = token_stats.BASE
+
+
+def bad():
+    ids = bad_input.ids
+    too_few = ((3,), (1, 2, 3, 4), ())
+    names = "student_logits", "teacher_logits"
+    yield from bad_input.logits(*names, shape="[B, T, V] or [N, V]", too_few=too_few)
+    yield from bad_input.number_of_candidates()
+    yield from bad_input.mask()
+    yield from bad_input.token_ids()
+    yield from bad_input.metric()
+    yield {"reward_weight": "x"}, "reward_weight must be one of 'student', 'teacher', 'none', got 'x'"
+    yield {"metric": "top_p"}, "token_ids must be given when metric is 'top_p', got None"
+    for value in (64, -1, 2**40):
+        words = f"token_ids must be between 0 and vocab_size - 1 = 63 where the position is valid, got {value}"
+        yield {"metric": "top_p", "token_ids": ids(2, 8) + value}, words
+    words = "token_ids must be between 0 and vocab_size - 1 = 19 where the position is valid, got 20"
+    yield {"metric": "top_p", "token_ids": ids(2, 8) + 20, "vocab_size": 20}, words
+    packed = {name: bad_input.zeros(16, 64) for name in names}
+    yield from bad_input.responses(packed, "student_logits", "are", ", V")
+    # Which of two comes first: tensors in the order of the signature, then scalars, then values.
+    mask = bad_input.zeros(8)
+    wrong = {"student_logits": ids(2, 8, 64), "mask": mask, "k": 0}
+    yield wrong, f"student_logits must have dtype {bad_input.LOGITS}, got int64", TypeError
+    yield {"mask": mask, "k": 0, "threshold": 2.0}, "mask must have shape [2, 8], got [8]"
+    words = "k must be between 1 and min(vocab_size, 256) = 64, got 0"
+    yield {"k": 0, "threshold": 2.0, "drift_count": bad_input.i32(0, -1)}, words
+    yield {"threshold": 2.0, "w_drop": -1.0, "eps": -1.0}, "threshold must be in (0, 1], got 2.0"
+    words = "w_base must be finite and >= 0, got -1.0"
+    yield {"w_base": -1.0, "drift_count": bad_input.i32(0, -1)}, words

@@ -1,0 +1,115 @@
+import hypothesis.strategies as st
+import numpy as np
+import torch
+
+import bad_input
+import cases
+import reliability_from_drift
+from gold import nucleus, rows, validity
+
+# Of logits only the candidates are left: these have some that tie, that repeat, that are padding.
+CASES = "random ties nan_many minus_inf_some minus_inf_disjoint equal_pair k_1 k_10 k_64 k_256 k_is_v_16".split()
+VARIANTS = [{}, {"metric": "top_p", "top_p": 0.83}]
+EXAMPLE = {"metric": "top_p", "w_drop": 0.1}
+
+
+def tensors(student, teacher, k, seed, temperatures, vocab_size):
+    ids, log_q = cases.sent(teacher, k, temperatures[1], vocab_size)
+    return {
+        "student_topk_ids": cases.top(student, k, vocab_size),
+        "teacher_topk_ids": ids,
+        "teacher_topk_logprobs": log_q,
+    }
+
+
+@st.composite
+def problems(draw):
+    """Ids as they come from outside: any order, duplicates when few ids exist, padding; NaN at the padding."""
+    rng = cases.generator(draw(st.integers(0, 2**31)))
+    k = draw(st.sampled_from([1, 2, 5, 8, 16, 17, 64, 200, 256]))
+    shape = draw(st.sampled_from([(2, 5), (1, 1), (3, 4)]))
+    positions, padding = shape[0] * shape[1], draw(st.sampled_from([0.0, 0.3, 1.0]))
+    far = draw(st.sampled_from([0, 2**31, 2**40]))  # ids that differ above their lower 32 bits only
+    if draw(st.booleans()):
+        student, teacher = (random_ids(rng, positions, k, 2 * k, padding) for _ in range(2))
+    else:
+        student, teacher = (torch.randint(-1, k, (positions, k), generator=rng) for _ in range(2))
+    student = torch.where(student % 3 == 0, student + far, student)
+    teacher = torch.where(teacher % 2 == 0, teacher + far, teacher)
+    logprobs = (torch.randn(positions, k, generator=rng) * 2).log_softmax(-1) - 0.02
+    logprobs[torch.rand(positions, k, generator=rng) < 0.1] = -torch.inf
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    logprobs = torch.where(teacher < 0, torch.nan, logprobs).to(dtype)
+    logprobs[torch.rand(positions, k, generator=rng) < draw(st.sampled_from([0.0, 0.02]))] = torch.nan
+    return {
+        "student_topk_ids": student.view(*shape, k),
+        "teacher_topk_ids": teacher.view(*shape, k),
+        "mask": (torch.rand(shape, generator=rng) < 0.8) if draw(st.booleans()) else None,
+        "teacher_topk_logprobs": logprobs.view(*shape, k),
+        "token_ids": teacher.gather(1, torch.randint(k, (positions, 1), generator=rng)).view(shape),
+        "metric": draw(st.sampled_from(["overlap", "top_p"])),
+        "threshold": draw(st.sampled_from([0.7, 0.5, 1.0, 1e-9, 1 / 3])),
+        "top_p": draw(st.sampled_from([0.95, 0.8, 0.3, 1.0])),
+        "w_drop": draw(st.sampled_from([0.01, 0.4])),
+    }
+
+
+def random_ids(rng, positions, k, below, padding):
+    """[positions, k] distinct ids; a share of them replaced by padding."""
+    ids = torch.stack([torch.randperm(below, generator=rng)[:k] for _ in range(positions)])
+    is_padding = torch.rand(positions, k, generator=rng) < padding
+    return torch.where(is_padding, torch.randint(-9, 0, (positions, k), generator=rng), ids)
+
+
+def gold(
+    student_topk_ids,
+    teacher_topk_ids,
+    mask=None,
+    *,
+    teacher_topk_logprobs=None,
+    token_ids=None,
+    threshold=0.7,
+    metric="overlap",
+    top_p=0.95,
+    **along,
+):
+    shape, k = student_topk_ids.shape[:-1], student_topk_ids.shape[-1]
+    student, teacher = rows(student_topk_ids), rows(teacher_topk_ids)
+    overlap, drift = np.zeros(len(student)), np.zeros(len(student), bool)
+    for n in np.flatnonzero(validity(mask, shape)):
+        overlap[n] = sum(1 for i in student[n] if i >= 0 and i in teacher[n]) / k
+        if metric == "overlap":
+            drift[n] = overlap[n] < threshold
+        else:
+            logprobs = rows(teacher_topk_logprobs)[n].astype(np.float64)
+            drift[n] = token_ids.reshape(-1)[n] not in nucleus(teacher[n], logprobs, top_p)
+    drift = drift.reshape(shape)
+    scan, sizes = reliability_from_drift.gold(drift, mask, **along)
+    return {"overlap": overlap.reshape(shape), "drift": drift, **scan}, sizes
+
+
+eager = reliability_from_drift.eager
+
+BASE = {"student_topk_ids": bad_input.ids(2, 8, 16), "teacher_topk_ids": bad_input.ids(2, 8, 16)}
+
+
+def bad():
+    ids, zeros = bad_input.ids, bad_input.zeros
+    for shape in ((16,), (2, 2, 8, 16), (2, 8, 0), (2, 8, 257)):
+        words = f"student_topk_ids must have shape [B, T, k] or [N, k] with 1 <= k <= 256, got {list(shape)}"
+        yield {"student_topk_ids": ids(*shape)}, words
+    for shape in ((2, 8, 15), (16, 16)):
+        yield {"teacher_topk_ids": ids(*shape)}, f"teacher_topk_ids must have shape [2, 8, 16], got {list(shape)}"
+    for name in BASE:
+        for change, *words in bad_input.dtypes_of_ids(name, (2, 8, 16)):
+            if name == "teacher_topk_ids" or "meta" not in words[0]:
+                yield change, *words
+    yield from bad_input.floats("teacher_topk_logprobs", (2, 8, 16), (2, 8, 15), (16, 16))
+    yield from bad_input.mask()
+    yield from bad_input.token_ids()
+    yield from bad_input.metric()
+    words = "must be given when metric is 'top_p', got None"
+    yield {"metric": "top_p", "teacher_topk_logprobs": zeros(2, 8, 16)}, f"token_ids {words}"
+    yield {"metric": "top_p", "token_ids": ids(2, 8)}, f"teacher_topk_logprobs {words}"
+    packed = {"student_topk_ids": ids(16, 16), "teacher_topk_ids": ids(16, 16)}
+    yield from bad_input.responses(packed, "student_topk_ids", "are", ", k")

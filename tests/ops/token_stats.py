@@ -1,0 +1,124 @@
+import math
+
+import numpy as np
+import torch
+
+import bad_input
+from comparison import eager_logprobs, greatest
+from gold import entropy, is_broken, kl, logprobs, lse, top, validity
+
+VARIANTS = [{}]
+EXAMPLE = {}
+RANDOM = {}
+
+
+def tensors(student, teacher, k, seed, temperatures, vocab_size):
+    return {}
+
+
+def gold(
+    student_logits,
+    teacher_logits,
+    mask=None,
+    *,
+    token_ids=None,
+    k=16,
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    vocab_size=None,
+):
+    shape, vocab_size = student_logits.shape[:-1], vocab_size or student_logits.shape[-1]
+    valid, positions = validity(mask, shape), []
+    for n in np.ndindex(shape):
+        x, y = student_logits[n][:vocab_size].astype(np.float64), teacher_logits[n][:vocab_size].astype(np.float64)
+        token = -1 if token_ids is None else token_ids[n]
+        out = of_position(x, y, token, k, student_temperature, teacher_temperature) if valid[n] else {}
+        positions.append(out)
+    masked = {name: np.zeros(k if "topk" in name or name.endswith("logprobs") else ()) for name in FIELDS}
+    masked |= {name: np.arange(k) for name in FIELDS if name.endswith("ids")}
+    values = {name: np.array([(out or masked)[name] for out in positions]) for name in FIELDS}
+    values = {name: array.reshape(shape + array.shape[1:]) for name, array in values.items()}
+    sizes = {  # of a divergence: the cross entropy, which the entropy is subtracted from
+        "reverse_kl": greatest(values["reverse_kl"] + values["student_entropy"]),
+        "forward_kl": greatest(values["forward_kl"] + values["teacher_entropy"]),
+    }
+    return values, sizes
+
+
+FIELDS = (
+    "student_topk_ids student_topk_logprobs teacher_topk_ids teacher_topk_logprobs teacher_on_student_logprobs "
+    "student_on_teacher_logprobs overlap student_lse teacher_lse student_entropy teacher_entropy reverse_kl forward_kl "
+    "student_token_logprob teacher_token_logprob"
+).split()
+
+
+def of_position(x, y, token, k, student_temperature, teacher_temperature):
+    log_p, log_q = logprobs(x, student_temperature), logprobs(y, teacher_temperature)
+    s, t = top(x, k), top(y, k)
+    exists = 0 <= token < len(x)
+    return {
+        "student_topk_ids": s,
+        "student_topk_logprobs": log_p[s],
+        "teacher_topk_ids": t,
+        "teacher_topk_logprobs": log_q[t],
+        "teacher_on_student_logprobs": log_q[s],
+        "student_on_teacher_logprobs": log_p[t],
+        "overlap": 0.0 if is_broken(x) or is_broken(y) else len(set(s) & set(t)) / k,
+        "student_lse": lse(x, student_temperature),
+        "teacher_lse": lse(y, teacher_temperature),
+        "student_entropy": entropy(log_p),
+        "teacher_entropy": entropy(log_q),
+        "reverse_kl": kl(log_p, log_q),
+        "forward_kl": kl(log_q, log_p),
+        "student_token_logprob": log_p[token] if exists else math.nan,
+        "teacher_token_logprob": log_q[token] if exists else math.nan,
+    }
+
+
+def eager(
+    gold,
+    student_logits,
+    teacher_logits,
+    token_ids=None,
+    student_temperature=1.0,
+    teacher_temperature=1.0,
+    vocab_size=None,
+    **_,
+):
+    """At the candidates that the gold names. Masked positions are computed too."""
+    student, teacher = student_logits[..., :vocab_size].float(), teacher_logits[..., :vocab_size].float()
+    vocab_size = vocab_size or student.shape[-1]
+    log_p = eager_logprobs(student, student_temperature, vocab_size)
+    log_q = eager_logprobs(teacher, teacher_temperature, vocab_size)
+    s, t = torch.from_numpy(gold["student_topk_ids"]), torch.from_numpy(gold["teacher_topk_ids"])
+    token = torch.zeros(s.shape[:-1], dtype=torch.int64) if token_ids is None else token_ids.long()
+    token = token.clamp(0, vocab_size - 1)[..., None]
+    return {
+        "student_topk_logprobs": log_p.gather(-1, s),
+        "teacher_topk_logprobs": log_q.gather(-1, t),
+        "teacher_on_student_logprobs": log_q.gather(-1, s),
+        "student_on_teacher_logprobs": log_p.gather(-1, t),
+        "student_lse": (student / student_temperature).logsumexp(-1),
+        "teacher_lse": (teacher / teacher_temperature).logsumexp(-1),
+        "student_entropy": expectation(log_p, -log_p),
+        "teacher_entropy": expectation(log_q, -log_q),
+        "reverse_kl": expectation(log_p, log_p - log_q),
+        "forward_kl": expectation(log_q, log_q - log_p),
+        "student_token_logprob": log_p.gather(-1, token)[..., 0],
+        "teacher_token_logprob": log_q.gather(-1, token)[..., 0],
+    }
+
+
+def expectation(logprobs, of):
+    p = logprobs.exp()
+    return torch.where(p > 0, p * of, 0.0).sum(-1)
+
+
+BASE = {"student_logits": bad_input.zeros(2, 8, 64), "teacher_logits": bad_input.zeros(2, 8, 64)}
+
+
+def bad():
+    yield from bad_input.logits("student_logits", "teacher_logits")
+    yield from bad_input.number_of_candidates()
+    yield from bad_input.mask()
+    yield from bad_input.token_ids()

@@ -1,0 +1,122 @@
+import math
+
+import numpy as np
+import torch
+
+import bad_input
+import cases
+from comparison import eager_logprobs
+from gold import Sizes, Undecided, by_logits_of, logprobs, put_gradient, validity
+
+NEAR = 1e-4  # ratios this close to a bound may fall on either side of it
+VARIANTS = [{"old_logprobs": None}, {"clip_high": 0.28}]
+EXAMPLE = {}
+RANDOM = {"clip_low": [0.2, 0.0, 1.0], "clip_high": [0.28, 1e30], "clip_dual": [3.0, 1.25, math.inf]}
+
+
+def tensors(student, teacher, k, seed, temperatures, vocab_size):
+    ids, advantages = cases.candidates(student, k, vocab_size, seed)
+    old = cases.moved(student, ids, temperatures[0], vocab_size, seed)
+    return {"topk_ids": ids, "advantages": advantages, "old_logprobs": old}
+
+
+def gold(
+    upstream,
+    student_logits,
+    topk_ids,
+    advantages,
+    mask=None,
+    *,
+    old_logprobs=None,
+    clip_low=0.2,
+    clip_high=0.2,
+    clip_dual=3.0,
+    student_temperature=1.0,
+    vocab_size=None,
+):
+    shape = student_logits.shape[:-1]
+    valid = validity(mask, shape)
+    loss, gradient, sizes = np.zeros(shape), np.zeros(student_logits.shape), Sizes("loss", "gradient")
+    for n in np.ndindex(shape):
+        counting = np.flatnonzero((topk_ids[n] >= 0) & (advantages[n] != 0))
+        if not valid[n] or len(counting) == 0:
+            continue
+        log_p = logprobs(student_logits[n][:vocab_size].astype(np.float64), student_temperature)
+        ids, terms, coefficients, amplified = topk_ids[n][counting], [], [], []
+        for j, i in zip(counting, ids, strict=True):
+            if log_p[i] == -math.inf:
+                term = 0.0, 0.0
+            else:
+                log_ratio = log_p[i] * 0.0 if old_logprobs is None else log_p[i] - float(old_logprobs[n][j])
+                term = of_candidate(float(advantages[n][j]), log_ratio, clip_low, clip_high, clip_dual)
+            terms.append(term[0]), coefficients.append(term[1])
+            # A relative eps of log p is one of the ratio so many times.
+            amplified.append(1.0 if old_logprobs is None or log_p[i] == -math.inf else 1.0 + abs(log_p[i]))
+        loss[n] = sum(terms)
+        sizes.put("loss", (np.abs(terms) * amplified).sum())
+        by_logits, magnitudes = by_logits_of(log_p, ids, np.array(coefficients), np.abs(coefficients) * amplified)
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] / student_temperature)
+    return {"loss": loss, "gradient": gradient}, sizes.of
+
+
+def of_candidate(advantage, log_ratio, clip_low, clip_high, clip_dual):
+    """Loss, and its derivative by log p."""
+    ratio = math.exp(min(max(log_ratio, -20.0), 20.0)) if not math.isnan(log_ratio) else math.nan
+    if math.isnan(ratio) or math.isnan(advantage):
+        return math.nan, math.nan
+    for bound in (1 - clip_low, 1 + clip_high, clip_dual):
+        if log_ratio != 0 and abs(ratio - bound) <= NEAR * bound and bound != math.inf:
+            raise Undecided("a ratio lies on a bound")
+    unclipped = -advantage * ratio
+    clipped = -advantage * min(max(ratio, 1 - clip_low), 1 + clip_high)
+    if advantage < 0 and max(unclipped, clipped) > -advantage * clip_dual:
+        return -advantage * clip_dual, 0.0
+    if clipped > unclipped:
+        return clipped, 0.0
+    return unclipped, 0.0 if abs(log_ratio) > 20 else unclipped
+
+
+def eager(
+    student_logits,
+    topk_ids,
+    advantages,
+    old_logprobs=None,
+    clip_low=0.2,
+    clip_high=0.2,
+    clip_dual=3.0,
+    student_temperature=1.0,
+    vocab_size=None,
+):
+    """As in PPO."""
+    logprobs = eager_logprobs(student_logits, student_temperature, vocab_size).gather(-1, topk_ids.clamp(min=0).long())
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    ratio = (logprobs - old).clamp(-20, 20).exp()
+    terms = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
+    terms = torch.where(advantages < 0, torch.minimum(terms, -advantages * clip_dual), terms)
+    counts = (topk_ids >= 0) & (advantages != 0) & (logprobs != -torch.inf)
+    return {"loss": torch.where(counts, terms, 0.0).sum(-1)}
+
+
+BASE = {
+    "student_logits": bad_input.zeros(2, 8, 64),
+    "topk_ids": bad_input.ids(2, 8, 16),
+    "advantages": bad_input.zeros(2, 8, 16),
+}
+
+
+def bad():
+    yield from bad_input.logits("student_logits")
+    yield from bad_input.ids_of_a_loss("topk_ids", "m", 512)
+    yield from bad_input.floats("advantages", (2, 8, 16), (2, 8), (16, 16))
+    yield from bad_input.floats("old_logprobs", (2, 8, 16), (2, 8, 15))
+    yield from bad_input.mask()
+    for value in (-0.1, 1.1, math.nan):
+        yield {"clip_low": value}, f"clip_low must be in [0, 1], got {value}"
+    for value in (-0.1, math.nan, math.inf):
+        yield {"clip_high": value}, f"clip_high must be finite and >= 0, got {value}"
+    for value in (1.0, math.nan):
+        yield {"clip_dual": value}, f"clip_dual must be > 1, got {value}"
+    outside = bad_input.ids(2, 8, 16) + 64
+    yield {"topk_ids": outside, "clip_dual": 1.0}, "clip_dual must be > 1, got 1.0"
+    short = bad_input.zeros(2, 8)
+    yield {"advantages": short, "mask": short[0]}, "advantages must have shape [2, 8, 16], got [2, 8]"
