@@ -23,19 +23,23 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     tiers.ALL = config.getoption("--all")
     hypothesis.settings.load_profile("many" if tiers.ALL else "few")
+    # Small tensors: waiting for another thread takes longer than computing, and pytest-xdist uses the processors.
+    torch.set_num_threads(1)
+    if config.getoption("--require-gpu") and not torch.cuda.is_available():
+        raise pytest.UsageError("--require-gpu: torch sees no GPU")
+
+
+def pytest_report_header(config):
+    if not torch.cuda.is_available():
+        return "no GPU that torch sees: tests that need one are left out"
 
 
 def pytest_collection_modifyitems(config, items):
-    if not tiers.ALL:
-        thorough = [item for item in items if item.get_closest_marker("thorough")]
-        config.hook.pytest_deselected(items=thorough)
-        items[:] = [item for item in items if item not in set(thorough)]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, and a torch that sees it")
+    without = [] if tiers.ALL else ["thorough"]
+    without += [] if torch.cuda.is_available() else ["gpu"]
+    left_out = {item for item in items if any(item.get_closest_marker(name) for name in without)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

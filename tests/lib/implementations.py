@@ -4,7 +4,7 @@ What the tests know of the package's insides stands here.
 """
 
 from contextlib import ExitStack, contextmanager, nullcontext
-from importlib import import_module
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -14,11 +14,14 @@ from pruneopd_kernels.results import TopkForwardKl
 import cuda_emulated
 import interpreted
 import pruneopd_kernels
-import pruneopd_kernels.ops
 from arrays import as_array, as_tensor
-from pruneopd_kernels.ops import _cpp, _losses
+from pruneopd_kernels.ops import BACKWARD_PASSES, _cpp
+from pruneopd_kernels.ops import OPERATORS as DECLARED
 
-BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
+OPERATORS = [*DECLARED]
+LOSSES = [op for op, declared in DECLARED.items() if declared.saved]
+LOGITS = [op for op, declared in DECLARED.items() if "student_logits" in declared.tensors]
+ALONG_RESPONSES = [op for op, declared in DECLARED.items() if "drift_count" in declared.tensors]
 
 
 def raw(op):
@@ -30,14 +33,9 @@ def saving(loss):
     return getattr(torch.ops.pruneopd, f"_{loss}")
 
 
-def compiled_alone(op, namespace="pruneopd_cpp"):
-    """The compiled operator without the checks of Python."""
-    return getattr(getattr(torch.ops, namespace), op)
-
-
-def defaults(overload):
-    """The arguments of an operator by name, each with its default; None if it has none."""
-    return {one.name: one.default_value for one in overload.default._schema.arguments}
+def compiled_alone(op, library="cpp", **arguments):
+    """What the compiled operator returns without the checks of Python."""
+    return getattr(getattr(torch.ops, f"pruneopd_{library}"), op)(*DECLARED[op].arguments((), arguments))
 
 
 def named(outputs):
@@ -101,28 +99,22 @@ class Unregistered(Implementation):
         return outputs["loss"] if len(outputs) == 2 and op in LOSSES else tuple(outputs.values())
 
     def run(self, op, upstream=None, **arguments):
-        public = [one.name for one in raw(op).default._schema.returns]
-        arguments = defaults(raw(op)) | arguments
-        del arguments["impl"]
-        outputs = self.kernel(op, arguments)
-        result = dict(zip(public, outputs, strict=False))
+        declared = DECLARED[op]
+        a = declared.arguments((), arguments)._asdict()
+        outputs = self.kernel(op, a)
+        result = dict(zip(declared.fields, outputs, strict=False))
         if op not in LOSSES:
             return result
         upstream = torch.ones_like(result["loss"]) if upstream is None else upstream
         with ExitStack() as patches:
-            for name in BACKWARD:
-                patch = mock.patch.object(torch.ops.pruneopd, f"_{name}", self._backward_kernel(name))
-                patches.enter_context(patch)
-            module = import_module(f"pruneopd_kernels.ops.{op}")
-            backward = getattr(module, "_backward", _losses.through_logprobs)
-            return result | {"gradient": backward(upstream, tuple(outputs[len(public) :]), **arguments)}
+            for name in BACKWARD_PASSES:
+                patches.enter_context(mock.patch.object(torch.ops.pruneopd, f"_{name}", self._backward_pass(name)))
+            saved = tuple(outputs[len(declared.fields) :])
+            return result | {"gradient": declared.module.backward(upstream, saved, SimpleNamespace(**a, impl=None))}
 
-    def _backward_kernel(self, name):
-        arguments = defaults(getattr(torch.ops.pruneopd, f"_{name}"))
-
-        def call(*args, impl=None, **kwargs):
-            given = arguments | dict(zip(arguments, args, strict=False)) | kwargs
-            return self.kernel(name, {n: x for n, x in given.items() if n != "impl"})[0]
+    def _backward_pass(self, name):
+        def call(*tensors, impl, **scalars):
+            return self.kernel(name, BACKWARD_PASSES[name].arguments(tensors, scalars)._asdict())[0]
 
         return call
 
@@ -157,16 +149,11 @@ def to_gpu(value, device="cuda"):
 def run_emulated(op, arguments):
     """The CUDA sources on the CPU; the module takes and returns NumPy arrays."""
     arrays = {name: as_array(value) for name, value in arguments.items()}
-    if "vocab_size" in arrays and op not in BACKWARD and arrays["vocab_size"] is None:
+    if op not in [*LOSSES, *BACKWARD_PASSES] and arrays.get("vocab_size", 0) is None:
         arrays["vocab_size"] = arrays["student_logits"].shape[-1]
     outputs = getattr(cuda_emulated.module(), op)(**arrays, num_threads=0)
     return [as_tensor(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
-
-OPERATORS = list(pruneopd_kernels.ops.__all__)
-LOSSES = [op for op in OPERATORS if raw(op).default._schema.returns[0].name == "loss"]
-LOGITS = [op for op in OPERATORS if "student_logits" in defaults(raw(op))]
-ALONG_RESPONSES = [op for op in OPERATORS if "drift_count" in defaults(raw(op))]
 
 # Without the library every test of it fails, with the reason; it is never left out in silence.
 INSTRUCTION_SETS = cpp.instruction_sets() if cpp.WHY_NOT is None else ["missing"]

@@ -29,19 +29,14 @@ import comparison
 import gold
 import implementations
 import tiers
-from implementations import ALONG_RESPONSES, LOGITS, LOSSES, OPERATORS
+from implementations import ALONG_RESPONSES, DECLARED, LOSSES, OPERATORS
 
 MODULES = {op: import_module(op) for op in OPERATORS}
 
 
-def takes(op):
-    """The names of its arguments, in order."""
-    return [name for name in implementations.defaults(implementations.raw(op)) if name != "impl"]
-
-
 def of_op(op, given):
     """Of these arguments those that the operator takes, in its order."""
-    return {name: given[name] for name in takes(op) if name in given}
+    return {name: given[name] for name in DECLARED[op].parameters if name in given}
 
 
 def answer(op, upstream=None, **arguments):
@@ -89,14 +84,8 @@ def example(op, shape=(2, 6), width=70, k=8, seed=0, dtype=torch.float32, packed
 
 def required(op, arguments):
     """The same call with nothing that may be left out."""
-    defaults = implementations.defaults(implementations.raw(op))
-    needed = {name for name, value in defaults.items() if value is None and not is_optional(op, name)}
-    return {name: value for name, value in arguments.items() if name in needed or name in ("cu_seqlens", "k")}
-
-
-def is_optional(op, name):
-    arguments = implementations.raw(op).default._schema.arguments
-    return next(one for one in arguments if one.name == name).has_default_value()
+    needed = [name for name, parameter in DECLARED[op].parameters.items() if parameter.default is parameter.empty]
+    return {name: value for name, value in arguments.items() if name in [*needed, "cu_seqlens", "k"]}
 
 
 def of_positions(arguments):
@@ -138,7 +127,7 @@ def table(op, impl):
     if not names:
         return []
     turns = list(itertools.product(cases.SAME_DTYPES, variants_of(op)))
-    mixed = list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in takes(op) else []
+    mixed = list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in DECLARED[op].tensors else []
     turn = zlib.crc32(repr(impl).encode()) % len(turns)
     turns = turns[turn:] + turns[:turn]  # so that implementations do not all take the same
     rows = tiers.combinations(names, turns, all_of_them=tiers.ALL and not impl.slow)
@@ -208,6 +197,3 @@ def examples(impl, count=1.0, **strategies):
         settings(hypothesis.given(**strategies)(unless_undecided))()
 
     return run
-
-
-__all__ = ["ALONG_RESPONSES", "LOGITS", "LOSSES", "MODULES", "OPERATORS"]

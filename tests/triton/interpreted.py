@@ -111,9 +111,10 @@ def patch_once(interpreter):
 
 def run_here(op, arguments):
     """The same as `run`, in a process that has been prepared."""
-    from pruneopd_kernels.ops import _triton
+    from pruneopd_kernels import ops, triton
 
-    return triton.run(op, arguments)
+    declared = (ops.OPERATORS | ops.BACKWARD_PASSES)[op]
+    return tuple(vars(triton)[op](declared.record(**arguments)))
 
 
 def serve(requests, replies):
