@@ -275,7 +275,7 @@ def logprobs(logits, temperature=1.0, vocab_size=None):
 
 
 def top(logits, k, vocab_size=None):
-    return logits[..., :vocab_size].double().sort(descending=True, stable=True).indices[..., :k]
+    return logits[..., :vocab_size].double().sort(descending=True, stable=True).indices[..., :k].contiguous()
 
 
 def token_ids(teacher_logits, vocab_size=None, seed=0):
