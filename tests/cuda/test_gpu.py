@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from test_all_operators import LOGITS_OPERATORS, example, raw
 
 import cases
 import comparison
@@ -13,7 +14,6 @@ import pruneopd_kernels
 from implementations import ON_GPU, OPERATORS, on_gpu
 from processes import run
 from pruneopd_kernels.dispatch import implementations
-from test_all_operators import LOGITS_OPERATORS, example, raw
 
 pytestmark = pytest.mark.gpu
 

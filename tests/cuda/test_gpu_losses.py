@@ -1,10 +1,10 @@
 """What only a GPU can show of the losses: graphs, memory, sizes. The answers are in the tables of the other files."""
 
+import loss_cases
 import pytest
 import torch
 
 import comparison
-import loss_cases
 import pruneopd_kernels
 from implementations import LOSSES, ON_GPU, OnGpu, on_gpu
 

@@ -9,13 +9,12 @@ from unittest import mock
 
 import pytest
 import torch
-from pruneopd_kernels.results import TopkForwardKl
 
 import cuda_emulated
 import interpreted
 import pruneopd_kernels
 from arrays import as_array, as_tensor
-from pruneopd_kernels.ops import BACKWARD_PASSES, _cpp
+from pruneopd_kernels.ops import BACKWARD_PASSES
 from pruneopd_kernels.ops import OPERATORS as DECLARED
 
 OPERATORS = [*DECLARED]
@@ -80,7 +79,7 @@ class Implementation:
     @contextmanager
     def chosen(self):
         """Compute with its instruction set, in the backward pass too."""
-        with _cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
+        with cpp.use_instruction_set(self.instruction_set) if self.instruction_set else nullcontext():
             yield
 
 

@@ -127,7 +127,9 @@ def table(op, impl):
     if not names:
         return []
     turns = list(itertools.product(cases.SAME_DTYPES, variants_of(op)))
-    mixed = list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in DECLARED[op].tensors else []
+    mixed = (
+        list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in DECLARED[op].tensors else []
+    )
     turn = zlib.crc32(repr(impl).encode()) % len(turns)
     turns = turns[turn:] + turns[:turn]  # so that implementations do not all take the same
     rows = tiers.combinations(names, turns, all_of_them=tiers.ALL and not impl.slow)

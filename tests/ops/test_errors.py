@@ -139,7 +139,10 @@ def test_scalars_of_another_type(change):
 
 def test_arguments_that_python_refuses():
     logits = torch.zeros(2, 8, 64)
-    for function, given in ((pruneopd_kernels.reliability, logits), (pruneopd_kernels.host.reliability, logits.numpy())):
+    for function, given in (
+        (pruneopd_kernels.reliability, logits),
+        (pruneopd_kernels.host.reliability, logits.numpy()),
+    ):
         with pytest.raises(TypeError, match="positional"):
             function(given, given, None, None)
         with pytest.raises(TypeError, match="teacher_logits"):
@@ -156,7 +159,13 @@ def test_arguments_that_python_refuses():
 @pytest.mark.parametrize("num_threads", [0, -1])
 def test_num_threads(num_threads):
     words = f"num_threads must be >= 1, got {num_threads}"
-    check(host("reliability"), "reliability", MODULES["reliability"].BASE | {"num_threads": num_threads}, words, ValueError)
+    check(
+        host("reliability"),
+        "reliability",
+        MODULES["reliability"].BASE | {"num_threads": num_threads},
+        words,
+        ValueError,
+    )
 
 
 @pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])

@@ -4,11 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from test_all_operators import example
 
 import comparison
 from implementations import OPERATORS, as_array
 from pruneopd_kernels import host, reliability
-from test_all_operators import example
 
 
 def arrays_of(op, layout="padded", **sizes):

@@ -6,8 +6,18 @@ import pytest
 import torch
 
 from comparison import differing, same_bits
-from implementations import ALONG_RESPONSES, COMPILED, HOST, LOGITS, LOSSES, REFERENCE, TRITON_INTERPRETED, each, every
-from implementations import quick
+from implementations import (
+    ALONG_RESPONSES,
+    COMPILED,
+    HOST,
+    LOGITS,
+    LOSSES,
+    REFERENCE,
+    TRITON_INTERPRETED,
+    each,
+    every,
+    quick,
+)
 from operators import each_position, example, of_positions
 
 NOT_ALONG = [op for op in LOGITS if op not in ALONG_RESPONSES]
@@ -138,7 +148,9 @@ def test_logits_of_more_than_2_to_the_31_elements(op, impl, tmp_path):
     def at_length(name):
         if "logits" in name:
             return logits
-        return part[name].new_zeros((1, length, *part[name].shape[2:])).index_copy(1, torch.tensor(positions), part[name])
+        return (
+            part[name].new_zeros((1, length, *part[name].shape[2:])).index_copy(1, torch.tensor(positions), part[name])
+        )
 
     spread = {name: at_length(name) for name in of_positions(part)}
     spread["mask"] = torch.zeros(1, length, dtype=torch.bool).index_fill(1, torch.tensor(positions), True)

@@ -2,15 +2,15 @@ import functools
 
 import hypothesis
 import hypothesis.strategies as st
+import loss_cases
 import numpy as np
 import pytest
 import torch
+from loss_cases import candidates, moved
 
 import cases
 import comparison
-import loss_cases
 from implementations import LOSS_IMPLEMENTATIONS, every_loss_implementation
-from loss_cases import candidates, moved
 
 OP = "topk_policy_loss"
 

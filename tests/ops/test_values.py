@@ -1,14 +1,8 @@
 """Every operator on every implementation, held to its gold: outputs and gradients within their error budget."""
 
-import numpy as np
-import pytest
-import torch
-
-import cases
 import comparison
-import gold
 import operators
-from implementations import LOGITS, LOSSES, each
+from implementations import LOSSES, each
 
 
 @operators.each_sample()

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from test_all_operators import example, raw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pruneopd_kernels
 from implementations import OPERATORS
 from pruneopd_kernels.dispatch import cuda, implementations
-from test_all_operators import example, raw
 
 CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 BUILT_FOR = ["sm_80", "sm_90", "sm_100", "compute_100"]
