@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "row_pass.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -9,11 +11,11 @@ namespace pruneopd {
 RowMemory::RowMemory(int64_t vocab_size, int64_t k) {
   const int64_t tiles = (vocab_size + kTile - 1) / kTile;
   const int64_t capacity = 2 * k + 2 * kTile;  // a tile more than what makes select() keep the best
-  tile_max_.resize(2 * tiles);
-  integers_.resize(tiles + 2 * capacity);
-  uint64_t* integers = integers_.data();
-  scratch_ = {tile_max_.data(), tile_max_.data() + tiles,    integers,
-              integers + tiles, integers + tiles + capacity, capacity};
+  const int64_t room = std::min(capacity, vocab_size);
+  tile_max_ = std::make_unique_for_overwrite<float[]>(2 * tiles);
+  integers_ = std::make_unique_for_overwrite<uint64_t[]>(tiles + 2 * room);
+  uint64_t* const integers = integers_.get();
+  scratch_ = {tile_max_.get(), tile_max_.get() + tiles, integers, integers + tiles, integers + tiles + room, capacity};
 }
 
 #if defined(__x86_64__) || defined(__i386__)

@@ -70,8 +70,6 @@ using PaddedTile = Padded<T, kTile>;
 /// their roundings all go the same way.
 constexpr int64_t kChain = 64 * kLanes;
 
-PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
-
 // ---- The mass alone, row by row: what reliability needs.
 
 /// The mass and the maximum of `count` elements, whole steps; with kPeaksApart without those at the reference.

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "../math/loss.h"
 #include "../math/order.h"
@@ -40,8 +40,8 @@ class RowMemory {
   RowScratch& scratch() { return scratch_; }
 
  private:
-  std::vector<float> tile_max_;
-  std::vector<uint64_t> integers_;
+  std::unique_ptr<float[]> tile_max_;
+  std::unique_ptr<uint64_t[]> integers_;
   RowScratch scratch_;
 };
 

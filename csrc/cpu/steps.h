@@ -35,14 +35,16 @@ PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
   for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
 }
 
-/// The end of a row, filled up with -inf, which is in no sum and no maximum.
+PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
+
+/// The end of a row, filled up to whole steps with -inf, which is in no sum and no maximum.
 template <class T, int64_t kSize>
 struct Padded {
   T data[kSize];
 
   PRUNEOPD_INLINE Padded(const T* from, int64_t count) {
     __builtin_memcpy(data, from, static_cast<size_t>(count) * sizeof(T));
-    for (int64_t i = count; i < kSize; ++i) data[i] = from_float<T>(kNegativeInfinity);
+    for (int64_t i = count; i < whole_steps(count); ++i) data[i] = from_float<T>(kNegativeInfinity);
   }
 };
 

@@ -38,9 +38,9 @@ class CudaCall : public TorchCall {
     const int device = first().get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     cuda::require(cudaSetDevice(device));  // of the CUDA runtime in this library, which is not torch's
-    std::vector<Tensor> workspaces;
+    std::vector<Owned> workspaces;
     const auto workspace = [&](int64_t bytes) -> void* {
-      return workspaces.emplace_back(new_empty(first(), {bytes}, ScalarType::Byte)).mutable_data_ptr();
+      return data_of(workspaces.emplace_back(empty_on_device_of(first(), {bytes}, ScalarType::Byte)));
     };
     cuda::compute(args, cuda::Queue{current_stream(device), device, workspace});
   }
