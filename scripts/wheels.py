@@ -3,7 +3,8 @@
 - the sdist, and from it alone all the rest;
 - a pure wheel, the reference and Triton, for every platform and Python that no other wheel fits;
 - a wheel for each Python with the CPU's libraries; what is compiled but for the module of that Python is compiled once;
-- where there is nvcc, the CUDA library in a wheel of its own, `pruneopd-kernels-cuda13`, for any Python.
+- if there is nvcc, the CUDA library in a wheel of its own, `pruneopd-kernels-cuda13`, for any Python;
+- sdist and wheel of `pruneopd-trainer`, which is plain Python.
 
 Compiled files are linked with the libraries of glibc 2.28, which ziglang has for a linker: names and versions of their
 symbols. auditwheel then grants manylinux_2_28. `--platform auto` links with this machine's, and takes the tag that
@@ -70,6 +71,7 @@ def main() -> None:
     if not (tree / "without_cuda.txt").exists():  # an older library may lie there
         wheel = with_files(cuda_wheel(), [tree / "_cuda.so"], "pruneopd_kernels_cuda13", "py3-none")
         audit(wheel, arguments.platform, out)
+    trainer(out)
     for path in sorted(out.iterdir()):
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path.name}")
 
@@ -156,6 +158,13 @@ def cuda_wheel() -> Path:
     (package / "__init__.py").write_text(text)
     pip_wheel(project, WORK)
     return WORK / f"pruneopd_kernels_cuda13-{__version__}-py3-none-any.whl"
+
+
+def trainer(out: Path) -> None:
+    project = WORK / "trainer"
+    shutil.rmtree(project, ignore_errors=True)
+    shutil.copytree(ROOT / "python", project, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    run("build", "--no-isolation", "--outdir", str(out), str(project))
 
 
 def pip_wheel(project: Path, out: Path, environment: dict[str, str] | None = None) -> None:

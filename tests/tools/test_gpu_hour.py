@@ -1,10 +1,9 @@
-"""`make gpu` where there is no GPU: how it runs its steps, that it says what is missing, the small calls it makes."""
+"""`make gpu` without a GPU: how it runs its steps, that it says what is missing, the small calls it makes."""
 
 import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,70 +15,54 @@ from scripts.gpu import Step
 
 
 def python(code, **fields):
-    fields = {"name": "step", "seconds": 20} | fields
-    return Step(command=(sys.executable, "-c", code), **fields)
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    return Step(**{"name": "step", "seconds": 20, "command": (sys.executable, "-c", code)} | fields)
 
 
 def test_every_step_runs_whatever_became_of_the_one_before(tmp_path, capsys):
     plan = [
         python("print('one'); raise SystemExit(3)", name="fails"),
+        python("pass", name="second try", unless="fails"),
+        python("raise SystemExit(1)", name="not needed", unless="second try"),
         Step("is not there", 20, ("no-such-program",)),
         python("import sys; print('two'); print('three', file=sys.stderr)", name="passes", show=True),
     ]
     outcomes = gpu.run_all(plan, tmp_path)
-    assert [outcome.status for outcome in outcomes] == ["FAILED (3)", "LEFT OUT: there is no no-such-program", "passed"]
-    assert [line["status"] for line in lines(tmp_path)] == [outcome.status for outcome in outcomes]
+    missing = "LEFT OUT: there is no no-such-program"
+    assert [outcome.status for outcome in outcomes] == ["FAILED (3)", "passed", missing, "passed"]
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == [outcome.status for outcome in outcomes]
     log = (tmp_path / "log.txt").read_text()
     assert "===== fails" in log and "one" in log and "two\n" in log and "three\n" in log
     printed = capsys.readouterr().out
     assert "one" in printed, "the end of what a failed step said"
     assert "two" in printed and "three" in printed, "all that a shown step said"
-    assert len(list(tmp_path.iterdir())) <= 7, "and the measurements: no more than eight files"
 
 
-def test_a_second_try_is_made_only_after_a_failure(tmp_path):
-    first, second = python("pass", name="first"), python("pass", name="second", unless="first")
-    assert [outcome.step for outcome in gpu.run_all([first, second], tmp_path)] == ["first"]
-    failing = python("raise SystemExit(1)", name="first")
-    assert [outcome.step for outcome in gpu.run_all([failing, second], tmp_path)] == ["first", "second"]
-
-
-def test_a_step_that_takes_too_long_ends_with_all_it_started(tmp_path, monkeypatch):
+@pytest.mark.thorough
+def test_a_step_that_takes_too_long_says_what_it_has_seen_and_ends_with_all_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 1)
-    child = (
-        "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
-    )
-    started = time.monotonic()
-    (outcome,) = gpu.run_all([python(child, seconds=2)], tmp_path)
-    assert outcome.status == "CUT SHORT after 2 s"
-    assert time.monotonic() - started < 15
-    pid = re.findall(r"^\d+$", (tmp_path / "log.txt").read_text(), re.MULTILINE)[0]
-    for _ in range(100):
-        state = Path(f"/proc/{pid}/stat")
-        if not state.exists() or state.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    raise AssertionError("the step's child is still there")
-
-
-def test_a_step_that_is_cut_short_may_say_what_it_has_seen(tmp_path):
-    code = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('so far')"
-    (outcome,) = gpu.run_all([python(code, seconds=2)], tmp_path)
-    assert outcome.status == "CUT SHORT after 2 s" and "so far" in (tmp_path / "log.txt").read_text()
-
-
-def test_steps_leave_time_for_what_matters_more(tmp_path):
+    code = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("so far", flush=True)
+time.sleep(60)
+"""
     plan = [
-        python("import time; time.sleep(60)", name="long", seconds=100, leave=8),
+        python(code, name="long", seconds=100, leave=8),
         python("import time; time.sleep(60)", name="no time", seconds=100, leave=8),
         python("pass", name="measurements", seconds=7),
     ]
     outcomes = gpu.run_all(plan, tmp_path, seconds=14)
-    assert [outcome.status for outcome in outcomes] == ["CUT SHORT after 6 s", "LEFT OUT: no time is left", "passed"]
+    statuses = ["CUT SHORT after 6 s", "LEFT OUT: no time is left", "passed"]
+    assert [outcome.status for outcome in outcomes] == statuses, "time is left for what matters more"
+    assert sum(outcome.seconds for outcome in outcomes) < 14
+    log = (tmp_path / "log.txt").read_text()
+    assert "so far" in log
+    state = Path(f"/proc/{re.findall('^[0-9]+$', log, re.MULTILINE)[0]}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z", "the step's child is still there"
 
 
 def test_a_log_that_is_too_long_loses_its_middle(tmp_path, monkeypatch):
@@ -89,27 +72,22 @@ def test_a_log_that_is_too_long_loses_its_middle(tmp_path, monkeypatch):
     assert len(log) < 1200 and "begin" in log and log.endswith("end\n") and "the middle is left out" in log
 
 
-def test_the_steps_fit_in_the_call_and_measure_even_after_the_slowest_tests(tmp_path):
+def test_the_steps_fit_in_the_call_and_their_programs_understand_them(tmp_path):
     steps = gpu.steps(tmp_path, "some-gpu.jsonl")
     names = [step.name for step in steps]
+    order = ["build", "small calls of cuda", "measurements", "targets"]
+    assert sorted(order, key=names.index) == order and {step.unless for step in steps} <= {"", *names}
     before = steps[: names.index("measurements")]
-    assert {step.unless for step in steps} <= {"", *names}
     assert all(gpu.ALL_SECONDS - step.leave > 5 for step in before) and gpu.ALL_SECONDS <= 480
     assert min(step.leave for step in before) >= 150, "seconds that the measurements have, whatever happens before them"
-    assert (
-        names.index("build") < names.index("small calls of cuda") < names.index("measurements") < names.index("targets")
-    )
-
-
-def test_the_programs_understand_their_arguments(tmp_path):
-    steps = gpu.steps(tmp_path, "some-gpu.jsonl")
     for step in steps:
-        if "bench" in step.command:
+        if "bench" in step.command and "trl" not in step.command:
             options = bench_arguments(step.command[step.command.index("bench") + 1 :])
             assert options.file == tmp_path / "some-gpu.jsonl"
             assert options.command == "check" or options.device == "cuda"
     tests = next(step for step in steps if "pytest" in step.command)
-    done = subprocess.run([*tests.command, "--help"], cwd=gpu.ROOT, capture_output=True, text=True)
+    command = [word for word in tests.command if word != "--require-gpu"]  # which is an error without one
+    done = subprocess.run([*command, "--help"], cwd=gpu.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -121,16 +99,17 @@ def test_without_a_gpu_it_says_so(capsys):
 
 
 def test_the_small_calls_find_what_is_wrong(capsys, monkeypatch):
-    few = [call for call in gpu_small.calls() if call[2][0].shape[-1] < 40000]
-    assert {call[1] for call in few} == {
-        "reliability",
-        "token_stats",
-        "reliability_from_topk",
-        "reliability_from_drift",
-    }
+    every = [*gpu_small.calls(), *gpu_small.loss_calls()]
+    assert {call[1] for call in every} == gpu_small.OPERATORS.keys()
+    few = [call for call in every if call[2][0].shape[-1] < 40000]
     monkeypatch.setattr(gpu_small, "calls", lambda: iter(few))
+    monkeypatch.setattr(gpu_small, "loss_calls", lambda: ())
     assert gpu_small.main(["cpp", "--device", "cpu"]) == 0
-    right = gpu_small.reference.reliability_from_drift
-    monkeypatch.setattr(gpu_small.reference, "reliability_from_drift", lambda drift, mask: right(~drift, mask))
+    right = gpu_small.pruneopd_kernels.reliability_from_drift
+
+    def wrong(drift, *rest, impl):
+        return right(drift if impl == "reference" else ~drift, *rest, impl=impl)
+
+    monkeypatch.setattr(gpu_small.pruneopd_kernels, "reliability_from_drift", wrong)
     assert gpu_small.main(["cpp", "--device", "cpu"]) == 1
     assert "WRONG cpp reliability_from_drift, drift: drift_count" in capsys.readouterr().out

@@ -22,9 +22,8 @@ def test_a_text_that_is_not_there_once_is_an_error(tmp_path):
 def test_a_mutation_is_undone(tmp_path):
     file = tmp_path / "a.py"
     file.write_text("x < 1\n")
-    with pytest.raises(KeyError), mutate.applied(Mutation("a.py", "<", "<="), tmp_path):
+    with mutate.applied(Mutation("a.py", "<", "<="), tmp_path):
         assert file.read_text() == "x <= 1\n"
-        raise KeyError
     assert file.read_text() == "x < 1\n"
 
 

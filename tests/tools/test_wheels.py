@@ -18,7 +18,7 @@ import pruneopd_kernels
 
 ROOT = Path(__file__).parents[2]
 VERSION = pruneopd_kernels.__version__
-PARTS = ["pruneopd_kernels", "python", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+PARTS = ["pruneopd_kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 
 def written_in(path, pattern):
@@ -56,25 +56,48 @@ def test_every_file_names_the_same_version():
     """What can be read from the package is; these cannot."""
     assert re.fullmatch(r"\d+\.\d+\.\d+", VERSION)
     assert written_in("pyproject.toml", r'^cuda13 = \["pruneopd-kernels-cuda13==(.*)"\]$') == VERSION
+    assert written_in("python/pyproject.toml", r'^version = "(.*)"$') == VERSION
+    assert written_in("python/pyproject.toml", r'"pruneopd-kernels==(.*)"') == VERSION
     assert written_in("CITATION.cff", r"^version: (.*)$") == VERSION
     assert written_in("CHANGELOG.md", r"^## \[(\d[^\]]*)\]") == VERSION
     assert written_in("packaging/hub/build.toml", r"^version = (\d+)$") == VERSION.partition(".")[0]
 
 
-def test_the_pure_wheel_is_for_everyone_and_whole(pure_wheel):
+def contents(wheel, distribution):
+    """The names of the files, and the metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"{distribution}-{VERSION}.dist-info/METADATA").decode()
+        return set(archive.namelist()), Parser().parsestr(metadata)
+
+
+def files_of(folder, *packages):
+    return {file.relative_to(folder).as_posix() for package in packages for file in (folder / package).rglob("*.py")}
+
+
+@pytest.mark.thorough
+def test_the_pure_wheel_is_for_everyone_and_has_the_kernels_alone(pure_wheel):
     assert pure_wheel.name == f"pruneopd_kernels-{VERSION}-py3-none-any.whl"
-    with zipfile.ZipFile(pure_wheel) as archive:
-        names = archive.namelist()
-        metadata = Parser().parsestr(archive.read(f"pruneopd_kernels-{VERSION}.dist-info/METADATA").decode())
-    assert not [name for name in names if name.endswith(".so")]
-    packages = [ROOT / "pruneopd_kernels", *(ROOT / "python").glob("pruneopd_*")]
-    files = [path.relative_to(package.parent) for package in packages for path in package.rglob("*.py")]
-    files += [Path("pruneopd_kernels/py.typed")]
-    assert {path.as_posix() for path in files} <= set(names)
+    names, metadata = contents(pure_wheel, "pruneopd_kernels")
+    assert {name for name in names if name.endswith(".py")} == files_of(ROOT, "pruneopd_kernels")
+    assert "pruneopd_kernels/py.typed" in names
+    assert not [name for name in names if name.endswith((".so", ".safetensors"))]
     assert metadata["Requires-Python"] == ">=3.10" and "cuda13" in metadata.get_all("Provides-Extra")
     assert {"numpy", "torch>=2.11"} <= set(metadata.get_all("Requires-Dist"))
 
 
+@pytest.mark.thorough
+def test_the_trainer_s_wheel_has_its_models(tmp_path):
+    shutil.copytree(ROOT / "python", tmp_path / "python", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "./python"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    names, _ = contents(tmp_path / f"pruneopd_trainer-{VERSION}-py3-none-any.whl", "pruneopd_trainer")
+    sources = ROOT / "python"
+    assert {name for name in names if name.endswith(".py")} == files_of(sources, "pruneopd_trainer", "pruneopd_lab")
+    assert names >= {file.relative_to(sources).as_posix() for file in sources.rglob("*.safetensors")} != set()
+
+
+@pytest.mark.thorough
 def test_the_pure_wheel_computes(pure_wheel, tmp_path):
     with zipfile.ZipFile(pure_wheel) as archive:
         archive.extractall(tmp_path)
@@ -97,6 +120,7 @@ def test_the_pure_wheel_computes(pure_wheel, tmp_path):
         ({"CXX": "no-such-compiler"}, "needs a C++20 compiler, and CXX=no-such-compiler is not one: install g++ 11"),
         ({"CXX": "no-such-compiler"}, "or set PRUNEOPD_COMPILE=OFF to go without the compiled operators"),
         ({"PRUNEOPD_COMPILE": "no"}, "PRUNEOPD_COMPILE must be ON or OFF, got 'no'"),
+        ({"PRUNEOPD_CUDA": "on"}, "PRUNEOPD_CUDA must be AUTO, DRIVER, ON or OFF, got 'on'"),
     ],
 )
 def test_an_installation_from_sources_says_what_is_missing(sources, variables, words):
