@@ -40,7 +40,7 @@ def why_not() -> str | None:
 def library():
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    assert LIBRARY.exists(), "there is an nvcc, so `make build` must make _cuda.so"
+    assert LIBRARY.exists(), "there is an nvcc, so `make test-all` must build _cuda.so"
     try:
         sass.tool("cuobjdump")
     except FileNotFoundError as missing:
