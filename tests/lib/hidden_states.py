@@ -1,16 +1,18 @@
-"""Problems for the tests of the operators from hidden states, and the same computed with the logits all at once."""
+"""Problems for the tests of the functions from hidden states, and the same computed from all logits at once."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pruneopd_kernels import reference
+from pruneopd_kernels import linear_opd_loss, reference
 
 B, T, V, K = 3, 7, 50, 4
 H, TEACHER_H = 6, 5
 LOSSES = ["topk_policy", "reverse_kl", "topk_forward_kl"]
 REDUCTIONS = ["none", "sum"]
+STUDENT = ("student_hidden", "student_weight", "student_bias")
+OPTIONS = {"k": K, "w_drop": 0.2}
 
 
 @dataclass
@@ -25,41 +27,40 @@ class Problem:
     cu_seqlens: Tensor | None = None
 
     def arguments(self, **more):
-        return vars(self) | more
+        """Those of a call, by the reference in chunks of 4 unless `more` says otherwise."""
+        return vars(self) | {"impl": "reference", "chunk_size": 4, **OPTIONS} | more
 
     def wanting(self, *names):
         """The same with these tensors as leaves that want a gradient, and those leaves."""
         leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
         return replace(self, **leaves), list(leaves.values())
 
+    def each(self, change):
+        """The same with `change(tensor)` in place of each floating-point tensor."""
+        floats = {name: x for name, x in vars(self).items() if x is not None and x.is_floating_point()}
+        return replace(self, **{name: change(x) for name, x in floats.items()})
+
     def to(self, dtype):
-        floats = {name: x.to(dtype) for name, x in vars(self).items() if x is not None and x.is_floating_point()}
-        return replace(self, **floats)
+        return self.each(lambda x: x.to(dtype))
 
     def logits(self):
+        linear = torch.nn.functional.linear
         return (
-            torch.nn.functional.linear(self.student_hidden, self.student_weight, self.student_bias),
-            torch.nn.functional.linear(self.teacher_hidden, self.teacher_weight, self.teacher_bias),
+            linear(self.student_hidden, self.student_weight, self.student_bias),
+            linear(self.teacher_hidden, self.teacher_weight, self.teacher_bias),
         )
 
-    def packed(self, lengths):
+    def packed(self, *lengths):
         """The first positions of the responses, end to end."""
-        ends = torch.tensor([0, *lengths]).cumsum(0).int()
         rows = torch.cat([torch.arange(n) + b * self.student_hidden.shape[1] for b, n in enumerate(lengths)])
-
-        def flat(x):
-            return None if x is None else x.flatten(0, 1)[rows]
-
-        return replace(
-            self, student_hidden=flat(self.student_hidden), teacher_hidden=flat(self.teacher_hidden),
-            mask=flat(self.mask), cu_seqlens=ends,
-        )  # fmt: skip
+        names = [name for name in ("student_hidden", "teacher_hidden", "mask") if getattr(self, name) is not None]
+        flat = {name: getattr(self, name).flatten(0, 1)[rows] for name in names}
+        return replace(self, **flat, cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int())
 
 
-def problem(dtype=torch.float64, seed=0, bias=True, mask="holes", **shape):
-    """Two heads that agree now and then, since the teacher sees most of what the student sees."""
+def problem(dtype=torch.float64, seed=0, bias=True, mask="holes", b=B, t=T, v=V):
+    """Two heads that agree now and then, because the teacher sees most of what the student sees."""
     rng = torch.Generator().manual_seed(seed)
-    b, t, v = shape.get("b", B), shape.get("t", T), shape.get("v", V)
 
     def randn(*shape):
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
@@ -78,6 +79,20 @@ def problem(dtype=torch.float64, seed=0, bias=True, mask="holes", **shape):
     ).to(dtype)  # fmt: skip
 
 
+def total(loss, scale=None):
+    """What a backward pass starts from, whatever the reduction."""
+    return loss.sum() if scale is None or loss.ndim == 0 else (scale.to(loss.dtype) * loss).sum()
+
+
+def with_gradients(given, wanted=None, scale=None, **options):
+    """The result of `linear_opd_loss`, and the gradients of its `total` by what is wanted: all that there is."""
+    wanted = [name for name in STUDENT if getattr(given, name) is not None] if wanted is None else wanted
+    wanting, leaves = given.wanting(*wanted)
+    scaled = {"scale": scale} if options.get("reduction") == "sum" else {}
+    out = linear_opd_loss(**wanting.arguments(**scaled, **options))
+    return out, torch.autograd.grad(total(out.loss, scale), leaves) if wanted else ()
+
+
 def loss_at_once(loss, student, teacher, mask, vocab_size=None, **options):
     """The loss of each position and the reliability, by the reference from all logits."""
     temperatures = {name: options.pop(name) for name in list(options) if name.endswith("temperature")}
@@ -94,3 +109,20 @@ def loss_at_once(loss, student, teacher, mask, vocab_size=None, **options):
         value = reference.topk_forward_kl(student, ids, logprobs, mask, **of_student, **cut).loss
         value = torch.where(scored.weight == 0, 0.0, scored.weight * value)
     return value, scored
+
+
+def at_once(given, loss, scale=None, **options):
+    """The loss of each position, the reliability and the gradients, from all logits."""
+    wanting, leaves = given.wanting(*(name for name in STUDENT if getattr(given, name) is not None))
+    options = {"cu_seqlens": given.cu_seqlens, **OPTIONS, **options}
+    value, scored = loss_at_once(loss, *wanting.logits(), given.mask, **options)
+    return value.detach(), scored, torch.autograd.grad(total(value, scale), leaves)
+
+
+def from_server(given, ids=torch.int64):
+    """The problem without a teacher, and what a server sends for it."""
+    stats = reference.token_stats(*(x.detach() for x in given.logits()), k=K)
+    sent = {
+        "teacher_topk_ids": stats.teacher_topk_ids.to(ids), "teacher_topk_logprobs": stats.teacher_topk_logprobs
+    }  # fmt: skip
+    return replace(given, teacher_hidden=None, teacher_weight=None, teacher_bias=None), sent
