@@ -265,17 +265,18 @@ def exhausted_by_hand(given):
 
 
 @pytest.mark.parametrize(
-    ("chunk_size", "loss", "reduction", "mask", "with_server"),
-    combinations([1, 2, 3, 5, 100], LOSSES, REDUCTIONS, ["none", "holes"], [False, True, False]),
+    ("chunk_size", "loss", "reduction", "mask"),
+    combinations([1, 2, 3, 5, 100], [*LOSSES, "server"], REDUCTIONS, ["none", "holes"]),
 )
-def test_skipping_exhausted_responses_is_masking_them(loss, reduction, chunk_size, mask, with_server):
+def test_skipping_exhausted_responses_is_masking_them(chunk_size, loss, reduction, mask):
     given = problem(mask=mask, t=12)
     by_hand = exhausted_by_hand(given)
     valid = by_hand.numel() if given.mask is None else int(given.mask.sum())
     assert 0 < by_hand.sum() < valid
-    given, sent = from_server(given) if with_server else (given, {})
-    options = {"loss": "topk_forward_kl" if with_server else loss, "reduction": reduction, "chunk_size": chunk_size}
-    options |= sent | EXHAUSTING
+    options = {"loss": loss, "reduction": reduction, "chunk_size": chunk_size, **EXHAUSTING}
+    if loss == "server":
+        given, sent = from_server(given)
+        options |= {"loss": "topk_forward_kl", **sent}
     expected, gradients = with_gradients(replace(given, mask=by_hand), **options)
     got, skipping = with_gradients(given, skip_exhausted=True, **options)
     check_counted(got, expected)
@@ -307,10 +308,11 @@ def test_without_drop_nothing_is_exhausted():
 
 
 @pytest.mark.parametrize(
-    ("chunk_size", "reduction", "metric", "ids"),
-    combinations([1, 3, None, 2], REDUCTIONS, ["overlap", "top_p"], [torch.int32, torch.int32, torch.int64]),
+    ("reduction_and_metric", "chunk_size", "ids"),
+    combinations(itertools.product(REDUCTIONS, ["overlap", "top_p"]), [1, 3, None], [torch.int32, torch.int64]),
 )
-def test_teacher_as_topk_equals_the_local_one(reduction, chunk_size, metric, ids):
+def test_teacher_as_topk_equals_the_local_one(reduction_and_metric, chunk_size, ids):
+    reduction, metric = reduction_and_metric
     given = problem()
     options = {"loss": "topk_forward_kl", "reduction": reduction, "metric": metric, "chunk_size": chunk_size}
     options["token_ids"] = torch.randint(V, given.mask.shape)

@@ -1,11 +1,14 @@
-"""Bad input to the operators from hidden states: the words, one by one, before any product is made."""
+"""Bad input to the functions from hidden states: the words, one by one, before any product is made."""
+
+import inspect
 
 import pytest
 import torch
 
 from pruneopd_kernels import InvalidType, InvalidValue, linear_opd_loss, linear_reliability
+from pruneopd_kernels.linear import linear_token_stats
 
-OPS = {"linear_reliability": linear_reliability, "linear_opd_loss": linear_opd_loss}
+OPS = {f.__name__: f for f in (linear_reliability, linear_opd_loss, linear_token_stats)}
 FLOATS = "float32, bfloat16 or float16"
 
 
@@ -31,14 +34,14 @@ SERVER = {
 
 
 def table():
-    """operator, base, change, words (after `<op>: `), type."""
+    """Function, arguments, words (after `<function>: `), type. A row is for each function that has its arguments."""
     rows = []
 
     def add(change, words, error=InvalidValue, base=PADDED, ops=tuple(OPS)):
-        rows.extend((op, base, change, words, error) for op in ops)
-
-    def add_loss(change, words, error=InvalidValue, base=PADDED):
-        add(change, words, error, base, ("linear_opd_loss",))
+        for op in ops:
+            parameters = inspect.signature(OPS[op]).parameters
+            if (set(base) - {"cu_seqlens"}) | set(change) <= set(parameters):
+                rows.append((op, {name: x for name, x in (base | change).items() if name in parameters}, words, error))
 
     # shapes
     add({"student_hidden": zeros(6)}, "student_hidden must have shape [B, T, H] or [N, H], got [6]")
@@ -52,13 +55,7 @@ def table():
     add({"teacher_weight": zeros(64, 6)}, "teacher_weight must have shape [V, 5], got [64, 6]")
     add({"teacher_bias": zeros(64, 1)}, "teacher_bias must have shape [64], got [64, 1]")
     add({"mask": zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]")
-    add(
-        {
-            "mask": zeros(2, 8),
-        },
-        "mask must have shape [16], got [2, 8]",
-        base=PACKED,
-    )
+    add({"mask": zeros(2, 8)}, "mask must have shape [16], got [2, 8]", base=PACKED)
     add({"token_ids": ids(2, 7)}, "token_ids must have shape [2, 8], got [2, 7]")
     add({"cu_seqlens": None}, "cu_seqlens must be given when student_hidden is [N, H], got None", base=PACKED)
     words = "cu_seqlens must be None when student_hidden is [B, T, H], got shape [2]"
@@ -108,50 +105,51 @@ def table():
 
     # a loss
     losses = "'topk_policy', 'reverse_kl', 'topk_forward_kl'"
-    add_loss({"loss": "x"}, f"loss must be one of {losses}, got 'x'")
-    add_loss({"reduction": "mean"}, "reduction must be one of 'none', 'sum', got 'mean'")
-    add_loss({"scale": zeros(2, 8)}, "scale must be None when reduction is 'none', got shape [2, 8]")
-    add_loss({"scale": 0.5, "reduction": "sum"}, "scale must be a tensor, got float", InvalidType)
-    add_loss({"scale": zeros(8), "reduction": "sum"}, "scale must have shape [] or [2, 8], got [8]")
+    add({"loss": "x"}, f"loss must be one of {losses}, got 'x'")
+    add({"reduction": "mean"}, "reduction must be one of 'none', 'sum', got 'mean'")
+    add({"scale": zeros(2, 8)}, "scale must be None when reduction is 'none', got shape [2, 8]")
+    add({"scale": 0.5, "reduction": "sum"}, "scale must be a tensor, got float", InvalidType)
+    add({"scale": zeros(8), "reduction": "sum"}, "scale must have shape [] or [2, 8], got [8]")
     words = f"scale must have dtype {FLOATS.replace(' or float16', ', float16 or float64')}, got int64"
-    add_loss({"scale": ids(2, 8), "reduction": "sum"}, words, InvalidType)
-    add_loss({"skip_exhausted": True}, "w_base must be 0 when skip_exhausted is True, got 0.5")
-    add_loss({"skip_exhausted": "yes"}, "skip_exhausted must be a bool, got str", InvalidType)
-    add_loss({"teacher_hidden": None}, "teacher_hidden must be given when teacher_topk_ids are not, got None")
-    add_loss({"teacher_weight": None}, "teacher_weight must be given when teacher_topk_ids are not, got None")
-    add({"teacher_weight": None}, "teacher_weight must be a tensor, got NoneType", InvalidType,
-        ops=("linear_reliability",))  # fmt: skip
+    add({"scale": ids(2, 8), "reduction": "sum"}, words, InvalidType)
+    add({"skip_exhausted": True}, "w_base must be 0 when skip_exhausted is True, got 0.5")
+    add({"skip_exhausted": "yes"}, "skip_exhausted must be a bool, got str", InvalidType)
+    for name in ("teacher_hidden", "teacher_weight"):
+        words = f"{name} must be given when teacher_topk_ids are not, got None"
+        add({name: None}, words, ops=("linear_opd_loss",))
+        words = f"{name} must be a tensor, got NoneType"
+        add({name: None}, words, InvalidType, ops=("linear_reliability", "linear_token_stats"))
 
     # a teacher's server
     for one, other in (("ids", "logprobs"), ("logprobs", "ids")):
         words = f"teacher_topk_{one} must be given when teacher_topk_{other} are, got None"
-        add_loss({f"teacher_topk_{one}": None}, words, base=SERVER)
+        add({f"teacher_topk_{one}": None}, words, base=SERVER)
     for name, shape in (("hidden", (2, 8, 5)), ("weight", (64, 5)), ("bias", (64,))):
         words = f"teacher_{name} must be None when teacher_topk_ids are given, got a tensor"
-        add_loss({f"teacher_{name}": zeros(*shape)}, words, base=SERVER)
-    add_loss({"k": 10}, "teacher_topk_ids must have shape [2, 8, 10], got [2, 8, 16]", base=SERVER)
+        add({f"teacher_{name}": zeros(*shape)}, words, base=SERVER)
+    add({"k": 10}, "teacher_topk_ids must have shape [2, 8, 10], got [2, 8, 16]", base=SERVER)
     words = "teacher_topk_logprobs must have shape [2, 8, 16], got [2, 8, 15]"
-    add_loss({"teacher_topk_logprobs": zeros(2, 8, 15)}, words, base=SERVER)
+    add({"teacher_topk_logprobs": zeros(2, 8, 15)}, words, base=SERVER)
     words = "teacher_topk_ids must have dtype int32 or int64, got float32"
-    add_loss({"teacher_topk_ids": zeros(2, 8, 16)}, words, InvalidType, base=SERVER)
-    add_loss({"teacher_temperature": 2.0}, "teacher_temperature must be 1 when teacher_topk_ids are given, got 2.0",
+    add({"teacher_topk_ids": zeros(2, 8, 16)}, words, InvalidType, base=SERVER)
+    add({"teacher_temperature": 2.0}, "teacher_temperature must be 1 when teacher_topk_ids are given, got 2.0",
              base=SERVER)  # fmt: skip
     words = "loss must be 'topk_forward_kl' when teacher_topk_ids are given, got 'reverse_kl'"
-    add_loss({"loss": "reverse_kl"}, words, base=SERVER)
-    add_loss({"vocab_size": 65}, "vocab_size must be between 1 and the student's width = 64, got 65", base=SERVER)
+    add({"loss": "reverse_kl"}, words, base=SERVER)
+    add({"vocab_size": 65}, "vocab_size must be between 1 and the student's width = 64, got 65", base=SERVER)
     words = "teacher_topk_ids must be below vocab_size = 64 where the position is valid, got 64"
-    add_loss({"teacher_topk_ids": ids(2, 8, 16) + 64}, words, base=SERVER)
+    add({"teacher_topk_ids": ids(2, 8, 16) + 64}, words, base=SERVER)
     return rows
 
 
-@pytest.mark.parametrize(("op", "base", "change", "words", "error"), table())
-def test_words(op, base, change, words, error, monkeypatch):
+@pytest.mark.parametrize(("op", "arguments", "words", "error"), table())
+def test_words(op, arguments, words, error, monkeypatch):
     def product(*args, **kwargs):
         raise AssertionError("a product was made before the arguments were checked")
 
     monkeypatch.setattr(torch, "mm", product)
     with pytest.raises((TypeError, ValueError)) as raised:
-        OPS[op](**base | change)
+        OPS[op](**arguments)
     assert str(raised.value) == f"{op}: {words}"
     assert type(raised.value) is error
 
@@ -165,7 +163,8 @@ def test_an_implementation_that_is_not_usable_here():
 @pytest.mark.parametrize("op", OPS)
 def test_float64_is_for_the_reference(op):
     double = {name: x.double() for name, x in PADDED.items()}
-    assert OPS[op](**double, impl="reference").rewards.dtype == torch.float64
+    result = OPS[op](**double, impl="reference")
+    assert torch.float64 in {x.dtype for x in result}
 
 
 @pytest.mark.parametrize("op", OPS)
