@@ -12,7 +12,7 @@ import numpy as np
 NEAR = 0.9e-6  # masses this close to the bound of the nucleus may fall on either side of it
 
 
-class Undecided(Exception):
+class UndecidedError(Exception):
     """The data has no single answer: a number lies on a bound."""
 
 
@@ -74,7 +74,7 @@ def nucleus(teacher_ids, teacher_logprobs, top_p):
         ids.append(i)
         mass += math.exp(logprob)
         if abs(mass - (top_p - 1e-6)) <= NEAR:
-            raise Undecided("a mass lies on the bound of the nucleus")
+            raise UndecidedError("a mass lies on the bound of the nucleus")
         if mass >= top_p - 1e-6:
             break
     return ids

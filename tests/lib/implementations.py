@@ -190,5 +190,5 @@ def each_of(op, implementations=every):
     return pytest.mark.parametrize("impl", rows)
 
 
-def compiled(op):
-    return COMPILED
+def references(op):
+    return [REFERENCE, REFERENCE_OPERATOR]

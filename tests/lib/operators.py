@@ -18,6 +18,7 @@ import functools
 import itertools
 import zlib
 from importlib import import_module
+from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -127,9 +128,8 @@ def table(op, impl):
     if not names:
         return []
     turns = list(itertools.product(cases.SAME_DTYPES, variants_of(op)))
-    mixed = (
-        list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if "teacher_logits" in DECLARED[op].tensors else []
-    )
+    two_rows = "teacher_logits" in DECLARED[op].tensors
+    mixed = list(itertools.product(cases.MIXED_DTYPES, variants_of(op))) if two_rows else []
     turn = zlib.crc32(repr(impl).encode()) % len(turns)
     turns = turns[turn:] + turns[:turn]  # so that implementations do not all take the same
     rows = tiers.combinations(names, turns, all_of_them=tiers.ALL and not impl.slow)
@@ -192,10 +192,36 @@ def examples(impl, count=1.0, **strategies):
         def unless_undecided(**drawn):
             try:
                 function(**drawn)
-            except gold.Undecided:
+            except gold.UndecidedError:
                 hypothesis.reject()
 
         settings = hypothesis.settings(max_examples=max(1, round(most * count)))
         settings(hypothesis.given(**strategies)(unless_undecided))()
 
     return run
+
+
+def by_position(op):
+    """Return `run` and `check` of one operator, which take its tensors by position, in the order of the signature.
+
+    `run(impl, *tensors, **arguments)` returns the outputs as attributes, and of a loss the gradient beside them; a loss
+    takes the upstream gradient first.
+    """
+    names = DECLARED[op].tensors
+
+    def named(args):
+        upstream, args = (args[0], args[1:]) if op in LOSSES else (None, args)
+        return upstream, dict(zip(names, args, strict=False))
+
+    def run(impl, *args, **kwargs):
+        upstream, tensors = named(args)
+        result = impl.run(op, upstream, **tensors, **kwargs)
+        gradient = result.pop("gradient", None)
+        outputs = SimpleNamespace(**result)
+        return outputs if gradient is None else (outputs, gradient)
+
+    def check_positional(impl, *args, **kwargs):
+        upstream, tensors = named(args)
+        return SimpleNamespace(**check(impl, op, upstream, **tensors, **kwargs))
+
+    return run, check_positional

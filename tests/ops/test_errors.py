@@ -139,10 +139,8 @@ def test_scalars_of_another_type(change):
 
 def test_arguments_that_python_refuses():
     logits = torch.zeros(2, 8, 64)
-    for function, given in (
-        (pruneopd_kernels.reliability, logits),
-        (pruneopd_kernels.host.reliability, logits.numpy()),
-    ):
+    surfaces = (pruneopd_kernels.reliability, logits), (pruneopd_kernels.host.reliability, logits.numpy())
+    for function, given in surfaces:
         with pytest.raises(TypeError, match="positional"):
             function(given, given, None, None)
         with pytest.raises(TypeError, match="teacher_logits"):

@@ -5,6 +5,8 @@ import math
 import numpy as np
 
 import gold
+import reliability
+import reliability_from_drift
 
 INF, NAN = math.inf, math.nan
 
@@ -38,7 +40,7 @@ def test_broken_rows():
 def test_reliability_of_one_position_by_hand():
     student = np.log([[[0.5, 0.25, 0.125, 0.125]]])
     teacher = np.log([[[0.25, 0.125, 0.125, 0.5]]])
-    out = gold.reliability(student, teacher, k=2, w_drop=0.25)
+    out, _ = reliability.gold(student, teacher, k=2, w_drop=0.25)
     assert out["topk_ids"].tolist() == [[[0, 1]]]
     assert out["overlap"].tolist() == [[0.5]]  # the teacher's are 3 and 0
     assert out["drift"].tolist() == [[True]]
@@ -49,21 +51,22 @@ def test_reliability_of_one_position_by_hand():
 
 def test_nucleus():
     logprobs = np.log([0.6, 0.2, 0.1])
-    assert gold.nucleus([7, 5, 3], logprobs, 0.8)[0] == [7, 5]
-    assert gold.nucleus([7, 5, 3], logprobs, 0.81)[0] == [7, 5, 3]
-    assert gold.nucleus([7, -1, 3], np.array([math.log(0.6), NAN, math.log(0.2)]), 0.8)[0] == [7, 3]
-    assert gold.nucleus([7, 5], np.array([math.log(0.9), NAN]), 0.8)[0] == []
+    assert gold.nucleus([7, 5, 3], logprobs, 0.8) == [7, 5]
+    assert gold.nucleus([7, 5, 3], logprobs, 0.81) == [7, 5, 3]
+    assert gold.nucleus([7, -1, 3], np.array([math.log(0.6), NAN, math.log(0.2)]), 0.8) == [7, 3]
+    assert gold.nucleus([7, 5], np.array([math.log(0.9), NAN]), 0.8) == []
 
 
 def test_scan():
     drift = np.array([[True, True, False, True], [False, True, True, True]])
     mask = np.array([[1, 0, 1, 1], [1, 1, 1, 1]])
-    out = gold.reliability_from_drift(drift, mask, w_drop=0.5, drift_count=np.array([0, 1]))
+    out, _ = reliability_from_drift.gold(drift, mask, w_drop=0.5, drift_count=np.array([0, 1]))
     assert out["drift_count"].tolist() == [[1, 1, 1, 2], [1, 2, 3, 4]]
     assert out["reliability"].tolist() == [[0.5, 0, 0.5, 0], [0.5, 0, 0, 0]]
     assert out["weight"].tolist() == [[1.0, 0, 1.0, 0.5], [1.0, 0.5, 0.5, 0.5]]
     assert out["effective_length"].tolist() == [2, 1]
-    packed = gold.reliability_from_drift(drift.reshape(-1), mask.reshape(-1), w_drop=0.5, cu_seqlens=[0, 4, 4, 8])
+    flat = drift.reshape(-1), mask.reshape(-1)
+    packed, _ = reliability_from_drift.gold(*flat, w_drop=0.5, cu_seqlens=[0, 4, 4, 8])
     assert packed["drift_count"].tolist() == [1, 1, 1, 2, 0, 1, 2, 3]
     assert packed["effective_length"].tolist() == [2, 0, 2]
 

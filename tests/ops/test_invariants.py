@@ -1,5 +1,7 @@
 """What does not depend on how a call is put: the vocabulary's order, masks, chunks, packing, scales."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -173,7 +175,7 @@ def test_packed_with_empty_responses(op, impl):
         carried = torch.arange(len(starts) - 1).int()
         cut = {"cu_seqlens": torch.tensor(starts, dtype=torch.int32), "drift_count": carried}
         packed = impl.run(op, **arguments | cut)
-        for b, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for b, (begin, end) in enumerate(pairwise(starts)):
             alone = each_position(lambda x, part=slice(begin, end): x[part][None], arguments)
             alone = impl.run(op, **alone | {"cu_seqlens": None, "drift_count": carried[b : b + 1]})
             for name, x in alone.items():

@@ -1,60 +1,18 @@
-import functools
-
-import hypothesis
-import hypothesis.strategies as st
-import loss_cases
 import numpy as np
 import pytest
 import torch
-from loss_cases import candidates, moved
 
 import cases
 import comparison
-from implementations import LOSS_IMPLEMENTATIONS, every_loss_implementation
+from cases import candidates, moved
+from implementations import each_of, references
+from operators import by_position
 
 OP = "topk_policy_loss"
+run, check = by_position(OP)
 
 
-def run(impl, *args, **kwargs):
-    return impl.loss(OP, *args, **kwargs)
-
-
-def check(impl, *args, **kwargs):
-    loss_cases.check(impl, OP, *args, **kwargs)
-
-
-@functools.cache
-def calls(name, dtypes):
-    """On-policy and off-policy: `upstream, student, ids, advantages`, `kwargs`, and the answers."""
-    student, _, kwargs = cases.make(name, dtypes)
-    kwargs = dict(kwargs)
-    m = kwargs.pop("k", 16)
-    kwargs.pop("teacher_temperature", None)
-    temperature, vocab_size = kwargs.get("student_temperature", 1.0), kwargs.get("vocab_size")
-    ids, advantages = candidates(student, m, vocab_size)
-    args = cases.randn(*student.shape[:-1], seed=30, scale=1), student, ids, advantages
-    off_policy = {"old_logprobs": moved(student, ids, temperature, vocab_size), "clip_high": 0.28}
-    return [(args, more, *loss_cases.answers(OP, *args, **more)) for more in (kwargs, kwargs | off_policy)]
-
-
-@every_loss_implementation
-@pytest.mark.parametrize(("name", "dtypes"), loss_cases.TABLE, ids=cases.case_id)
-def test_table(impl, name, dtypes):
-    for args, kwargs, answer, eager in calls(name, dtypes):
-        comparison.check_loss(run(impl, *args, **kwargs), answer, eager)
-
-
-@every_loss_implementation
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("m", [16, 512])
-def test_full_width(impl, dtype, m):
-    student = cases.randn(2, 152064, seed=20).to(dtype)
-    ids, advantages = candidates(student, m, 151936)
-    old = moved(student, ids, vocab_size=151936)
-    check(impl, torch.tensor([0.5, -2.0]), student, ids, advantages, old_logprobs=old, vocab_size=151936)
-
-
-@every_loss_implementation
+@each_of(OP)
 @pytest.mark.parametrize("m", [1, 2, 3, 15, 17, 64, 255, 511, 512])
 def test_numbers_of_candidates(impl, m):
     """Also more than there are ids."""
@@ -65,7 +23,7 @@ def test_numbers_of_candidates(impl, m):
         check(impl, torch.ones(3), student, ids.int(), advantages, old_logprobs=moved(student, ids))
 
 
-@every_loss_implementation
+@each_of(OP)
 @pytest.mark.parametrize(
     "clips",
     [
@@ -84,21 +42,6 @@ def test_clips(impl, clips):
     check(impl, torch.ones(4), student, ids, advantages, old_logprobs=moved(student, ids), **clips)
 
 
-@every_loss_implementation
-@pytest.mark.parametrize(
-    "name", ["random", "temperatures", "strongly_negative", "peaked", "both_underflow", "wide_range"]
-)
-def test_small_probabilities_have_their_digits(impl, name):
-    """Not only what is large in a gradient: each element of it, down to where float32 ends."""
-    (args, kwargs, answer, _), _ = calls(name, (cases.F32, cases.F32))
-    _, gradient = run(impl, *args, **kwargs)
-    others = torch.ones_like(args[1], dtype=torch.bool).scatter(-1, args[2].clamp(min=0), False)
-    np.testing.assert_allclose(gradient[others], answer.gradient[others], rtol=2e-5, atol=1e-36)
-
-
-# --- rules -----------------------------------------------------------------------------------------------------------
-
-
 def one_candidate(impl, advantage, log_ratio, **clips):
     """Loss and derivative by log p of one candidate whose log p is exactly 0: the only token."""
     student, one = torch.zeros(1, 2), torch.tensor([[advantage]])
@@ -113,7 +56,7 @@ def one_candidate(impl, advantage, log_ratio, **clips):
     return outputs.loss.item(), 2 * gradient[0, 0].item()
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_a_clipped_ratio_has_no_gradient(impl):
     for advantage, log_ratio, loss, derivative in [
         (1.0, 0.5, -1.2, 0.0),  # gained enough
@@ -131,7 +74,7 @@ def test_a_clipped_ratio_has_no_gradient(impl):
     np.testing.assert_allclose((loss, derivative), (np.exp(20.0), 0.0), rtol=1e-6)
 
 
-@every_loss_implementation
+@each_of(OP)
 @pytest.mark.parametrize("clips", [{}, {"clip_low": 0.0, "clip_high": 0.0}], ids=str)
 def test_on_ties_the_gradient_is_the_unclipped_one_s(impl, clips):
     """On-policy every ratio is 1: with both clips 0, the clipped and the unclipped are equal for every candidate."""
@@ -144,7 +87,7 @@ def test_on_ties_the_gradient_is_the_unclipped_one_s(impl, clips):
     np.testing.assert_allclose(gradient, leaf.grad, rtol=1e-5, atol=1e-7)
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_on_policy_is_off_policy_with_the_present_logprobs(impl):
     """In value and in gradient, which finite differences of the on-policy loss, a constant, do not see."""
     student = cases.randn(3, 200, seed=4)
@@ -157,7 +100,7 @@ def test_on_policy_is_off_policy_with_the_present_logprobs(impl):
     assert on[1].abs().max() > 0.1
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_candidates_that_have_no_part(impl):
     """A = 0, an id below 0 and log p = -inf, whatever else is given for them; by themselves they leave nothing."""
     student = cases.randn(2, 60, seed=5)
@@ -176,7 +119,7 @@ def test_candidates_that_have_no_part(impl):
     assert not alone[0].loss.any() and not alone[1].any()
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_what_is_not_finite(impl):
     """NaN in every id that exists, 0 beyond them; and 0 everywhere where nobody asks for the gradient."""
     student = cases.randn(8, 50, seed=6)
@@ -196,7 +139,7 @@ def test_what_is_not_finite(impl):
         assert not gradient.any()  # no NaN either
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_an_infinite_old_logprob_is_a_ratio_at_the_clamp(impl):
     student, ids, advantages = cases.randn(2, 50, seed=6), torch.tensor([[3], [4]]), torch.tensor([[1.0], [-1.0]])
     old = torch.tensor([[torch.inf], [-torch.inf]])
@@ -205,7 +148,7 @@ def test_an_infinite_old_logprob_is_a_ratio_at_the_clamp(impl):
     assert not gradient.any()
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_logits_that_are_not_read(impl):
     """Of masked positions and of those where no candidate counts."""
     student, _, _ = cases.make("random", (cases.F32, cases.F32))
@@ -225,7 +168,7 @@ def test_logits_that_are_not_read(impl):
     assert whole_gradient[~unread].any(-1).all() and unread.sum() == 4
 
 
-@every_loss_implementation
+@each_of(OP)
 def test_dtypes_of_what_comes_with_the_candidates(impl):
     """What is given as float64, bfloat16 or float16 counts as it is."""
     student = cases.randn(3, 80, seed=1)
@@ -236,91 +179,7 @@ def test_dtypes_of_what_comes_with_the_candidates(impl):
     check(impl, torch.ones(3), student, ids, advantages, old_logprobs=old.double())
 
 
-# --- invariants ------------------------------------------------------------------------------------------------------
-
-seeds = st.integers(0, 2**31)
-
-
-@every_loss_implementation
-@hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=60)
-def test_random_against_gold(impl, data):
-    """Any width, m, dtype, mask and temperature; quantised logits, so that much ties; some special values."""
-    width, m = data.draw(st.integers(1, 1600), "width"), data.draw(st.sampled_from([1, 3, 16, 100, 512]), "m")
-    seed = data.draw(seeds, "seed")
-    rng = torch.Generator().manual_seed(seed)
-    step = data.draw(st.sampled_from([1e-3, 0.25, 1.0, 8.0]), "step")
-    scale = data.draw(st.sampled_from([0.1, 1.0, 10.0]), "scale")
-    offset = data.draw(st.sampled_from([0.0, -450.0, 300.0]), "offset")
-    student = (torch.randn(3, width, generator=rng) * scale / step).round() * step + offset
-    for special in data.draw(st.lists(st.sampled_from([-torch.inf, torch.inf, torch.nan]), max_size=2)):
-        student[torch.rand(3, width, generator=rng) < 1.0 / width] = special
-    student = student.to(data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])))
-    temperature = data.draw(st.sampled_from([1.0, 0.5, 3.0]))
-    ids, advantages = candidates(student, m, seed=seed)
-    kwargs = {"student_temperature": temperature}
-    if data.draw(st.booleans(), "off-policy"):
-        kwargs["old_logprobs"] = moved(student, ids, temperature, seed=seed)
-    mask = torch.rand(3, generator=rng) < 0.8
-    check(impl, torch.randn(3, generator=rng), student, ids, advantages, mask=mask, **kwargs)
-
-
-@every_loss_implementation
-@hypothesis.given(seed=seeds, width=st.integers(20, 1500))
-def test_permuting_the_vocabulary_and_the_candidates(impl, seed, width):
-    rng = torch.Generator().manual_seed(seed)
-    student = torch.randn(2, width, generator=rng) * 4
-    ids, advantages = candidates(student, 12, seed=seed)
-    advantages = advantages.nan_to_num()
-    permutation, order = torch.randperm(width, generator=rng), torch.randperm(12, generator=rng)
-    inverse = permutation.argsort()
-    renamed = torch.where(ids < 0, ids, inverse[ids.clamp(min=0)])
-    before, gradient = run(impl, None, student, ids, advantages)
-    after, permuted = run(impl, None, student[:, permutation], renamed[:, order], advantages[:, order])
-    torch.testing.assert_close(after.loss, before.loss, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(permuted, gradient[:, permutation], rtol=2e-6, atol=2e-6)
-
-
-@every_loss_implementation
-@hypothesis.given(seed=seeds, factor=st.sampled_from([0.25, 2.0, -1.0, 1024.0]))
-def test_scaling_upstream_or_advantages(impl, seed, factor):
-    """By a power of two: exactly."""
-    student = torch.randn(2, 400, generator=torch.Generator().manual_seed(seed)) * 2
-    ids, advantages = candidates(student, 16, seed=seed)
-    upstream = torch.tensor([1.5, -0.75])
-    before, gradient = run(impl, upstream, student, ids, advantages)
-    same, scaled = run(impl, upstream * factor, student, ids, advantages)
-    assert comparison.same_bits([same.loss, scaled + 0.0], [before.loss, gradient * factor + 0.0])  # -0.0 is 0.0
-    scaled_loss, scaled = run(impl, upstream, student, ids, advantages * factor)
-    assert comparison.same_bits(
-        [scaled_loss.loss + 0.0, scaled + 0.0], [before.loss * factor + 0.0, gradient * factor + 0.0]
-    )
-
-
-# --- against what autograd makes of a formula, and finite differences of the definition ----------------------------
-
-
-@pytest.mark.parametrize("impl", LOSS_IMPLEMENTATIONS[:2], ids=repr)
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_gradcheck(impl, temperature):
-    student = cases.randn(3, 12, seed=1).double()
-    student[1, 4] = -torch.inf
-    ids, advantages = candidates(student, 6, 11)
-    mask = torch.tensor([True, True, False])
-    kwargs = {
-        "old_logprobs": moved(student, ids, temperature, 11),
-        "student_temperature": temperature,
-        "vocab_size": 11,
-    }
-    finite = student.isfinite()
-
-    def loss(free):
-        return impl.call("topk_policy_loss", student.masked_scatter(finite, free), ids, advantages, mask, **kwargs)
-
-    assert torch.autograd.gradcheck(loss, student[finite].requires_grad_())
-
-
-@pytest.mark.parametrize("impl", LOSS_IMPLEMENTATIONS[:2], ids=repr)
+@each_of(OP, references)
 def test_on_policy_gradient_in_float64(impl):
     """Finite differences see a constant; the gradient is that of the same loss with the present log p as the old."""
     student = cases.randn(3, 12, seed=1).double()

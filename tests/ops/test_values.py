@@ -1,8 +1,14 @@
 """Every operator on every implementation, held to its gold: outputs and gradients within their error budget."""
 
+import numpy as np
+import pytest
+import torch
+
+import cases
 import comparison
 import operators
-from implementations import LOSSES, each
+from implementations import LOGITS, LOSSES, REFERENCE, each, named, quick, references
+from operators import example
 
 
 @operators.each_sample()
@@ -16,3 +22,68 @@ def test_random_calls(op, impl):
     @operators.examples(impl, arguments=operators.calls(op))
     def holds(arguments):
         operators.check(impl, op, least_size=0.0 if op in LOSSES else 1.0, **arguments)
+
+
+@pytest.mark.parametrize("case", ["random", "strongly_negative", "peaked", "both_underflow", "wide_range"])
+@each(["topk_policy_loss", "topk_forward_kl"])
+def test_small_probabilities_have_their_digits(op, impl, case):
+    """Not only what is large in a gradient: each element of it, down to where float32 ends."""
+    key = op, case, (cases.F32, cases.F32), 0
+    upstream, arguments = operators.sample(*key)
+    gradient, gold = impl.run(op, upstream, **arguments)["gradient"], operators.answer_of_sample(*key).gold["gradient"]
+    ids = next(arguments[name] for name in arguments if name.endswith("topk_ids")).clamp(min=0)
+    others = torch.ones_like(gradient, dtype=torch.bool).scatter(-1, ids, False)
+    np.testing.assert_allclose(gradient[others], gold[others], rtol=2e-5, atol=1e-36)
+
+
+@each(LOSSES, references)
+def test_finite_differences(op, impl):
+    arguments = {n: x.double() if x.is_floating_point() else x for n, x in example(op, (3,), 11, k=6).items()}
+    student = torch.cat([arguments["student_logits"], torch.full((3, 1), torch.nan)], -1)
+    options = {"student_temperature": 0.6, "vocab_size": 11}
+
+    def loss(free):
+        logits = torch.cat([free, student[:, 11:]], -1)
+        return named(impl.call(op, **arguments | options | {"student_logits": logits}))["loss"]
+
+    assert torch.autograd.gradcheck(loss, student[:, :11].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_the_two_definitions_agree(op):
+    """The reference through autograd and its two passes: to the last digits of a float64. It has second derivatives."""
+    arguments = {n: x.double() if x.is_floating_point() else x for n, x in example(op, (4, 5), 90).items()}
+    one, two = (impl.run(op, torch.rand(4, 5).double() * 0 + 0.3, **arguments) for impl in references(op))
+    for name in one:
+        assert one[name].dtype == two[name].dtype
+        torch.testing.assert_close(one[name], two[name], rtol=1e-12, atol=1e-13)
+    few = operators.each_position(lambda x: x[:1, :2], example(op, (4, 5), 9, k=6))
+    few = {name: x.double() if x.is_floating_point() else x for name, x in few.items()} | {"mask": None}
+    student = few.pop("student_logits").requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: named(REFERENCE.call(op, student_logits=x, **few))["loss"], student)
+
+
+@pytest.mark.parametrize("op", LOGITS)
+def test_float64_in_the_reference(op):
+    """Results stay float64, except what no sum over logits gives."""
+    float32 = {"reliability": comparison.EXACT, "topk_forward_kl": {"overlap"}}.get(op, ())
+    given = example(op)
+    arguments = {name: x.double() if name.endswith("logits") else x for name, x in given.items()}
+    of_float32 = REFERENCE.run(op, **given)
+    for impl in references(op):
+        for name, x in impl.run(op, **arguments).items():
+            if x.is_floating_point():
+                assert x.dtype == (torch.float32 if name in float32 else torch.float64), name
+            wanted = of_float32[name]
+            torch.testing.assert_close(x.to(wanted.dtype), wanted, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@each(implementations=quick)
+def test_whole_numbers_are_floats_too(op, impl):
+    """`threshold=1, w_drop=0` as anyone writes it."""
+    whole = {"threshold": 1, "w_drop": 1, "w_base": 0, "eps": 0, "top_p": 1, "student_temperature": 2}
+    whole |= {"clip_low": 1, "clip_high": 0, "clip_dual": 2, "logprob_min": -3}
+    whole = operators.of_op(op, whole)
+    floats = {name: float(value) for name, value in whole.items()}
+    results = [impl.run(op, **example(op) | options) for options in (whole, floats)]
+    assert comparison.differing(*results) == []

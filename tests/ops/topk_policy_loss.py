@@ -6,7 +6,7 @@ import torch
 import bad_input
 import cases
 from comparison import eager_logprobs
-from gold import Sizes, Undecided, by_logits_of, logprobs, put_gradient, validity
+from gold import Sizes, UndecidedError, by_logits_of, logprobs, put_gradient, validity
 
 NEAR = 1e-4  # ratios this close to a bound may fall on either side of it
 VARIANTS = [{"old_logprobs": None}, {"clip_high": 0.28}]
@@ -66,7 +66,7 @@ def of_candidate(advantage, log_ratio, clip_low, clip_high, clip_dual):
         return math.nan, math.nan
     for bound in (1 - clip_low, 1 + clip_high, clip_dual):
         if log_ratio != 0 and abs(ratio - bound) <= NEAR * bound and bound != math.inf:
-            raise Undecided("a ratio lies on a bound")
+            raise UndecidedError("a ratio lies on a bound")
     unclipped = -advantage * ratio
     clipped = -advantage * min(max(ratio, 1 - clip_low), 1 + clip_high)
     if advantage < 0 and max(unclipped, clipped) > -advantage * clip_dual:

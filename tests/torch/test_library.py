@@ -1,146 +1,412 @@
-"""The compiled files: what they link to, what they read, what they allocate."""
+"""What is true of every operator as an operator of torch: schemas, fakes, compilation, autograd, modes, vmap."""
 
-import json
-import re
-import shutil
-import signal
-import subprocess
-from pathlib import Path
+import functools
+import inspect
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 import pruneopd_kernels
-from processes import command, environment, run
+import tiers
+from comparison import differing, same_bits
+from implementations import (
+    ALONG_RESPONSES,
+    BACKWARD_PASSES,
+    DECLARED,
+    LOGITS,
+    LOSSES,
+    OPERATORS,
+    REFERENCE,
+    each,
+    named,
+    quick,
+    raw,
+    saving,
+)  # fmt: skip
+from operators import example, required
 
-PACKAGE = Path(pruneopd_kernels.__file__).parent
-LIB = Path(__file__).parents[1] / "lib"
-
-
-def files(pattern):
-    found = sorted(PACKAGE.glob(pattern))
-    assert found, f"no {pattern} in {PACKAGE}: build it with make"
-    return found
-
-
-def torch_libraries():
-    return [*files("_cpp*.so"), *PACKAGE.glob("_cuda*.so")]  # the latter where there was nvcc
-
-
-def undefined_symbols(path):
-    nm = shutil.which("nm")
-    assert nm, "nm is missing: install binutils"
-    out = subprocess.run([nm, "-D", "-C", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
-    return [line.split(maxsplit=1)[1] for line in out.splitlines()]
-
-
-def test_the_operators_use_the_stable_abi_only():
-    for path in torch_libraries():
-        symbols = undefined_symbols(path)
-        assert any("aoti_torch" in name or name.startswith("torch_") for name in symbols)  # it does use torch
-        unstable = [name for name in symbols if re.search(r"\b(at|c10|torch|caffe2)::", name)]
-        assert unstable == []
-        assert not [name for name in symbols if re.match(r"_?Py[A-Z_]", name)], "it must not depend on a Python"
+every_operator = pytest.mark.parametrize("op", OPERATORS)
+every_loss = pytest.mark.parametrize("op", LOSSES)
+either_impl = pytest.mark.parametrize("impl", ["auto", "reference"])
+# Padded and, of those that have responses, packed.
+every_layout = pytest.mark.parametrize(
+    ("op", "packed"), [(op, False) for op in OPERATORS] + [(op, True) for op in ALONG_RESPONSES]
+)
 
 
-def test_the_numpy_module_knows_no_torch():
-    for path in files("_host*.so"):
-        symbols = undefined_symbols(path)
-        assert not [name for name in symbols if re.search(r"aoti_torch|\b(at|c10|torch)::|^torch_", name)]
-        linked = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
-        assert "torch" not in linked and "c10" not in linked
+def function(op):
+    return getattr(pruneopd_kernels, op)
 
 
-def test_the_cuda_library_needs_no_other_than_torch_s():
-    """The CUDA runtime is inside, so one build serves a torch of another CUDA."""
-    for path in PACKAGE.glob("_cuda*.so"):
-        linked = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
-        needed = set(re.findall(r"NEEDED +(\S+)\.so", linked))
-        assert {"libtorch", "libtorch_cpu"} <= needed
-        assert needed <= {
-            "libtorch",
-            "libtorch_cpu",
-            "libc10",
-            "libstdc++",
-            "libm",
-            "libgcc_s",
-            "libc",
-            "ld-linux-x86-64",
-        }
-        weak = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
-        assert " w aoti_torch_get_current_cuda_stream\n" in weak
+def fields(op, outputs):
+    """The outputs by name, of a raw operator too."""
+    return dict(zip(DECLARED[op].fields, [outputs] if isinstance(outputs, torch.Tensor) else outputs, strict=True))
 
 
-def test_only_what_is_meant_is_exported():
-    """The libraries live in one process: none shows its insides to the others."""
-    for path in [*torch_libraries(), *files("_host*.so")]:
-        out = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-        names = [line.split()[-1].partition("@")[0] for line in out.splitlines()]
-        other = [
-            name
-            for name in names
-            if not re.match(r"pruneopd_|PyInit__host|_init$|_fini$|torch_library_|PRUNEOPD|GLIBC", name)
-        ]
-        assert other == []
+def computed(op, call, arguments, **options):
+    """All that a call gives: outputs and, of a loss, the gradient of the sum of the losses."""
+    if op not in LOSSES:
+        return fields(op, call(**arguments, **options))
+    student = arguments["student_logits"].detach().requires_grad_()
+    outputs = fields(op, call(**arguments | {"student_logits": student}, **options))
+    (gradient,) = torch.autograd.grad(outputs["loss"].sum(), student)
+    return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
 
 
-def test_nothing_is_read_beyond_a_tensor_or_behind_a_mask():
-    assert run(LIB / "guarded_reads.py").strip() == "nothing else was read"
+def described(tensors):
+    return [(tuple(x.shape), x.dtype, x.stride()) for x in tensors]
 
 
-def test_the_guard_pages_do_guard():
-    code = """
-        import ctypes, torch, guarded_reads
-        x = guarded_reads.between_guards(torch.zeros(3), True)
-        ctypes.string_at(x.data_ptr(), 12)
-        print("inside", flush=True)
-        ctypes.string_at(x.data_ptr(), 13)
-    """
-    done = subprocess.run(command(code=code), env=environment(), cwd=LIB, capture_output=True, text=True)
-    assert done.stdout == "inside\n" and done.returncode == -signal.SIGSEGV
+def by_position(op, arguments):
+    """Tensors by position, scalars by name: `args, kwargs`."""
+    tensors = DECLARED[op].tensors
+    scalars = {name: x for name, x in arguments.items() if name not in tensors}
+    return tuple(arguments.get(name) for name in tensors), scalars
 
 
-def test_memory_beyond_inputs_and_outputs():
-    """At most 1 MiB for each of two threads."""
-    rows = [json.loads(line) for line in run(LIB / "memory_peaks.py").splitlines()]
-    assert {row["op"] for row in rows} == {
-        "reliability",
-        "token_stats",
-        "reliability_from_topk",
-        "reliability_from_drift",
-    }
-    assert [row for row in rows if row["extra"] > 2 * 2**20] == []
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+# Written out once more on purpose: what users rely on changes nowhere unseen.
+DEFAULTS = {
+    "mask": None, "k": 16, "threshold": 0.7, "w_drop": 0.01, "w_base": 0.5, "top_p": 0.95, "eps": 1e-8,
+    "metric": "overlap", "reward_weight": "student", "student_temperature": 1.0, "teacher_temperature": 1.0,
+    "vocab_size": None, "token_ids": None, "cu_seqlens": None, "drift_count": None, "teacher_topk_logprobs": None,
+    "old_logprobs": None, "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "weight": None, "logprob_min": None,
+    "impl": "auto",
+}  # fmt: skip
+ALONG = "overlap drift drift_count reliability weight effective_length"
+# operator: by position, by name, what it returns
+CONTRACT = {
+    "reliability": (
+        "student_logits teacher_logits mask",
+        "token_ids cu_seqlens drift_count k threshold w_drop w_base eps metric top_p reward_weight student_temperature "
+        "teacher_temperature vocab_size impl",
+        f"{ALONG} topk_ids rewards",
+    ),
+    "reliability_from_topk": (
+        "student_topk_ids teacher_topk_ids mask",
+        "teacher_topk_logprobs token_ids cu_seqlens drift_count threshold w_drop w_base eps metric top_p impl",
+        ALONG,
+    ),
+    "reliability_from_drift": (
+        "drift mask", "cu_seqlens drift_count w_drop w_base eps impl", "drift_count reliability weight effective_length"
+    ),
+    "token_stats": (
+        "student_logits teacher_logits mask",
+        "token_ids k student_temperature teacher_temperature vocab_size impl",
+        "student_topk_ids student_topk_logprobs teacher_topk_ids teacher_topk_logprobs teacher_on_student_logprobs "
+        "student_on_teacher_logprobs overlap student_lse teacher_lse student_entropy teacher_entropy reverse_kl "
+        "forward_kl student_token_logprob teacher_token_logprob",
+    ),
+    "topk_policy_loss": (
+        "student_logits topk_ids advantages mask",
+        "old_logprobs clip_low clip_high clip_dual student_temperature vocab_size impl",
+        "loss",
+    ),
+    "reverse_kl": (
+        "student_logits teacher_logits mask", "weight student_temperature teacher_temperature vocab_size impl", "loss"
+    ),
+    "topk_forward_kl": (
+        "student_logits teacher_topk_ids teacher_topk_logprobs mask",
+        "logprob_min student_temperature vocab_size impl",
+        "loss student_mass teacher_mass overlap overlap_token_advantage student_topk_ids",
+    ),
+}  # fmt: skip
 
 
-def test_the_measure_of_memory_can_fail():
-    """A copy of four rows is seen."""
-    code = """if True:
-        import memory_peaks, torch
-        x = torch.randn(64, 151936)
-        x[:4].clone()
-        print(memory_peaks.extra(lambda: [x[:4].clone()[:0]][:0]))
-    """
-    seen = int(run(code=code, cwd=LIB))
-    assert 2 * 2**20 < seen < 3 * 2**20
+@every_operator
+def test_names_and_defaults(op):
+    by_position, by_name, outputs = (words.split() for words in CONTRACT[op])
+    parameters = inspect.signature(function(op)).parameters
+    assert [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY] == by_position
+    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == by_name
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    assert defaults == {name: DEFAULTS[name] for name in parameters if name in DEFAULTS}
+    schema = raw(op).default._schema
+    assert {a.name: a.default_value for a in schema.arguments if a.has_default_value()} == defaults
+    assert {a.name for a in schema.arguments} == set(parameters)
+    assert all("Tensor" not in str(a.type) for a in schema.arguments if a.kwarg_only)
+    assert [one.name for one in schema.returns] == outputs
+    assert not schema.is_mutable and all(one.alias_info is None for one in schema.returns)
+    assert list(named(function(op)(**example(op)))) == outputs
+    assert list(DECLARED[op].fields) == outputs
 
 
-def test_instruction_sets():
-    from pruneopd_kernels.dispatch import cpp
-
-    names = cpp.instruction_sets()
-    assert names[-1] == "portable" and set(names) <= {"avx512", "avx2", "portable"}
-    assert cpp.instruction_set() == names[0]
-    with open("/proc/cpuinfo") as lines:
-        flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    assert ("avx2" in names) == ({"avx2", "fma", "f16c"} <= set(flags))
-    for name in names:
-        with cpp.use_instruction_set(name):
-            assert cpp.instruction_set() == name
-    assert cpp.instruction_set() == names[0]
-    with pytest.raises(ValueError, match="must be one of"), cpp.use_instruction_set("sse9"):
-        pass
+@every_layout
+def test_raw_operator_equals_function(op, packed):
+    arguments = example(op, packed=packed)
+    expected = computed(op, function(op), arguments)
+    assert differing(computed(op, raw(op), arguments), expected) == []
+    args, kwargs = by_position(op, arguments)
+    assert same_bits(fields(op, raw(op)(*args, **kwargs)).values(), [expected[name] for name in DECLARED[op].fields])
 
 
-def test_loading_twice_is_harmless():
-    for path in files("_cpp*.so"):
-        torch.ops.load_library(path)
+# --- torch.library ---------------------------------------------------------------------------------------------------
+
+
+@every_layout
+@either_impl
+def test_opcheck(op, packed, impl):
+    for arguments in (example(op, packed=packed), required(op, example(op, packed=packed))):
+        if op == "token_stats":  # without tokens the answer is NaN, unequal to itself
+            arguments["token_ids"] = example(op)["token_ids"]
+        args, kwargs = by_position(op, arguments)
+        for requires_grad in {False, op in LOGITS}:
+            leading = args[0].detach().requires_grad_(requires_grad)
+            for overload in (raw(op), saving(op)) if op in LOSSES else (raw(op),):
+                torch.library.opcheck(overload.default, (leading, *args[1:]), kwargs | {"impl": impl})
+
+
+@every_loss
+@either_impl
+def test_opcheck_of_the_backward_pass(op, impl):
+    """The operator that autograd calls is one like the others."""
+    arguments = example(op)
+    args, kwargs = by_position(op, arguments)
+    outputs = saving(op)(*args, **kwargs, impl=impl)
+    saved = outputs[len(DECLARED[op].fields) :]
+    name = "reverse_kl_backward" if op == "reverse_kl" else "logprobs_backward"
+    scale = torch.rand(2, 6) * arguments["mask"]  # as autograd gives it
+    tensors = (*args[: len(BACKWARD_PASSES[name].tensors) - len(saved) - 1], *saved, scale)
+    torch.library.opcheck(getattr(torch.ops.pruneopd, f"_{name}").default, tensors, {"impl": impl})
+
+
+@every_layout
+@either_impl
+def test_fake_and_meta_equal_real(op, packed, impl):
+    """The outputs, what is saved, and the gradient."""
+    shapes = [(2, 6), (0, 6), (2, 0), (1, 1), *([] if op in ALONG_RESPONSES else [()])]
+    calls = [functools.partial(computed, op, functools.partial(raw(op), impl=impl))]
+    if op in LOSSES:
+        calls.append(lambda arguments: dict(enumerate(saving(op)(**arguments, impl=impl))))
+    for call in calls:
+        for shape in shapes:
+            whole = example(op, shape, packed=packed)
+            for arguments in (whole, required(op, whole)):
+                real = described(call(arguments).values())
+                with FakeTensorMode() as mode:
+                    fakes = {n: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+                    assert described(call(fakes).values()) == real
+                meta = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+                result = call(meta).values()
+                assert described(result) == real and all(x.is_meta for x in result)
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+def counting_backend():
+    """A backend that runs the traced forward and backward graphs as they are, and how often it has been given each."""
+    torch._dynamo.reset()
+    counts = {"forward": 0, "backward": 0}
+
+    def compiler(name):
+        def run(module, inputs):
+            counts[name] += 1
+            return make_boxed_func(module.forward)
+
+        return run
+
+    return aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward")), counts
+
+
+CALLS = {"function": function, "raw": raw}
+
+
+@every_layout
+@pytest.mark.parametrize("call", CALLS if tiers.ALL else ["function"])
+def test_compiles_to_one_graph_for_all_shapes(op, packed, call):
+    """A vocab_size that depends on a width included."""
+    backend, counts = counting_backend()
+    plain = CALLS[call](op)
+
+    def step(**arguments):
+        options = {"vocab_size": arguments["student_logits"].shape[-1] - 2} if op in LOGITS else {}
+        return plain(**arguments, **options)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for batch, length, width in ((2, 6, 70), (3, 5, 71), (4, 9, 100)):
+        arguments = example(op, (batch, length), width, packed=packed)
+        for name, ids in arguments.items():
+            if name.endswith("ids"):
+                ids.clamp_(max=width - 3)
+        assert differing(computed(op, compiled, arguments), computed(op, step, arguments)) == []
+    assert counts == {"forward": 1, "backward": int(op in LOSSES)}
+
+
+@pytest.mark.parametrize("op", [op for op in LOGITS if op not in LOSSES])
+def test_compiles_beside_something_that_is_differentiable(op):
+    arguments = example(op)
+    student = arguments.pop("student_logits").requires_grad_()
+
+    def step(student):
+        outputs = named(function(op)(student * 1.0, **arguments))
+        return (outputs["overlap"][..., None] * student).sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend=counting_backend()[0])
+    gradient, expected = (torch.autograd.grad(call(student), student)[0] for call in (compiled, step))
+    assert torch.equal(gradient, expected) and expected.any()
+
+
+@pytest.mark.thorough
+@every_operator
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while inductor is imported
+def test_compiles_with_the_default_backend_between_other_operations(op):
+    torch._dynamo.reset()
+
+    def step(**arguments):
+        outputs = fields(op, raw(op)(**arguments))
+        return list(outputs.values()), next(x for x in outputs.values() if x.is_floating_point()) * 2
+
+    arguments = example(op)
+    if op in LOSSES:
+        arguments["student_logits"].requires_grad_()
+    (outputs, doubled), (expected, twice) = torch.compile(step, fullgraph=True)(**arguments), step(**arguments)
+    assert same_bits([x.detach() for x in outputs], [x.detach() for x in expected])
+    torch.testing.assert_close(doubled, twice)
+    if op in LOSSES:
+        gradient, wanted = (torch.autograd.grad(x.sum(), arguments["student_logits"])[0] for x in (doubled, twice))
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-7)
+        assert wanted.any()
+
+
+@every_operator
+def test_bad_input_raises_under_compile(op):
+    compiled = torch.compile(function(op), fullgraph=True, backend=counting_backend()[0])
+    name = "student_temperature" if op in LOGITS else "w_drop"
+    with pytest.raises(Exception, match="must be"):
+        compiled(**example(op) | {name: -1.0})
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+@each(LOGITS, lambda op: [impl for impl in quick(op) if impl.name != "host"])
+def test_only_a_loss_is_differentiable_and_only_in_the_student(op, impl):
+    arguments = example(op)
+    floats = [name for name in DECLARED[op].tensors if arguments.get(name, torch.tensor(0)).is_floating_point()]
+    for name in floats:
+        arguments[name].requires_grad_()
+    outputs = named(impl.call(op, **arguments))
+    assert [name for name, x in outputs.items() if x.requires_grad] == (["loss"] if op in LOSSES else [])
+    if op in LOSSES:
+        with impl.chosen():
+            outputs["loss"].sum().backward()
+        assert [name for name in floats if arguments[name].grad is not None] == ["student_logits"]
+        assert arguments["student_logits"].grad.any()
+        arguments["student_logits"] = arguments["student_logits"].detach()
+        assert not any(x.requires_grad for x in named(impl.call(op, **arguments)).values())
+
+
+@every_loss
+@either_impl
+def test_second_derivatives_raise(op, impl):
+    arguments = example(op)
+    student = arguments["student_logits"].requires_grad_()
+    loss = named(function(op)(**arguments, impl=impl))["loss"]
+    (gradient,) = torch.autograd.grad(loss.sum(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="the gradient of a loss cannot be differentiated a second time"):
+        gradient.square().sum().backward()
+
+
+@every_operator
+def test_no_mode_changes_a_number(op):
+    """no_grad, inference mode, autocast; gradients; tensors of inference mode beside a student that trains."""
+    arguments = example(op)
+    expected = computed(op, function(op), arguments)
+    outputs = {name: expected[name] for name in DECLARED[op].fields}
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert differing(fields(op, raw(op)(**arguments)), outputs) == []
+            assert differing(named(function(op)(**arguments)), outputs) == []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert differing(computed(op, function(op), arguments), expected) == []
+    with torch.inference_mode():
+        inferred = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    if op in LOGITS:
+        inferred["student_logits"] = arguments["student_logits"].clone().requires_grad_()
+    assert differing(computed(op, function(op), inferred), expected) == []
+
+
+@every_loss
+def test_backwards_twice_and_in_chunks(op):
+    """The graph is kept, and so is what it saved. Through a head, as a trainer does."""
+    arguments = example(op, (4, 5))
+    hidden, head = torch.randn(4, 5, 8), torch.randn(8, 70, requires_grad=True)
+
+    def loss(part):
+        given = {name: x[part] for name, x in arguments.items() if name in DECLARED[op].tensors}
+        return named(function(op)(**given | {"student_logits": hidden[part] @ head}))["loss"].sum()
+
+    whole = loss(slice(None))
+    first, second = (torch.autograd.grad(whole, head, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+    for part in (slice(0, 1), slice(1, 4)):
+        loss(part).backward()
+    torch.testing.assert_close(head.grad, first, rtol=1e-5, atol=1e-5)
+
+
+READ_BACKWARDS = {
+    "topk_policy_loss": ["student_logits", "topk_ids"],
+    "reverse_kl": ["student_logits", "teacher_logits", "mask", "weight"],
+    "topk_forward_kl": ["student_logits", "teacher_topk_ids"],
+}
+
+
+@every_loss
+def test_what_the_backward_pass_reads_must_be_as_it_was(op):
+    """A change in between is an error and no wrong number; of what it does not read, none."""
+    for name in (name for name in example(op) if name in DECLARED[op].tensors):
+        arguments = example(op)
+        leaf = arguments["student_logits"].requires_grad_()
+        arguments["student_logits"] = leaf * 1.0
+        loss = named(function(op)(**arguments))["loss"]
+        with torch.no_grad():
+            arguments[name].copy_(arguments[name].clone())
+        if name in READ_BACKWARDS[op]:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.sum().backward()
+        else:
+            loss.sum().backward()
+            assert leaf.grad.any()
+
+
+@every_loss
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(op, use_reentrant):
+    arguments = {name: x for name, x in example(op).items() if name in DECLARED[op].tensors}
+    expected = computed(op, function(op), arguments)
+    student = arguments["student_logits"].requires_grad_()
+
+    def step(*tensors):
+        return named(function(op)(**dict(zip(arguments, tensors, strict=True))))["loss"]
+
+    loss = checkpoint(step, *arguments.values(), use_reentrant=use_reentrant)
+    loss.sum().backward()
+    assert same_bits([loss.detach(), student.grad], [expected["loss"], expected["gradient"]])
+
+
+@every_operator
+@pytest.mark.parametrize("call", CALLS)
+def test_vmap_raises(op, call):
+    arguments = example(op)
+    tensors = {name: torch.stack([x, x]) for name, x in arguments.items() if isinstance(x, torch.Tensor)}
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda given: CALLS[call](op)(**arguments | given))(tensors)
+
+
+# --- choice of implementation ----------------------------------------------------------------------------------------
+
+
+@every_operator
+def test_auto_takes_cpp(op):
+    """Of logits the bits of the sums differ from the reference's, so this compares what it says."""
+    arguments = example(op, (2, 6), 3000)
+    auto, cpp, reference = (computed(op, function(op), arguments, impl=x) for x in ("auto", "cpp", "reference"))
+    assert differing(auto, cpp) == [] and bool(differing(cpp, reference)) == (op in LOGITS)
+    if op not in LOSSES:
+        assert differing(reference, REFERENCE.run(op, **arguments)) == []
