@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_all_operators import example, raw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pruneopd_kernels
-from implementations import OPERATORS
+from implementations import DECLARED, OPERATORS, raw
+from operators import example
 from pruneopd_kernels.ops import _cuda
 from pruneopd_kernels.ops import _implementations as implementations
 
@@ -125,12 +125,11 @@ def test_the_library_that_is_built(monkeypatch):
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("impl", ["cuda", "triton"])
 def test_asked_for_on_tensors_of_the_cpu(op, impl):
-    args, kwargs = example(op)
     why = implementations.WHY_NOT[impl]
     why = why or "it computes on cuda and the tensors are on cpu; move them there or pass impl='auto'"
     for function in (getattr(pruneopd_kernels, op), raw(op)):
         with pytest.raises(RuntimeError) as raised:
-            function(*args, **kwargs, impl=impl)
+            function(**example(op), impl=impl)
         assert str(raised.value) == f"{op}: impl='{impl}' is not usable here: {why}"
 
 
@@ -148,23 +147,22 @@ def test_asked_for_where_it_is_usable_and_the_tensors_are_elsewhere(usable):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("impl", ["auto", "cuda", "triton"])
-def test_tensors_on_different_devices(op, impl):
-    """On fake tensors, which need no GPU: the check is the same one."""
-    args, kwargs = example(op)
-    names = [argument.name for argument in raw(op).default._schema.arguments]
-    tensors = dict(zip(names, args, strict=False)) | {n: x for n, x in kwargs.items() if isinstance(x, torch.Tensor)}
-    scalars = {name: value for name, value in kwargs.items() if name not in tensors}
+def test_tensors_on_different_devices(op):
+    """On fake tensors, which need no GPU: the check is the same one, whatever impl is asked for."""
+    arguments = example(op)
+    names = [name for name in DECLARED[op].tensors if name in arguments]
 
     def on(device, name):
-        return torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device=device)
+        return torch.empty(arguments[name].shape, dtype=arguments[name].dtype, device=device)
 
     with FakeTensorMode():
-        fakes = {name: on("cuda:0", name) for name in tensors}
-        result = raw(op)(**fakes, **scalars, impl=impl)
-        assert all(x.device == torch.device("cuda:0") for x in result)
-        for name in list(tensors)[1:]:
+        fakes = arguments | {name: on("cuda:0", name) for name in names}
+        result = raw(op)(**fakes, impl="cuda")
+        assert all(
+            x.device == torch.device("cuda:0") for x in ([result] if isinstance(result, torch.Tensor) else result)
+        )
+        for name in names[1:]:
             for device in ("cpu", "cuda:1"):
                 with pytest.raises(ValueError) as raised:
-                    raw(op)(**(fakes | {name: on(device, name)}), **scalars, impl=impl)
+                    raw(op)(**fakes | {name: on(device, name)}, impl="triton")
                 assert str(raised.value) == f"{op}: {name} must be on cuda:0, got {device}"

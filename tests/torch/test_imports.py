@@ -1,186 +1,200 @@
 """What an import costs and changes, each in a fresh process."""
 
-import textwrap
+import shutil
+from pathlib import Path
 
 import pytest
 
-from processes import run
+import processes
+import pruneopd_kernels
 
+PACKAGE = Path(pruneopd_kernels.__file__).parent
 USE_RAW = """
 logits = torch.randn(2, 3, 40)
-result = torch.ops.pruneopd.reliability(logits, logits)
-assert result[0].tolist() == [[1.0] * 3] * 2
+assert torch.ops.pruneopd.reliability(logits, logits)[0].tolist() == [[1.0] * 3] * 2
 """
 
 
-def test_bare_import_is_light():
-    loaded = run(
-        code="""
-        import sys
-        before = set(sys.modules)
+@pytest.fixture(params=["installed", "copied"])
+def run(request, tmp_path):
+    """`processes.run` beside an installed package, of which torch knows, and beside a plain copy of it."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "pruneopd_kernels").symlink_to(PACKAGE)
+    shutil.copy(PACKAGE.with_name("pruneopd_autoload.py"), folder)
+    if request.param == "installed":
+        metadata = folder / "pruneopd_kernels-0.0.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pruneopd-kernels\nVersion: 0.0.0\n")
+        (metadata / "entry_points.txt").write_text("[torch.backends]\npruneopd = pruneopd_autoload:register\n")
+
+    def run(code):
+        # What else is installed here stays out of sight; torch and NumPy do not.
+        hide = f"""
+import importlib.metadata as m
+m.MetadataPathFinder.find_distributions.__func__
+_find = m.Distribution.discover.__func__
+m.Distribution.discover = classmethod(lambda cls, **k: (d for d in _find(cls, **k) if "{folder}" in str(d._path)))
+"""
+        return processes.run(code=hide + code, root=folder, cwd=folder)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import pruneopd_kernels, torch",
+        "import torch, pruneopd_kernels",
+        "import pruneopd_kernels.config\nimport torch",
+        "import pruneopd_kernels, importlib\nimportlib.reload(pruneopd_kernels)\nimport torch",
+        "import pruneopd_kernels\nfrom importlib.util import find_spec\nassert find_spec('torch')\nimport torch",
+        "from pruneopd_kernels import host\nimport torch",
+    ],
+    ids=["before torch", "after torch", "a submodule", "reloaded", "torch is looked for", "host"],
+)
+def test_operators_are_registered(run, imports):
+    run(f"import sys\nbefore = list(sys.meta_path)\n{imports}\nassert sys.meta_path[: len(before)] == before" + USE_RAW)
+
+
+def test_two_copies_live_in_one_process(tmp_path):
+    """Each with operators of its own, as the kernel hub imports them."""
+    for name in ("one_kernels", "two_kernels"):
+        shutil.copytree(PACKAGE, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    code = """
+import one_kernels, two_kernels, torch
+logits = torch.randn(2, 3, 40)
+for namespace, package in (("one", one_kernels), ("two", two_kernels)):
+    operators = getattr(torch.ops, namespace)
+    assert operators.reliability(logits, logits)[0].tolist() == [[1.0] * 3] * 2
+    assert package.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
+"""
+    processes.run(code=code, root=tmp_path, cwd=tmp_path)
+
+
+def test_bare_import_is_light(run):
+    """Of an installed package: it imports neither torch nor NumPy, and so does not host use torch."""
+    installed = run("import importlib.metadata as m\nprint(len(m.entry_points(group='torch.backends')))") == "1\n"
+    run(f"""
+import sys
+import pruneopd_kernels
+heavy = {{"torch", "numpy", "triton", "ml_dtypes", "asyncio"}} & set(sys.modules)
+assert not heavy or not {installed}, heavy
+assert "triton" not in sys.modules
+import numpy as np
+from pruneopd_kernels import PruneConfig, host
+logits = np.random.default_rng(0).standard_normal((2, 3, 40), np.float32)
+host.reliability(logits, logits), host.token_stats(logits, logits)
+host.reliability_from_topk(np.zeros((2, 3, 4), np.int64), np.zeros((2, 3, 4), np.int64))
+host.reliability_from_drift(np.zeros((2, 3), bool))
+try:
+    host.reliability(logits, logits, k=0)
+except ValueError:
+    PruneConfig()
+assert not {{"torch", "triton"}} & set(sys.modules) or not {installed}
+""")
+
+
+def test_without_torch(run):
+    """The names stay importable; what needs torch says so, and the NumPy functions work."""
+    run("""
+import sys
+sys.modules["torch"] = None  # import torch raises ModuleNotFoundError
+import pruneopd_kernels
+from pruneopd_kernels import host
+import numpy as np
+logits = np.zeros((1, 2, 30), np.float32)
+assert host.reliability(logits, logits).overlap.tolist() == [[1.0, 1.0]]
+assert "vocab_size" in str(__import__("inspect").signature(pruneopd_kernels.reliability))
+try:
+    pruneopd_kernels.reliability(logits, logits)
+except ImportError as error:
+    assert "torch" in str(error)
+else:
+    raise SystemExit("no ImportError")
+""")
+
+
+def test_an_import_of_torch_that_fails_is_not_hidden(run, tmp_path):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('a broken torch')\n")
+    run(f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+for _ in range(2):
+    try:
         import pruneopd_kernels
-        print(*sorted(set(sys.modules) - before))
-    """
-    ).split()
-    heavy = {"torch", "numpy", "triton", "ml_dtypes", "asyncio", "inspect"} & {
-        name.partition(".")[0] for name in loaded
-    }
-    assert "pruneopd_kernels" in loaded and heavy == set()
+        import torch
+    except RuntimeError as error:
+        assert str(error) == "a broken torch"
+    else:
+        raise SystemExit("no error")
+""")
 
 
 def test_public_names_resolve_and_are_listed():
-    run(
+    processes.run(
         code="""
-        import pruneopd_kernels
-        names = "reliability reliability_from_topk reliability_from_drift token_stats topk_policy_loss reverse_kl " \
-                "topk_forward_kl PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \
-                "linear_reliability linear_opd_loss reference host parallel"
-        for name in names.split():
-            assert name in dir(pruneopd_kernels) and name in pruneopd_kernels.__all__, name
-        assert set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))
-        import sys
-        for name in sorted(pruneopd_kernels.__all__, key="parallel".__eq__):
-            assert "triton" not in sys.modules, name
-            # parallel comes last: with it torch.compiler, which imports triton itself
-            assert getattr(pruneopd_kernels, name) is not None
+import sys
+import pruneopd_kernels
+names = "reliability reliability_from_topk reliability_from_drift token_stats topk_policy_loss reverse_kl " \\
+        "topk_forward_kl PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \\
+        "linear_reliability linear_opd_loss reference host parallel"
+assert set(names.split()) <= set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))
+for name in sorted(pruneopd_kernels.__all__, key="parallel".__eq__):
+    assert "triton" not in sys.modules, name
+    # parallel comes last: with it torch.compiler, which imports triton itself
+    assert getattr(pruneopd_kernels, name) is not None
+try:
+    pruneopd_kernels.no_such_name
+except AttributeError as error:
+    assert "no_such_name" in str(error)
+else:
+    raise SystemExit("no AttributeError")
+"""
+    )
+
+
+def test_without_triton_and_without_initialising_cuda():
+    """Nothing but impl="triton" imports it, and only that is missing without it."""
+    processes.run(
+        code="""
+import sys
+import torch, pruneopd_kernels
+logits = torch.randn(2, 3, 40)
+for op in ("reliability", "token_stats"):
+    getattr(pruneopd_kernels, op)(logits, logits)
+    for impl in ("cuda", "triton"):
         try:
-            pruneopd_kernels.no_such_name
-        except AttributeError as error:
-            assert "no_such_name" in str(error)
-        else:
-            raise SystemExit("no AttributeError")
-    """
-    )
-
-
-@pytest.mark.parametrize("imports", ["import pruneopd_kernels, torch", "import torch, pruneopd_kernels"])
-def test_operators_are_registered_in_either_order(imports):
-    run(code=imports + USE_RAW)
-
-
-def test_operators_are_registered_by_any_submodule():
-    run(code="import pruneopd_kernels.config\nimport torch" + USE_RAW)
-
-
-def test_the_import_hook_steps_aside():
-    run(
-        code="""
-        import sys
-        import importlib.util
-        import pruneopd_kernels
-        assert importlib.util.find_spec("torch")  # whoever only asks whether torch is there does not use it up
-        import torch
-        assert not [finder for finder in sys.meta_path if "pruneopd" in type(finder).__module__]
-    """
-        + textwrap.indent(USE_RAW, " " * 8)
-    )
-
-
-def test_operators_are_registered_without_triton_and_without_initialising_cuda():
-    run(
-        code="""
-        import sys
-        import torch, pruneopd_kernels
-        logits = torch.randn(2, 3, 40)
-        for op in ("reliability", "token_stats"):
-            getattr(pruneopd_kernels, op)(logits, logits)
-            for impl in ("cuda", "triton"):
-                try:
-                    getattr(pruneopd_kernels, op)(logits, logits, impl=impl)
-                except RuntimeError as error:
-                    assert "not usable here" in str(error)
-                else:
-                    raise SystemExit("no error")
-        assert "triton" not in sys.modules and not torch.cuda.is_initialized()
-    """
-    )
-
-
-def test_without_triton_only_it_is_missing():
-    run(
-        code="""
-        import sys
-        sys.modules["triton"] = None  # import triton raises ModuleNotFoundError
-        import torch, pruneopd_kernels
-        from pruneopd_kernels.dispatch.implementations import WHY_NOT
-        logits = torch.randn(2, 3, 40)
-        assert pruneopd_kernels.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
-        assert "pip install" in WHY_NOT["triton"]
-    """
-    )
-
-
-def test_import_when_torch_is_missing():
-    """The name stays importable; what needs torch says so, and the NumPy twin works."""
-    run(
-        code="""
-        import sys
-        sys.modules["torch"] = None  # import torch raises ModuleNotFoundError
-        import pruneopd_kernels
-        from pruneopd_kernels import host
-        import numpy as np
-        logits = np.zeros((1, 2, 30), np.float32)
-        assert host.reliability(logits, logits).overlap.tolist() == [[1.0, 1.0]]
-        try:
-            pruneopd_kernels.reliability
-        except ImportError as error:
-            assert "torch" in str(error)
-        else:
-            raise SystemExit("no ImportError")
-    """
-    )
-
-
-def test_host_imports_no_torch_and_uses_none():
-    run(
-        code="""
-        import sys
-        import numpy as np
-        from pruneopd_kernels import host
-        logits = np.random.default_rng(0).standard_normal((2, 3, 40), np.float32)
-        host.reliability(logits, logits)
-        host.token_stats(logits, logits)
-        ids = np.zeros((2, 3, 4), np.int64)
-        host.reliability_from_topk(ids, ids)
-        host.reliability_from_drift(np.zeros((2, 3), bool))
-        try:
-            host.reliability(logits, logits, k=0)
-        except ValueError:
-            pass
-        from pruneopd_kernels import PruneConfig
-        PruneConfig()
-        assert not {"torch", "triton"} & set(sys.modules), "torch was imported"
-    """
-    )
-
-
-def test_an_import_of_torch_that_fails_is_not_hidden(tmp_path):
-    """The import hook passes on whatever torch raises."""
-    (tmp_path / "torch.py").write_text("raise RuntimeError('a broken torch')\n")
-    run(
-        code=f"""
-        import sys
-        sys.path.insert(0, {str(tmp_path)!r})
-        import pruneopd_kernels
-        try:
-            import torch
+            getattr(pruneopd_kernels, op)(logits, logits, impl=impl)
         except RuntimeError as error:
-            assert str(error) == "a broken torch"
+            assert "not usable here" in str(error)
         else:
             raise SystemExit("no error")
-    """
+assert "triton" not in sys.modules and not torch.cuda.is_initialized()
+"""
+    )
+    processes.run(
+        code="""
+import sys
+sys.modules["triton"] = None  # import triton raises ModuleNotFoundError
+import torch, pruneopd_kernels
+from pruneopd_kernels.ops._implementations import WHY_NOT
+logits = torch.randn(2, 3, 40)
+assert pruneopd_kernels.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
+assert "pip install" in WHY_NOT["triton"]
+"""
     )
 
 
-def test_bfloat16_without_ml_dtypes_is_one_sentence():
-    """ml_dtypes is optional: whoever has bfloat16 arrays has it."""
-    run(
+def test_float32_without_ml_dtypes():
+    """It is optional: whoever has bfloat16 arrays has it."""
+    processes.run(
         code="""
-        import sys
-        sys.modules["ml_dtypes"] = None
-        import numpy as np
-        from pruneopd_kernels import host
-        logits = np.zeros((1, 2, 30), np.float32)
-        host.reliability(logits, logits)
-    """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np
+from pruneopd_kernels import host
+logits = np.zeros((1, 2, 30), np.float32)
+host.reliability(logits, logits)
+"""
     )

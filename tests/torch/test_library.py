@@ -125,7 +125,7 @@ def test_names_and_defaults(op):
     assert [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY] == by_position
     assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == by_name
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    assert defaults == {name: DEFAULTS[name] for name in parameters if name in DEFAULTS}
+    assert defaults == {name: DEFAULTS[name] for name in ["mask", *by_name]}
     schema = raw(op).default._schema
     assert {a.name: a.default_value for a in schema.arguments if a.has_default_value()} == defaults
     assert {a.name for a in schema.arguments} == set(parameters)
@@ -191,9 +191,10 @@ def test_fake_and_meta_equal_real(op, packed, impl):
                 with FakeTensorMode() as mode:
                     fakes = {n: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
                     assert described(call(fakes).values()) == real
-                meta = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-                result = call(meta).values()
-                assert described(result) == real and all(x.is_meta for x in result)
+                if call is calls[0]:  # what a saving operator saves depends on the implementation
+                    meta = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+                    result = call(meta).values()
+                    assert described(result) == real and all(x.is_meta for x in result)
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""An operator is declared once: a default and a rule that change there change everywhere."""
+
+import shutil
+from pathlib import Path
+
+import processes
+import pruneopd_kernels
+
+# Prints what each surface says of `reliability`: the default of w_drop, and how it refuses threshold=0.9.
+CODE = """
+import inspect, os
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+import numpy as np
+import torch
+import pruneopd_kernels
+from pruneopd_kernels import host, ops, parallel, reference
+
+declared = ops.OPERATORS["reliability"]
+logits = torch.zeros(1, 3, 20)
+arrays = logits.numpy()
+
+def refusal(function, *args):
+    try:
+        function(*args, threshold=0.9)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+
+def default(function):
+    return inspect.signature(function).parameters["w_drop"].default
+
+def weights(function, *args):
+    result = function(*args, threshold=0.75, w_base=0.0, k=1, mask=np.ones((1, 3)) if args[0] is arrays else None)
+    return type(result).__name__, list(inspect.signature(function).parameters)[:3]
+
+schema = torch.ops.pruneopd.reliability.default._schema
+private = torch._C._parse_schema if False else torch.ops.pruneopd_cpp.reliability.default._schema
+of = lambda schema: next(one.default_value for one in schema.arguments if one.name == "w_drop")
+line = lambda text: next(one.strip() for one in text.splitlines() if one.strip().startswith("w_drop:"))
+print(of(schema), of(private), *map(default, (pruneopd_kernels.reliability, host.reliability, reference.reliability,
+      parallel.reliability)))
+print(*{line(inspect.getdoc(x)) for x in (pruneopd_kernels.reliability, host.reliability, reference.reliability)},
+      sep="|")
+print(refusal(pruneopd_kernels.reliability, logits, logits))
+print(refusal(torch.ops.pruneopd.reliability, logits, logits))
+print(refusal(reference.reliability, logits, logits))
+print(refusal(host.reliability, arrays, arrays))
+student = torch.arange(20.0).expand(1, 3, 20)
+drifting = [student, student.flip(-1)]
+print(*(float(call(*drifting)[3][0, 0]) for call in (pruneopd_kernels.reliability, torch.ops.pruneopd.reliability,
+      reference.reliability)), float(host.reliability(*(x.numpy() for x in drifting)).reliability[0, 0]))
+"""
+
+
+def test_a_default_and_a_rule_change_in_one_place(tmp_path):
+    package = tmp_path / "pruneopd_kernels"
+    shutil.copytree(Path(pruneopd_kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
+    assert before[0].split() == ["0.01"] * 6 and len(before[1].split("|")) == 1
+    assert before[2:6] == ["None"] * 4
+    assert before[6].split() == ["0.9900000095367432"] * 4
+
+    declaration = package / "ops" / "reliability.py"
+    text = declaration.read_text()
+    for old, new in (
+        ("    w_drop: float = 0.01,\n", "    w_drop: float = 0.25,\n"),
+        ("        w_drop: ", "        w_drop: In this copy, "),
+        ("    checks.scalars(op, a)\n", "    checks.scalars(op, a)\n"
+         "    if a.threshold > 0.8:\n        checks.bad_value(op, 'threshold', 'be at most 0.8', a.threshold)\n"),
+    ):  # fmt: skip
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    declaration.write_text(text)
+    after = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
+    assert after[0].split() == ["0.25"] * 6
+    assert len(after[1].split("|")) == 1 and after[1].startswith("w_drop: In this copy, ")
+    assert after[2:6] == ["reliability: threshold must be at most 0.8, got 0.9"] * 4
+    assert after[6].split() == ["0.75"] * 4
