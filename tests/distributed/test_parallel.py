@@ -5,13 +5,12 @@ import math
 import re
 
 import numpy as np
-import operators
 import pytest
 import torch
-from pruneopd_kernels.results import TopkForwardKl
 
 import cases
 import comparison
+import operators
 import parallel_rank
 import pruneopd_kernels
 import tiers

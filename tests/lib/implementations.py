@@ -14,6 +14,7 @@ import cuda_emulated
 import interpreted
 import pruneopd_kernels
 from arrays import as_array, as_tensor
+from pruneopd_kernels.dispatch import cpp
 from pruneopd_kernels.ops import BACKWARD_PASSES
 from pruneopd_kernels.ops import OPERATORS as DECLARED
 
