@@ -77,5 +77,4 @@ def run(op: Operator, impl: str, a: Any) -> tuple[torch.Tensor, ...]:
     if impl in ("cpp", "cuda"):
         outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op.name)(*a)
         return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    package = import_module(f"..{impl}", __package__)
-    return tuple((package.COMPUTE if impl == "reference" else vars(package))[op.name](a))
+    return tuple(import_module(f"..{impl}", __package__).COMPUTE[op.name](a))

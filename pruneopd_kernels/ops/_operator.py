@@ -96,6 +96,11 @@ class Operator:
     def module(self) -> Any:
         return sys.modules[self.function.__module__]
 
+    @property
+    def stem(self) -> str:
+        """The name of the file that declares it, and of those that implement it."""
+        return self.function.__module__.rpartition(".")[2]
+
     def check(self, a: Any, *, float64: bool = False, values: bool = False) -> None:
         """Raise if a record of arguments breaks a rule; `values` also looks at the values inside tensors."""
         self.module.check(self.name, a, float64=float64, values=values)
