@@ -269,7 +269,7 @@ class ForwardTerms(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """The other results of `topk_forward_kl`, per position."""
+    """The other results of the forward KL over the teacher's candidates, per position."""
 
     student_mass: Tensor
     teacher_mass: Tensor

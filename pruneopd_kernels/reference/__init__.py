@@ -14,13 +14,8 @@ from .. import formulas
 from ..ops import BACKWARD_PASSES, OPERATORS, Operator
 
 
-def _module(op: Operator) -> Any:
-    """Return the module here that has the name of the one in which the operator is declared."""
-    return import_module(f".{op.function.__module__.rpartition('.')[2]}", __name__)
-
-
 def _function(op: Operator) -> Any:
-    module = _module(op)
+    module = import_module(f".{op.stem}", __name__)
     definition = getattr(module, op.name)
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -37,6 +32,6 @@ def _function(op: Operator) -> Any:
 # operator or backward pass: what `impl="reference"` runs, with a record of arguments that have been checked
 COMPUTE: dict[str, Any] = {}
 globals().update({name: _function(op) for name, op in OPERATORS.items()})
-COMPUTE.update({name: getattr(_module(op), name) for name, op in BACKWARD_PASSES.items()})
+COMPUTE.update({name: getattr(import_module(f".{op.stem}", __name__), name) for name, op in BACKWARD_PASSES.items()})
 
 __all__ = [*OPERATORS]
