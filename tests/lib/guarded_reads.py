@@ -1,20 +1,23 @@
-"""Run by test_library.py in a process of its own: logits that lie between pages which must not be touched.
+"""Run by test_compiled_files.py in a process of its own: tensors that lie between pages which must not be touched.
 
-A read before the first logit, beyond the last one, or of a masked position ends this process with a fault.
+    python tests/lib/guarded_reads.py cpp|cuda-emulated|triton
+
+A read or a write before the first element, beyond the last one, or in a row that does not count ends this process with
+a fault.
 """
 
 import ctypes
 import faulthandler
+import functools
 import itertools
 import mmap
+import sys
 
-import ml_dtypes
-import numpy as np
 import torch
 
-from arrays import as_array
-from implementations import COMPILED
-from pruneopd_kernels import host
+import interpreted
+from implementations import COMPILED, CUDA_EMULATED, HOST, LOGITS, LOSSES, Unregistered
+from operators import example
 
 PAGE = mmap.PAGESIZE
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -30,7 +33,7 @@ def protect(address, length):
 def between_guards(values, at_end):
     """A copy of the tensor that ends where a forbidden page begins, or begins where one ends."""
     size = values.numel() * values.element_size()
-    pages = -(-size // PAGE)
+    pages = max(1, -(-size // PAGE))
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     offset = PAGE + (pages * PAGE - size if at_end else 0)
     tensor = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=offset).view(values.shape)
@@ -42,114 +45,123 @@ def between_guards(values, at_end):
     return tensor
 
 
-def call_all(student, teacher, mask=None, **kwargs):
-    for impl in COMPILED:
-        impl.reliability(student, teacher, mask, **kwargs)
-        impl.token_stats(student, teacher, mask, **kwargs)
-    host.token_stats(*map(as_array, (student, teacher)), None if mask is None else mask.numpy(), **kwargs)
+def guarded(op, shape, width, dtype, at_end=True, k=None, logits=None):
+    """An ordinary call whose tensors lie between guards; `logits`: what they are instead."""
+    arguments = example(op, shape, width, k or min(16, width), dtype=dtype)
+    for name, x in arguments.items():
+        if isinstance(x, torch.Tensor) and x.numel():
+            if logits is not None and name.endswith("logits"):
+                x = logits.to(dtype).expand(x.shape)
+            arguments[name] = between_guards(x, at_end)
+    return arguments
 
 
-def call_losses(student, teacher, mask=None, **kwargs):
-    """Forwards and backwards, where only the logits lie between guards."""
-    shape, width = student.shape[:-1], kwargs.get("vocab_size", student.shape[-1])
-    for impl, m in itertools.product(COMPILED, {1, min(16, width)}):
-        ids = torch.randint(width, (*shape, m))
-        ids[..., -1] = width - 1
-        advantages, log_q = torch.randn(*shape, m), torch.randn(*shape, m) - 3
-        impl.loss("topk_policy_loss", None, student, ids, advantages, mask, **kwargs)
-        impl.loss("reverse_kl", None, student, teacher, mask, **kwargs)
-        impl.loss("topk_forward_kl", None, student, ids, log_q, mask, **kwargs)
+def calls(impls, op):
+    return [impl for impl in impls if not (impl is HOST and op in LOSSES)]
 
 
-def ends_of_tensors():
-    for width, dtype, at_end in itertools.product(
-        [1, 2, 7, 16, 31, 33, 64, 511, 512, 513, 1037, 2048], DTYPES, [True, False]
-    ):
-        student, teacher = (between_guards(torch.randn(1, 2, width).to(dtype), at_end) for _ in range(2))
+def ends_of_tensors(impls, op, widths):
+    for width, dtype, at_end in itertools.product(widths, DTYPES, [True, False]):
         for k in {1, min(16, width), min(256, width)}:
-            call_all(student, teacher, k=k)
-        call_losses(student, teacher)
-    ramp = torch.arange(1037.0).expand(1, 2, -1)
-    call_all(between_guards(ramp, True), between_guards(ramp.flip(-1), True), k=256)
-    nan = torch.full((1, 2, 1037), torch.nan)
-    call_all(between_guards(nan, True), between_guards(ramp, True), k=16)
+            arguments = guarded(op, (1, 2), width, dtype, at_end, k)
+            for impl in calls(impls, op):
+                impl.run(op, **arguments)
+    for logits in (torch.arange(1037.0), torch.full((1037,), torch.nan)):
+        arguments = guarded(op, (1, 2), 1037, torch.float32, k=256, logits=logits)
+        for impl in calls(impls, op):
+            impl.run(op, **arguments)
 
 
-def beyond_vocab_size():
+def beyond_vocab_size(impls, op):
     """Rows of one page each and a half: what lies beyond vocab_size in the last row is forbidden."""
-    width = 2 * PAGE // 4
-    student, teacher = (between_guards(torch.randn(1, 1, width), True) for _ in range(2))
-    for x in (student, teacher):
-        protect(x.data_ptr() + PAGE, PAGE)
-    for vocab_size in (PAGE // 4, PAGE // 4 - 3):
-        call_all(student, teacher, vocab_size=vocab_size)
-        call_losses(student, teacher, vocab_size=vocab_size)
+    arguments = guarded(op, (1, 1), PAGE // 2, torch.float32)
+    for name, ids in arguments.items():
+        if name.endswith("ids"):
+            ids.clamp_(max=PAGE // 4 - 4)
+        elif name.endswith("logits"):
+            protect(ids.data_ptr() + PAGE, PAGE)
+    for impl, vocab_size in itertools.product(calls(impls, op), (PAGE // 4, PAGE // 4 - 3)):
+        impl.run(op, **arguments, vocab_size=vocab_size)
 
 
-def rows_of_a_page(dtype, readable):
-    """Six positions of a page each, of which only these may be read."""
-    width = PAGE // dtype.itemsize
-    pair = [between_guards(torch.randn(1, 6, width).to(dtype), True) for _ in range(2)]
-    for x, t in itertools.product(pair, {0, 1, 2, 3, 4, 5} - set(readable)):
-        protect(x.data_ptr() + t * PAGE, PAGE)
-    return pair
-
-
-def masked_positions():
+def rows_that_do_not_count(impls, op):
+    """Masked, without a weight or a candidate that counts: six rows of a page each, of which few are read."""
     for dtype in DTYPES:
-        student, teacher = rows_of_a_page(dtype, readable=[1, 4])
-        mask = torch.tensor([[False, True, False, False, True, False]])
-        call_all(student, teacher, mask)
-        call_losses(student, teacher, mask)
+        arguments = guarded(op, (1, 6), PAGE // dtype.itemsize, dtype)
+        arguments["mask"] = torch.tensor([[True, True, op not in LOSSES, False, True, False]])
+        unread = [3, 5]
+        if op == "reverse_kl":
+            arguments["weight"][0] = torch.tensor([0.0, 2.0, -0.0, 1.0, -1.0, 1.0])
+            unread += [0, 2]
+        if op == "topk_policy_loss":
+            arguments["topk_ids"][0, 0], arguments["advantages"][0, 2] = -1, 0.0
+            unread += [0, 2]
+        for name, t in itertools.product((name for name in arguments if name.endswith("logits")), unread):
+            protect(arguments[name].data_ptr() + t * PAGE, PAGE)
+        for impl in calls(impls, op):
+            impl.run(op, **arguments)
 
 
-def rows_that_no_loss_needs():
-    """Without a weight, without a candidate that counts; and backwards, without a gradient that is asked for."""
-    for impl, dtype in itertools.product(COMPILED, DTYPES):
-        student, teacher = rows_of_a_page(dtype, readable=[1, 4])
-        weight = torch.tensor([[0.0, 2.0, -0.0, 0.0, -1.0, 0.0]])
-        impl.loss("reverse_kl", None, student, teacher, weight=weight)
-        ids, advantages = torch.full((1, 6, 3), 5), torch.ones(1, 6, 3)
-        ids[0, 0], advantages[0, 2:4], ids[0, 5] = -1, 0.0, torch.tensor([-1, 5, -7])
-        advantages[0, 5] = torch.tensor([1.0, 0.0, torch.nan])
-        impl.loss("topk_policy_loss", None, student, ids, advantages)
-
-        pair = rows_of_a_page(dtype, readable=range(6))
-        options = {"impl": "cpp"}
+def rows_whose_gradient_nobody_asks_for(impls, op):
+    """Backwards, where the gradient that comes in is 0."""
+    for impl, dtype in itertools.product(impls, DTYPES):
+        arguments = guarded(op, (6,), PAGE // dtype.itemsize, dtype) | {"mask": None}
+        student = arguments["student_logits"].requires_grad_()
         with impl.chosen():
-            _, state = torch.ops.pruneopd._reverse_kl(*pair, **options)
-            _, coefficients, of_student = torch.ops.pruneopd._topk_policy_loss(
-                pair[0], ids.clamp(min=0), torch.ones(1, 6, 3), **options
-            )
-            for x, t in itertools.product(pair, (0, 2, 3, 5)):
-                protect(x.data_ptr() + t * PAGE, PAGE)
-            torch.ops.pruneopd._reverse_kl_backward(*pair, state, weight, **options)
-            torch.ops.pruneopd._logprobs_backward(
-                pair[0], ids.clamp(min=0), coefficients, of_student, weight, **options
-            )
+            outputs = impl.call(op, **arguments)
+            loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
+            for name, t in itertools.product((name for name in arguments if name.endswith("logits")), (0, 2, 3, 5)):
+                protect(arguments[name].data_ptr() + t * PAGE, PAGE)
+            torch.autograd.grad(loss, student, torch.tensor([0.0, 2.0, -0.0, 0.0, -1.0, 0.0]))
 
 
-def logits_that_have_changed():
+def logits_that_have_changed(impls, op):
     """Through .data between the passes, where autograd does not see it: no value is an address."""
-    for impl, dtype, op in itertools.product(COMPILED, DTYPES, ["reverse_kl", "topk_policy_loss"]):
-        student, teacher = (between_guards(torch.randn(4, 301).to(dtype), True) for _ in range(2))
-        student[:, 7] = 90.0  # a peak
-        others = [teacher] if op == "reverse_kl" else [torch.full((4, 2), 7), torch.ones(4, 2)]
-        leaf = student.detach().requires_grad_()
-        loss = impl.call(op, leaf, *others)
-        for change in (-5.0, 95.0, torch.nan, -torch.inf):
-            student.data[:, 7] = change
-            with impl.chosen():
-                torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
+    for impl, dtype in itertools.product(impls, DTYPES):
+        arguments = guarded(op, (4,), 301, dtype) | {"mask": None}
+        student = arguments["student_logits"].requires_grad_()
+        student.data[:, 7] = 90.0  # a peak
+        with impl.chosen():
+            outputs = impl.call(op, **arguments)
+            loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
+            for change in (-5.0, 95.0, torch.nan, -torch.inf):
+                student.data[:, 7] = change
+                torch.autograd.grad(loss.sum(), student, retain_graph=True)
+
+
+def outputs_between_guards():
+    """What the Triton kernels write to, made with new_empty, lies between guards too."""
+    new_empty = torch.Tensor.new_empty
+
+    @functools.wraps(new_empty)
+    def guarded_empty(like, shape, dtype=None, **of_interpreter):
+        if of_interpreter or 0 in tuple(shape):
+            return new_empty(like, shape, dtype=dtype, **of_interpreter)
+        return between_guards(torch.zeros(tuple(shape), dtype=dtype or like.dtype), True)
+
+    torch.Tensor.new_empty = guarded_empty
+
+
+def main(kernels):
+    widths = [1, 7, 16, 31, 33, 511, 513, 2048]  # on each side of a step of the CPU's loops and of a tile
+    impls = [*COMPILED, HOST]
+    if kernels == "cuda-emulated":
+        impls, widths = [CUDA_EMULATED], [1, 7, 127, 129, 4097]
+    if kernels == "triton":
+        interpreted.prepare()
+        outputs_between_guards()
+        impls, widths = [Unregistered("triton", interpreted.run_here)], [7, 257, 4096, 4100]
+    for op in LOGITS:
+        ends_of_tensors(impls, op, widths)
+        beyond_vocab_size(impls, op)
+        rows_that_do_not_count(impls, op)
+    for op in LOSSES if kernels == "cpp" else []:
+        rows_whose_gradient_nobody_asks_for(COMPILED, op)
+        logits_that_have_changed(COMPILED, op)
 
 
 if __name__ == "__main__":
     faulthandler.enable()
-    torch.manual_seed(0)
-    assert ml_dtypes.bfloat16(1) == np.float32(1)
-    ends_of_tensors()
-    beyond_vocab_size()
-    masked_positions()
-    rows_that_no_loss_needs()
-    logits_that_have_changed()
+    torch.manual_seed(0), torch.set_num_threads(1)
+    main(*sys.argv[1:])
     print("nothing else was read")

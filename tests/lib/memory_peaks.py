@@ -4,6 +4,7 @@ Prints a JSON line a call: operator, dtype, k, peak beyond inputs and outputs in
 """
 
 import ctypes
+import functools
 import json
 
 import torch
@@ -39,19 +40,21 @@ def main():
         for dtype in (torch.float32, torch.bfloat16):
             student, teacher = (torch.randn(64, 151936).to(dtype) for _ in range(2))
             for op, shape in (("reliability", (4, 16, -1)), ("token_stats", (64, -1))):
-                function = getattr(impl, op)
                 small = torch.randn(8, 8, 300).to(dtype)
-                function(small, small)  # threads and lazily loaded code
+                impl.call(op, student_logits=small, teacher_logits=small)  # threads and lazily loaded code
+                pair = {"student_logits": student.view(shape), "teacher_logits": teacher.view(shape)}
                 for k in (16, 256):
-                    peak = extra(function, student.view(shape), teacher.view(shape), k=k)
+                    peak = extra(impl.call, op, **pair, k=k)
                     print(json.dumps({"impl": repr(impl), "op": op, "dtype": str(dtype), "k": k, "extra": peak}))
         ids = torch.randint(1000, (64, 1024, 16))
-        impl.reliability_from_topk(ids[:, :8], ids[:, :8])
-        peak = extra(impl.reliability_from_topk, ids, ids.flip(0))
+        for_topk = functools.partial(impl.call, "reliability_from_topk")
+        for_topk(student_topk_ids=ids[:, :8], teacher_topk_ids=ids[:, :8])
+        peak = extra(for_topk, student_topk_ids=ids, teacher_topk_ids=ids.flip(0))
         print(json.dumps({"impl": repr(impl), "op": "reliability_from_topk", "extra": peak}))
         drift = torch.rand(64, 12288) < 0.5
-        impl.reliability_from_drift(drift[:, :8])
-        peak = extra(impl.reliability_from_drift, drift)
+        for_drift = functools.partial(impl.call, "reliability_from_drift")
+        for_drift(drift=drift[:, :8])
+        peak = extra(for_drift, drift=drift)
         print(json.dumps({"impl": repr(impl), "op": "reliability_from_drift", "extra": peak}))
 
 

@@ -8,9 +8,7 @@ import pruneopd_kernels
 
 # Prints what each surface says of `reliability`: the default of w_drop, and how it refuses threshold=0.9.
 CODE = """
-import inspect, os
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-import numpy as np
+import inspect
 import torch
 import pruneopd_kernels
 from pruneopd_kernels import host, ops, parallel, reference
@@ -28,12 +26,8 @@ def refusal(function, *args):
 def default(function):
     return inspect.signature(function).parameters["w_drop"].default
 
-def weights(function, *args):
-    result = function(*args, threshold=0.75, w_base=0.0, k=1, mask=np.ones((1, 3)) if args[0] is arrays else None)
-    return type(result).__name__, list(inspect.signature(function).parameters)[:3]
-
 schema = torch.ops.pruneopd.reliability.default._schema
-private = torch._C._parse_schema if False else torch.ops.pruneopd_cpp.reliability.default._schema
+private = torch.ops.pruneopd_cpp.reliability.default._schema
 of = lambda schema: next(one.default_value for one in schema.arguments if one.name == "w_drop")
 line = lambda text: next(one.strip() for one in text.splitlines() if one.strip().startswith("w_drop:"))
 print(of(schema), of(private), *map(default, (pruneopd_kernels.reliability, host.reliability, reference.reliability,
@@ -46,30 +40,36 @@ print(refusal(reference.reliability, logits, logits))
 print(refusal(host.reliability, arrays, arrays))
 student = torch.arange(20.0).expand(1, 3, 20)
 drifting = [student, student.flip(-1)]
-print(*(float(call(*drifting)[3][0, 0]) for call in (pruneopd_kernels.reliability, torch.ops.pruneopd.reliability,
-      reference.reliability)), float(host.reliability(*(x.numpy() for x in drifting)).reliability[0, 0]))
+print(*(float(call(*drifting, k=1)[3][0, 0]) for call in (pruneopd_kernels.reliability, torch.ops.pruneopd.reliability,
+      reference.reliability)), float(host.reliability(*(x.numpy() for x in drifting), k=1).reliability[0, 0]))
+"""
+
+
+RULE = """
+    checks.scalars(op, a)
+    if a.threshold > 0.8:
+        checks.bad_value(op, "threshold", "be at most 0.8", a.threshold)
 """
 
 
 def test_a_default_and_a_rule_change_in_one_place(tmp_path):
     package = tmp_path / "pruneopd_kernels"
-    shutil.copytree(Path(pruneopd_kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    source = Path(pruneopd_kernels.__file__).parent
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source.with_name("pruneopd_autoload.py"), tmp_path)
     before = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
     assert before[0].split() == ["0.01"] * 6 and len(before[1].split("|")) == 1
     assert before[2:6] == ["None"] * 4
     assert before[6].split() == ["0.9900000095367432"] * 4
 
-    declaration = package / "ops" / "reliability.py"
-    text = declaration.read_text()
-    for old, new in (
-        ("    w_drop: float = 0.01,\n", "    w_drop: float = 0.25,\n"),
-        ("        w_drop: ", "        w_drop: In this copy, "),
-        ("    checks.scalars(op, a)\n", "    checks.scalars(op, a)\n"
-         "    if a.threshold > 0.8:\n        checks.bad_value(op, 'threshold', 'be at most 0.8', a.threshold)\n"),
-    ):  # fmt: skip
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    declaration.write_text(text)
+    for path, old, new in (
+        ("config.py", "    w_drop: float = 0.01\n", "    w_drop: float = 0.25\n"),  # whose fields are the defaults
+        ("ops/reliability.py", "        w_drop: ", "        w_drop: In this copy, "),
+        ("ops/reliability.py", "    checks.scalars(op, a)\n", RULE),
+    ):
+        text = (package / path).read_text()
+        assert text.count(old) == 1, (path, old)
+        (package / path).write_text(text.replace(old, new))
     after = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
     assert after[0].split() == ["0.25"] * 6
     assert len(after[1].split("|")) == 1 and after[1].startswith("w_drop: In this copy, ")

@@ -7,8 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import pruneopd_kernels
 from implementations import DECLARED, OPERATORS, raw
 from operators import example
-from pruneopd_kernels.ops import _cuda
-from pruneopd_kernels.ops import _implementations as implementations
+from pruneopd_kernels.dispatch import cuda, implementations
 
 CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 BUILT_FOR = ["sm_80", "sm_90", "sm_100", "compute_100"]
@@ -22,7 +21,7 @@ def usable(monkeypatch):
         why_not = {name: None if name in names else "for this test" for name in implementations.WHY_NOT}
         monkeypatch.setattr(implementations, "WHY_NOT", why_not)
         monkeypatch.setattr(implementations, "AUTO", implementations._usable(why_not))
-        monkeypatch.setattr(_cuda, "why_not_on", lambda _: _cuda._why_not_with_capability(capability, BUILT_FOR))
+        monkeypatch.setattr(cuda, "why_not_on", lambda _: cuda._why_not_with_capability(capability, BUILT_FOR))
 
     return make
 
@@ -80,11 +79,11 @@ def test_auto_passes_over_the_library_on_a_gpu_that_it_has_no_code_for(usable):
 )
 def test_code_for_a_gpu(capability, built_for, words):
     has = f"_cuda.so has code for {', '.join(built_for)} and the GPU is of compute capability "
-    assert _cuda._why_not_with_capability(capability, built_for) == (words and has + words)
+    assert cuda._why_not_with_capability(capability, built_for) == (words and has + words)
 
 
 def test_a_driver_for_the_library():
-    with_driver = _cuda._why_not_with_driver
+    with_driver = cuda._why_not_with_driver
     assert with_driver((13, 0), (13, 0)) is with_driver((13, 1), (13, 0)) is with_driver((12, 2), (12, 8)) is None
     assert with_driver((12, 8), (13, 0)) == (
         "the driver runs CUDA 12.8 and _cuda.so has been built with 13.0; update it, or build with an older toolkit"
@@ -95,31 +94,31 @@ def test_a_driver_for_the_library():
 
 
 def test_a_library_that_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(_cuda, "PATH", tmp_path / "_cuda.so")
-    assert _cuda._load() == (
+    monkeypatch.setattr(cuda, "PATH", tmp_path / "_cuda.so")
+    assert cuda._load() == (
         f"{tmp_path}/_cuda.so is missing; pip install 'pruneopd-kernels[cuda13]' brings it, and installing the package "
         "from its sources where nvcc (of a CUDA toolkit) is found builds it"
     )
     (tmp_path / "_cuda.so").write_bytes(b"no library")
-    why = _cuda._load()
+    why = cuda._load()
     assert why.startswith(f"_cuda.so does not load in torch {torch.__version__} (") and "\n" not in why
     assert why.endswith("; it needs torch >= 2.11 or a new build")
 
 
 def test_the_library_that_is_built(monkeypatch):
     """It loads in every torch, also in one without CUDA, where nothing runs it."""
-    if not _cuda.PATH.exists():
+    if not cuda.PATH.exists():
         pytest.skip("built without nvcc")
-    assert _cuda.toolkit() >= (12, 0)
-    assert _cuda.architectures()[-1].startswith("compute_")
-    assert all(name.startswith("sm_") for name in _cuda.architectures()[:-1])
+    assert cuda.toolkit() >= (12, 0)
+    assert cuda.architectures()[-1].startswith("compute_")
+    assert all(name.startswith("sm_") for name in cuda.architectures()[:-1])
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert _cuda._load() == (
+    assert cuda._load() == (
         f"torch {torch.__version__} has been built without CUDA; install one that has been built with it"
     )
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(_cuda, "_driver_version", lambda: _cuda.toolkit())
-    assert _cuda._load() is None
+    monkeypatch.setattr(cuda, "_driver_version", lambda: cuda.toolkit())
+    assert cuda._load() is None
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -32,7 +32,6 @@ def run(request, tmp_path):
         # What else is installed here stays out of sight; torch and NumPy do not.
         hide = f"""
 import importlib.metadata as m
-m.MetadataPathFinder.find_distributions.__func__
 _find = m.Distribution.discover.__func__
 m.Distribution.discover = classmethod(lambda cls, **k: (d for d in _find(cls, **k) if "{folder}" in str(d._path)))
 """
@@ -59,6 +58,7 @@ def test_operators_are_registered(run, imports):
 
 def test_two_copies_live_in_one_process(tmp_path):
     """Each with operators of its own, as the kernel hub imports them."""
+    shutil.copy(PACKAGE.with_name("pruneopd_autoload.py"), tmp_path)
     for name in ("one_kernels", "two_kernels"):
         shutil.copytree(PACKAGE, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = """
@@ -178,7 +178,7 @@ assert "triton" not in sys.modules and not torch.cuda.is_initialized()
 import sys
 sys.modules["triton"] = None  # import triton raises ModuleNotFoundError
 import torch, pruneopd_kernels
-from pruneopd_kernels.ops._implementations import WHY_NOT
+from pruneopd_kernels.dispatch.implementations import WHY_NOT
 logits = torch.randn(2, 3, 40)
 assert pruneopd_kernels.reliability(logits, logits).overlap.tolist() == [[1.0] * 3] * 2
 assert "pip install" in WHY_NOT["triton"]

@@ -14,11 +14,10 @@ import pruneopd_kernels
 def run(tmp_path_factory):
     """`processes.run`, but what it finds is a copy of the package without its compiled files."""
     folder = tmp_path_factory.mktemp("uncompiled")
-    shutil.copytree(
-        Path(pruneopd_kernels.__file__).parent,
-        folder / "pruneopd_kernels",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-    )
+    source = Path(pruneopd_kernels.__file__).parent
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(source, folder / "pruneopd_kernels", ignore=ignore)
+    shutil.copy(source.with_name("pruneopd_autoload.py"), folder)
     return functools.partial(processes.run, root=folder, cwd=folder)
 
 

@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from interpreted import OPERATORS, PASSES, checked
-from pruneopd_kernels.dispatch import triton
+import pruneopd_kernels.triton
+from pruneopd_kernels.ops import BACKWARD_PASSES, OPERATORS
 from pruneopd_kernels.triton import position
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -43,53 +43,53 @@ class Ahead:
         return 0
 
 
-def logits_calls(op, dtypes, k, **kwargs):
-    """Few positions, then many: their kernels differ."""
-    for positions in (1, 20):
-        student, teacher = (torch.empty(1, positions, WIDTH, dtype=dtype) for dtype in dtypes)
-        yield op, (student, teacher), {"k": k, **kwargs}
-
-
-def loss_calls(dtypes, m):
-    """Both passes of each loss with m candidates; the student's dtype is the first."""
-    for positions in (1, 20):
-        student, teacher = (torch.empty(1, positions, WIDTH, dtype=dtype) for dtype in dtypes)
-        ids, floats = torch.zeros(1, positions, m, dtype=torch.int64), torch.zeros(1, positions, m)
-        state, scale = torch.zeros(1, positions, 5), torch.zeros(1, positions)
-        one = {"student_logits": student, "student_temperature": 0.6, "vocab_size": None}
-        pair = {**one, "teacher_logits": teacher, "teacher_temperature": 1.0}
-        clips = {"clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0}
-        policy = {"topk_ids": ids, "advantages": floats, "mask": None, "old_logprobs": floats, **clips}
-        forward_kl = {"teacher_topk_ids": ids, "teacher_topk_logprobs": floats, "mask": None, "logprob_min": None}
-        yield "topk_policy_loss", (), one | policy
-        if m <= 256:
-            yield "topk_forward_kl", (), one | forward_kl
-        yield "reverse_kl", (), pair | {"mask": None, "weight": scale}
-        yield (
-            "logprobs_backward",
-            (),
-            one | {"topk_ids": ids, "coefficients": floats, "state": state[..., :2]} | {"scale": scale},
-        )
-        yield "reverse_kl_backward", (), pair | {"state": state, "scale": scale}
-
-
 def calls(everything):
-    """What is compiled: for one architecture much of what there is, for the others the usual."""
-    yield from loss_calls((BF16, BF16), 16)
-    if everything:
-        yield from loss_calls((F32, F32), 256)
-        yield from loss_calls((F16, F32), 512)
-    for op in ("reliability", "token_stats"):
-        yield from logits_calls(op, (BF16, BF16), 16)
+    """What is compiled, as operator and arguments: for one architecture much of it, for the others the usual.
+
+    Few positions, then many: their kernels differ. Of two dtypes the first is the student's.
+    """
+    for positions in (1, 20):
+        yield from loss_calls(positions, (BF16, BF16), 16)
+        yield from logits_calls(positions, (BF16, BF16), 16)
         if everything:
-            yield from logits_calls(op, (F32, F32), 16)
-            yield from logits_calls(op, (F16, BF16), 64)
-            yield from logits_calls(op, (BF16, F32), 256)
+            yield from loss_calls(positions, (F32, F32), 256)
+            yield from loss_calls(positions, (F16, F32), 512)
+            yield from logits_calls(positions, (F32, F32), 16)
+            yield from logits_calls(positions, (F16, BF16), 64)
+            yield from logits_calls(positions, (BF16, F32), 256)
     ids = torch.zeros(2, 8, 16, dtype=torch.int64)
+    pair = {"student_topk_ids": ids, "teacher_topk_ids": ids}
     more = {"metric": "top_p", "teacher_topk_logprobs": torch.zeros(2, 8, 16), "token_ids": ids[..., 0]}
-    yield "reliability_from_topk", (ids, ids), {}
-    yield "reliability_from_topk", (ids, ids, torch.ones(2, 8)), more
-    yield "reliability_from_drift", (torch.zeros(2, 8, dtype=torch.bool),), {}
+    yield "reliability_from_topk", pair
+    yield "reliability_from_topk", {**pair, **more, "mask": torch.ones(2, 8)}
+    yield "reliability_from_drift", {"drift": torch.zeros(2, 8, dtype=torch.bool)}
+
+
+def pair_of(positions, dtypes):
+    return {
+        name: torch.empty(1, positions, WIDTH, dtype=dtype)
+        for name, dtype in zip(("student_logits", "teacher_logits"), dtypes, strict=True)
+    }
+
+
+def logits_calls(positions, dtypes, k):
+    for op in ("reliability", "token_stats"):
+        yield op, {**pair_of(positions, dtypes), "k": k}
+
+
+def loss_calls(positions, dtypes, m):
+    """Both passes of each loss with m candidates."""
+    pair = pair_of(positions, dtypes)
+    one = {"student_logits": pair["student_logits"], "student_temperature": 0.6}
+    ids, floats = torch.zeros(1, positions, m, dtype=torch.int64), torch.zeros(1, positions, m)
+    state, scale = torch.zeros(1, positions, 5), torch.zeros(1, positions)
+    yield "topk_policy_loss", {**one, "topk_ids": ids, "advantages": floats, "old_logprobs": floats}
+    if m <= 256:
+        yield "topk_forward_kl", {**one, "teacher_topk_ids": ids, "teacher_topk_logprobs": floats}
+    yield "reverse_kl", {**pair, "weight": scale}
+    saved = {"topk_ids": ids, "coefficients": floats, "state": state[..., :2]}
+    yield "logprobs_backward", {**one, **saved, "scale": scale}
+    yield "reverse_kl_backward", {**pair, "state": state, "scale": scale}
 
 
 def disassembled(cubin):
@@ -155,11 +155,10 @@ def main(target, *ops):
         return kernel
 
     JITFunction.run = compile_only
-    for op, tensors, options in calls(everything=target == "90"):
-        assert op in OPERATORS + PASSES
-        if op in (ops or OPERATORS + PASSES):
-            arguments = checked(op, *tensors, **options)
-            triton.run(op, arguments)
+    for op, arguments in calls(everything=target == "90"):
+        if op in (ops or [*OPERATORS, *BACKWARD_PASSES]):
+            declared = (OPERATORS | BACKWARD_PASSES)[op]
+            vars(pruneopd_kernels.triton)[op](declared.arguments((), arguments))
 
 
 if __name__ == "__main__":

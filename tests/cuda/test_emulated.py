@@ -1,0 +1,62 @@
+"""The CUDA kernels in the emulator: what splits a row must not change a bit. Values are tested with all others'."""
+
+import pytest
+import torch
+
+import cuda_emulated
+from comparison import differing
+from implementations import BACKWARD_PASSES, CUDA_EMULATED, DECLARED, LOGITS, LOSSES, run_emulated
+from operators import example
+
+pytestmark = pytest.mark.thorough
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "mixed"], ids=["f32", "bf16", "f16", "mixed"])
+@pytest.mark.parametrize("op", LOGITS)
+def test_neither_the_split_nor_the_order_changes_a_bit(op, dtype):
+    """One block a row, or up to as many as it has units; a row alone or in a batch."""
+    arguments = example(op, (3, 1), 33001, dtype=torch.float32 if dtype == "mixed" else dtype)
+    arguments["student_logits"][1, 0, 17000] = 60.0  # a peak
+    if dtype == "mixed" and "teacher_logits" in arguments:
+        arguments["teacher_logits"] = arguments["teacher_logits"].bfloat16()
+    results, upstream = [], torch.tensor([[1.0], [-0.3], [2.0]])
+    for multiprocessors, seed in ((1, 1), (4, 2), (132, 3), (132, 4)):
+        with cuda_emulated.device(multiprocessors, seed):
+            results.append(CUDA_EMULATED.run(op, upstream, **arguments))
+    assert [differing(results[0], result) for result in results[1:]] == [[]] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("op", LOSSES)
+def test_alignment_changes_no_bit(op, dtype):
+    """Rows, and those of the gradient, that begin anywhere within the 16 bytes of a load."""
+    for width in (5, 17, 2100):
+        arguments = example(op, (3,), width, k=4, dtype=dtype) | {"mask": None}
+        expected = CUDA_EMULATED.run(op, **arguments)
+        for offset in (1, 3, 6):
+            for name in [name for name in arguments if name.endswith("logits")]:
+                memory = torch.zeros(3, width + offset, dtype=dtype)
+                arguments[name] = memory[:, offset:].copy_(arguments[name])
+            assert differing(CUDA_EMULATED.run(op, **arguments), expected) == [], (width, offset)
+
+
+def test_candidates_that_do_not_exist():
+    """They spoil a loss; in the backward pass, where another rank may have them, they count in the sum."""
+    student, ids = torch.randn(2, 300), torch.tensor([[5, 400, 2**40, 5], [299, 298, 7, 7]])
+    call = {"student_logits": student, "topk_ids": ids, "advantages": torch.ones(2, 4), "vocab_size": 299}
+    result = CUDA_EMULATED.run("topk_policy_loss", **call)
+    assert result["loss"].isnan().all() and result["gradient"][:, :299].isnan().all()
+    assert not result["gradient"][:, 299].any()
+    arguments = {
+        "student_logits": student,
+        "topk_ids": ids,
+        "coefficients": torch.tensor([[1.0, 2.0, -0.5, 0.25], [-1.0, 1.0, 3.0, 0.5]]),
+        "state": torch.stack([student.amax(-1), (student - student.amax(-1, True)).exp().sum(-1)], -1),
+        "scale": torch.tensor([1.0, -2.0]),
+    }
+    a = BACKWARD_PASSES["logprobs_backward"].arguments((), arguments)
+    (got,) = run_emulated("logprobs_backward", a._asdict())
+    expected = torch.ops.pruneopd._logprobs_backward(**arguments, impl="reference")
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert DECLARED["topk_policy_loss"].saved
