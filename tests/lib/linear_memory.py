@@ -4,17 +4,15 @@ Prints a JSON line a case: dtype, loss, reduction, and bytes at the peak beyond 
 head's gradient counted once, in float32.
 """
 
-import ctypes
 import json
 
 import torch
 
-from memory_peaks import reset_peak, status
+from bench.measure import memory
 from pruneopd_kernels import linear_opd_loss
 
 # A chunk's logits of 40 MiB: what is larger than 32 MiB glibc gives back to the system at once.
 H, V, CHUNK_BYTES = 128, 65536, 40 * 2**20
-PR_SET_THP_DISABLE = 41
 
 
 def run(hidden, weight, teacher, **options):
@@ -30,20 +28,17 @@ def extra(dtype, **options):
     weight = (torch.randn(V, H) / 32).to(dtype).requires_grad_()
     teacher = hidden.detach() + 0.1
     mask = torch.arange(chunk_size).expand(4, -1) % 2
-    ctypes.CDLL(None).malloc_trim(0)
-    before = status("VmRSS")
-    reset_peak()
-    out = run(hidden, weight, teacher, mask=mask, chunk_size=chunk_size, **options)
-    peak = status("VmHWM")
-    gradients = hidden.grad.nbytes + weight.numel() * 4
-    return peak - before - gradients - sum(x.nbytes for x in out)
+    grown, out = memory.growth(few, lambda: run(hidden, weight, teacher, mask=mask, chunk_size=chunk_size, **options))
+    return grown - hidden.grad.nbytes - weight.numel() * 4 - sum(x.nbytes for x in out)
+
+
+def few():
+    hidden = torch.randn(1, 8, H, requires_grad=True)
+    run(hidden, torch.randn(64, H, requires_grad=True), hidden.detach())
 
 
 def main():
-    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     torch.set_num_threads(2)
-    small = torch.randn(1, 8, H, requires_grad=True)  # threads and lazily loaded code
-    run(small, torch.randn(V, H, requires_grad=True), small.detach())
     for dtype in (torch.float32, torch.bfloat16):
         for loss in ("topk_policy", "reverse_kl", "topk_forward_kl"):
             for reduction in ("none", "sum"):

@@ -1,61 +1,38 @@
-"""Run by test_library.py in a process of its own: what each operator allocates beyond its inputs and outputs.
+"""Run in a process of its own: what each operator allocates beyond its inputs and outputs.
 
-Prints a JSON line a call: operator, dtype, k, peak beyond inputs and outputs in bytes, threads.
+Prints a JSON line a call: implementation, operator, dtype, k, peak beyond inputs and outputs in bytes.
 """
 
-import ctypes
-import functools
 import json
 
 import torch
 
+from bench.measure import memory
 from implementations import COMPILED
 
 THREADS = 2
 
 
-def status(key):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def reset_peak():
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")
-
-
-def extra(function, *args, **kwargs):
-    """Peak of the resident memory during the call, less what was there before, less the outputs."""
-    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would be used again unseen
-    before = status("VmRSS")
-    reset_peak()
-    outputs = function(*args, **kwargs)
-    peak = status("VmHWM")
-    return peak - before - sum(x.numel() * x.element_size() for x in outputs)
+def extra(function, *args, small=lambda: None, **kwargs):
+    """Return the growth of the peak of the resident memory during the call, less the outputs."""
+    grown, outputs = memory.growth(small, lambda: function(*args, **kwargs))
+    return grown - sum(x.nbytes for x in outputs)
 
 
 def main():
     torch.set_num_threads(THREADS)
+    ids, drift = torch.randint(1000, (64, 1024, 16)), torch.rand(64, 12288) < 0.5
+    calls = [("reliability_from_topk", {}, ids, ids.flip(0)), ("reliability_from_drift", {}, drift)]
+    for dtype in (torch.float32, torch.bfloat16):
+        pair = [torch.randn(64, 151936).to(dtype) for _ in range(2)]
+        for op, shape in (("reliability", (4, 16, -1)), ("token_stats", (64, -1))):
+            calls += [(op, {"k": k}, *(x.view(shape) for x in pair)) for k in (16, 256)]
     for impl in COMPILED:
-        for dtype in (torch.float32, torch.bfloat16):
-            student, teacher = (torch.randn(64, 151936).to(dtype) for _ in range(2))
-            for op, shape in (("reliability", (4, 16, -1)), ("token_stats", (64, -1))):
-                small = torch.randn(8, 8, 300).to(dtype)
-                impl.call(op, student_logits=small, teacher_logits=small)  # threads and lazily loaded code
-                pair = {"student_logits": student.view(shape), "teacher_logits": teacher.view(shape)}
-                for k in (16, 256):
-                    peak = extra(impl.call, op, **pair, k=k)
-                    print(json.dumps({"impl": repr(impl), "op": op, "dtype": str(dtype), "k": k, "extra": peak}))
-        ids = torch.randint(1000, (64, 1024, 16))
-        for_topk = functools.partial(impl.call, "reliability_from_topk")
-        for_topk(student_topk_ids=ids[:, :8], teacher_topk_ids=ids[:, :8])
-        peak = extra(for_topk, student_topk_ids=ids, teacher_topk_ids=ids.flip(0))
-        print(json.dumps({"impl": repr(impl), "op": "reliability_from_topk", "extra": peak}))
-        drift = torch.rand(64, 12288) < 0.5
-        for_drift = functools.partial(impl.call, "reliability_from_drift")
-        for_drift(drift=drift[:, :8])
-        peak = extra(for_drift, drift=drift)
-        print(json.dumps({"impl": repr(impl), "op": "reliability_from_drift", "extra": peak}))
+        for op, options, *tensors in calls:
+            function, few = getattr(impl, op), [x[:, :8][..., :300] for x in tensors]
+            peak = extra(function, *tensors, small=lambda f=function, few=few, o=options: f(*few, **o), **options)
+            of = {"impl": repr(impl), "op": op, "dtype": str(tensors[0].dtype), **options}
+            print(json.dumps({**of, "extra": peak}), flush=True)
 
 
 if __name__ == "__main__":
