@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from rich.console import Console
@@ -37,19 +37,12 @@ SAVING_S = 600.0
 
 @dataclass(frozen=True)
 class Planned:
-    """A run to be done.
+    """A run to be done."""
 
-    Attributes:
-        label: The method as it was given, and the seed.
-        config: Its values; `final_length` is still to be matched if `model` is not None.
-        folder: Its run folder.
-        model: The run folder of prune whose mean length `prefix` shall have.
-    """
-
-    label: str
-    config: TrainConfig
+    label: str  # the method as it was given, and the seed
+    config: TrainConfig  # `final_length` is still to be matched if `model` is not None
     folder: Path
-    model: Path | None = None
+    model: Path | None = None  # the run folder of prune whose mean length `prefix` shall have
 
 
 def compare(
@@ -60,7 +53,7 @@ def compare(
     jobs: int = 1,
     command: Sequence[str] = COMMAND,
 ) -> None:
-    """Trains with each method and each seed, each run in a process of its own, and reports.
+    """Train with each method and each seed, each run in a process of its own, and report.
 
     What is finished in `out` is kept, what is unfinished is resumed; so after a failure or Ctrl-C the same call goes
     on. The methods take turns within a seed: should the machine become slower or faster, all meet it.
@@ -92,7 +85,7 @@ def compare(
 
 
 def plan(base: TrainConfig, methods: Sequence[str], seeds: Sequence[int], out: Path) -> list[Planned]:
-    """The runs in the order in which they shall start."""
+    """Return the runs in the order in which they shall start."""
     for name, given in (("methods", methods), ("seeds", seeds)):
         if not given or len(set(given)) < len(given):
             raise TrainerError(f"compare: {name} must be one or more and all different, got {list(given)}")
@@ -118,11 +111,7 @@ def plan(base: TrainConfig, methods: Sequence[str], seeds: Sequence[int], out: P
 
 
 def parse_method(spec: str, base: TrainConfig) -> TrainConfig:
-    """The values of `name[:field=value...]`, such as `prune:w_drop=0.05:weights=false`.
-
-    Raises:
-        TrainerError: The method or a field is unknown, or a value is not allowed.
-    """
+    """Return the values of `name[:field=value...]`, such as `prune:w_drop=0.05:weights=false`."""
     try:
         values = {name: yaml.safe_load(text) for name, text in _values(spec).items()}
         return with_values(base, {"method": spec.split(":")[0], **values}, "its values")
@@ -143,11 +132,7 @@ def _values(spec: str) -> dict[str, str]:
 
 
 def earlier(run: Planned, ignored: Sequence[str] = ()) -> Run | None:
-    """What the run's folder already holds of it, None if nothing.
-
-    Raises:
-        TrainerError: It holds another run.
-    """
+    """Return what the run's folder already contains of it, None if nothing; raise TrainerError for another run."""
     if not (run.folder / "config.yaml").exists():
         return None
     there, here = read_config(run.folder / "config.yaml").to_dict(), run.config.to_dict()
@@ -185,7 +170,7 @@ class Child:
 
 
 def train_all(planned: Sequence[Planned], jobs: int, command: Sequence[str], display: Display) -> None:
-    """Starts the runs in order, as many at a time as `jobs`, and waits for them; an error stops them all."""
+    """Start the runs in order, as many at a time as `jobs`, and wait for them; an error stops them all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs)), "OMP_WAIT_POLICY": "passive"}
     waiting = list(planned)
@@ -221,7 +206,7 @@ def train_all(planned: Sequence[Planned], jobs: int, command: Sequence[str], dis
 
 
 def launch(run: Planned, command: Sequence[str], environment: dict[str, str], resume: bool) -> Child:
-    """Starts a run as a process, or resumes it; what a run without a checkpoint has left is removed."""
+    """Start a run as a process, or resume it; what a run without a checkpoint has left is removed."""
     file, log = run.folder.with_name(f"{run.folder.name}.yaml"), run.folder / "log.txt"
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +230,7 @@ def launch(run: Planned, command: Sequence[str], environment: dict[str, str], re
 
 
 def check(child: Child) -> None:
-    """Raises TrainerError if a child that has ended has not finished its run."""
+    """Raise TrainerError if a child that has ended has not finished its run."""
     with child.log.open("rb") as log:
         log.seek(child.log_start)
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -261,7 +246,7 @@ def check(child: Child) -> None:
 
 
 def stop(children: Sequence[Child]) -> None:
-    """Has children save and leave; after SAVING_S, or with a second Ctrl-C, they are killed."""
+    """Have children save and leave; after SAVING_S, or with a second Ctrl-C, they are killed."""
     try:
         for child in children:
             child.process.send_signal(signal.SIGINT)
@@ -301,7 +286,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 def last_step(file: Path, tail: int = 65536) -> int:
-    """The step of the last whole line of a metrics.jsonl that is being written, 0 if there is none."""
+    """Return the step of the last whole line of a metrics.jsonl that is being written, 0 if there is none."""
     try:
         with file.open("rb") as metrics:
             metrics.seek(max(0, file.stat().st_size - tail))
@@ -314,27 +299,21 @@ class Display:
     """The runs with their steps: bars on a terminal, else a line when a run begins or ends."""
 
     def __init__(self, planned: Sequence[Planned]) -> None:
-        """Shows nothing yet."""
         self.console = Console(highlight=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        shown: Any = {"console": self.console, "disable": not self.console.is_terminal}
+        self.progress = Progress(TextColumn("{task.description}"), *columns, **shown)
         self.tasks = {
             run.folder: self.progress.add_task(run.label, total=run.config.steps, start=False) for run in planned
         }
 
     def __enter__(self) -> Display:
-        """Starts the bars."""
+        """Start the bars."""
         self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leaves the bars as they are."""
+        """Leave the bars as they are."""
         self.progress.stop()
 
     def began(self, run: Planned, how: str) -> None:
@@ -355,5 +334,5 @@ class Display:
             self.say(f"{run.label} {how}")
 
     def say(self, line: str) -> None:
-        """Prints a line."""
+        """Print a line."""
         self.console.print(line, markup=False, soft_wrap=True)

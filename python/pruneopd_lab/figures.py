@@ -62,13 +62,8 @@ STYLE: Any = {
     "savefig.dpi": 150,
     "text.parse_math": False,
 }
-NOTE: dict[str, Any] = {
-    "xycoords": ("axes fraction", "data"),
-    "textcoords": "offset points",
-    "ha": "right",
-    "size": 8,
-    "color": "#6A6A6A",
-}
+NOTE: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+NOTE |= {"size": 8, "color": "#6A6A6A"}
 WIDTH = 6.4
 ENDS = 0.1
 """The share of the steps that counts as the first, or the last."""
@@ -77,16 +72,7 @@ LINES = 8
 
 
 def draw(comparison: Comparison, folder: Path, suffix: str = "") -> list[Path]:
-    """Draws all figures that the runs have the data for.
-
-    Args:
-        comparison: The groups to draw.
-        folder: Where the PNG files go; it must be there.
-        suffix: What the files' names end in.
-
-    Returns:
-        The files.
-    """
+    """Draw all figures that the runs have the data for into PNG files, whose names end in `suffix`; return these."""
     measure = "accuracy" if comparison.graded else "agreement"
     figures: dict[str, Callable[[Comparison], Figure | None]] = {
         f"{measure}_by_time": lambda runs: draw_evaluations(runs, "time_s"),
@@ -111,7 +97,7 @@ def draw(comparison: Comparison, folder: Path, suffix: str = "") -> list[Path]:
 
 
 def mean_and_error(rows: Array) -> tuple[Array, Array]:
-    """The mean over the first axis and its standard error, sd / sqrt(n); NaN is left out.
+    """Return the mean over the first axis and its standard error, sd / sqrt(n); NaN is left out.
 
     Args:
         rows: `[n, ...]`, a row for each seed.
@@ -127,29 +113,29 @@ def mean_and_error(rows: Array) -> tuple[Array, Array]:
 
 
 def table(runs: Iterable[Iterable[dict[str, Any]]], name: str) -> Array:
-    """A value of each step of each run, `[runs, steps]` float64; null is NaN."""
+    """Return a value of each step of each run, `[runs, steps]` float64; null is NaN."""
     return np.array([[math.nan if m[name] is None else m[name] for m in steps] for steps in runs], dtype=float)
 
 
 def final(group: Group, name: str) -> Array:
-    """The value of each run at its end, `[runs]`; what evaluations measure is that of the last one."""
+    """Return the value of each run at its end, `[runs]`; what evaluations measure is that of the last one."""
     lasts = [next(m for m in reversed(run.metrics) if name in m) for run in group.runs]
     return table([[metrics] for metrics in lasts], name)[:, 0]
 
 
 def common_evaluations(group: Group) -> list[list[dict[str, Any]]]:
-    """The evaluations of each run, after the steps at which all of the group's runs have been evaluated."""
+    """Return the evaluations of each run, after the steps at which all of the group's runs have been evaluated."""
     steps = set.intersection(*({metrics["step"] for metrics in run.evaluations} for run in group.runs))
     return [[metrics for metrics in run.evaluations if metrics["step"] in steps] for run in group.runs]
 
 
 def evaluated(group: Group) -> bool:
-    """Whether the group's runs have an evaluation in common."""
+    """Return whether the group's runs have an evaluation in common."""
     return len(common_evaluations(group)[0]) > 0
 
 
 def by_band(run: Run, name: str, first: int, last: int) -> Array:
-    """The mean over the tokens of steps `first` to `last` in each band of position: `[BANDS]`.
+    """Return the mean over the tokens of steps `first` to `last` in each band of position: `[BANDS]`.
 
     NaN where there are fewer tokens than one response may have there: their mean would be noise.
     """
@@ -162,12 +148,12 @@ def by_band(run: Run, name: str, first: int, last: int) -> Array:
 
 
 def band_centres(group: Group) -> Array:
-    """The middle of each band of position, in tokens: `[BANDS]`."""
+    """Return the middle of each band of position, in tokens: `[BANDS]`."""
     return (np.arange(BANDS) + 0.5) * group.config.maximum_length / BANDS
 
 
 def trained(groups: Iterable[Group]) -> list[Group]:
-    """The groups that have at least one step of training."""
+    """Return the groups that have at least one step of training."""
     return [group for group in groups if group.runs[0].last_step > 0]
 
 
@@ -175,7 +161,7 @@ def trained(groups: Iterable[Group]) -> list[Group]:
 
 
 def styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """How each group is drawn, in every figure alike."""
+    """Return how each group is drawn, in every figure alike."""
     found: list[dict[str, Any]] = []
     nth = dict.fromkeys(COLOURS, 0)
     for group in groups:
@@ -212,7 +198,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 
 def start(rows: int = 1, columns: int = 1, height: float = 3.4, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure and its panels, read like a text."""
+    """Return a figure and its panels, read like a text."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
 
@@ -226,14 +212,14 @@ def time_unit(longest: float) -> tuple[float, str]:
 
 
 def measures(comparison: Comparison) -> list[tuple[str, str]]:
-    """What evaluations are drawn by: names in the metrics and labels."""
+    """Return what evaluations are drawn by: names in the metrics and labels."""
     if comparison.graded:
         return [("accuracy", "accuracy on held-out prompts")]
     return [("eval_reverse_kl", "reverse KL (nats per token)"), ("eval_overlap", "overlap with the teacher")]
 
 
 def draw_evaluations(comparison: Comparison, by: str) -> Figure | None:
-    """The evaluations against training time (`time_s`) or steps (`step`)."""
+    """Draw the evaluations against training time (`time_s`) or steps (`step`)."""
     groups = [(g, s) for g, s in zip(comparison.groups, styles(comparison.groups), strict=True) if evaluated(g)]
     if not groups:
         return None
@@ -282,7 +268,7 @@ def draw_lengths(comparison: Comparison) -> Figure | None:
 
 
 def draw_weights(comparison: Comparison) -> Figure | None:
-    """The mean weight along the response, one line for several steps: the first group of `prune` with weights."""
+    """Draw the mean weight along the response of the first group of `prune` with weights, a line for several steps."""
     pruned = [g for g in trained(comparison.groups) if g.config.method.startswith("prune") and g.config.weights]
     if not pruned:
         return None
@@ -309,7 +295,7 @@ def draw_weights(comparison: Comparison) -> Figure | None:
 
 
 def draw_overlap(comparison: Comparison) -> Figure | None:
-    """The overlap along the response, in the first and in the last steps."""
+    """Draw the overlap along the response, in the first and in the last steps."""
     groups = [(g, s) for g, s in zip(comparison.groups, styles(comparison.groups), strict=True) if trained([g])]
     if not groups:
         return None

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pruneopd_trainer import data, models
+from pruneopd_trainer import models
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.data import Task
+from pruneopd_trainer.data import PromptFile, Task
 from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.models import Pair, encode, load_model, load_tokenizer, make_pair
 
@@ -27,15 +27,7 @@ def load(config: TrainConfig, student: Path | None = None) -> tuple[Pair, Task]:
 
 
 def load_pair(config: TrainConfig, student: Path | None = None) -> Pair:
-    """Load the models of a run.
-
-    Args:
-        config: preset, pair, student, teacher and teacher_precision.
-        student: A folder in place of the configuration's student, such as a checkpoint's.
-
-    Raises:
-        TrainerError: A model cannot be loaded, the preset has no such student, or the tokenizers differ.
-    """
+    """Load the models of a run; `student` is a folder in place of the configuration's, such as a checkpoint's."""
     student, teacher = student or config.student, config.teacher
     if student is None:
         known = TINY_STUDENTS if config.preset == "tiny" else tuple(REMOVED_LAYERS)
@@ -60,13 +52,9 @@ def load_pair(config: TrainConfig, student: Path | None = None) -> Pair:
 
 
 def load_task(config: TrainConfig) -> Task:
-    """Load the prompts of a run: the file `config.data`, graded by math-verify, or the preset's.
-
-    Raises:
-        TrainerError: The file is not valid, or math-verify cannot be started.
-    """
+    """Load the prompts of a run: the file `config.data`, graded by math-verify, or the preset's."""
     if config.data is not None:
-        return data.load_task(config, MathAnswers)
+        return PromptFile(config.data, config.seed, MathAnswers)
     if config.preset == "smollm2":
         return WordProblems(config.seed)
     return BilingualSums(config.seed) if config.pair == "bilingual" else ChainSums(config.seed)

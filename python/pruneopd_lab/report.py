@@ -28,17 +28,9 @@ UNFINISHED = "A run marked with its step has not reached its last one, and stand
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> str:
-    """Draws the figures, writes `report.md`, and returns the tables.
+    """Draw the figures of the runs in or below some folders, write `report.md`, and return its tables in Markdown.
 
-    Args:
-        folders: Run folders, or folders that hold run folders at any depth.
-        out: Where to write `report.md` and `figures/`. None: into the one folder that is given.
-
-    Returns:
-        Markdown: a table for each pair of models, and how to read it.
-
-    Raises:
-        TrainerError: There is no run, a run's files are broken, or `out` is missing or cannot be written.
+    `report.md` and `figures/` are in `out`, by default in the only folder that is given.
     """
     if out is None and len(folders) != 1:
         raise TrainerError(f"out must say where to write a report of {len(folders)} folders, got None")
@@ -59,7 +51,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> str:
 
 
 def show(text: str) -> None:
-    """Prints a report: as a table on a terminal, as Markdown elsewhere."""
+    """Print a report: as a table on a terminal, as Markdown elsewhere."""
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(Markdown(text))
@@ -68,7 +60,7 @@ def show(text: str) -> None:
 
 
 def notes(found: Sequence[Comparison]) -> str:
-    """How to read the tables."""
+    """Return how to read the tables."""
     finished = all(group.finished for comparison in found for group in comparison.groups)
     return NOTES if finished else f"{NOTES} {UNFINISHED}"
 
@@ -77,7 +69,7 @@ def notes(found: Sequence[Comparison]) -> str:
 
 
 def table(comparison: Comparison) -> str:
-    """The groups of a comparison as a table in Markdown, one a line."""
+    """Return the groups of a comparison as a table in Markdown, one a line."""
     samples = sorted({group.config.eval_samples for group in comparison.groups})
     measured: dict[str, str] = {"eval_reverse_kl": "reverse KL, nats", "eval_overlap": "held-out overlap"}
     if comparison.graded:
@@ -91,7 +83,7 @@ def table(comparison: Comparison) -> str:
 
 
 def row(group: Group, baseline: Group | None, measured: Sequence[str]) -> list[str]:
-    """One line of the table."""
+    """Return one line of the table."""
     cells = [group.label, str(len(group.runs))]
     pairs = paired(group, baseline)
     for name in measured:
@@ -109,7 +101,7 @@ def row(group: Group, baseline: Group | None, measured: Sequence[str]) -> list[s
 
 
 def paired(group: Group, baseline: Group | None) -> list[tuple[Run, Run]]:
-    """Each run of a group with the baseline's of the same seed, where there is one; the baseline itself has none."""
+    """Return each run of a group with the baseline's of the same seed, if there is one; nothing for the baseline itself."""
     if baseline is None or group is baseline:
         return []
     by_seed = {run.config.seed: run for run in baseline.runs}
@@ -117,7 +109,7 @@ def paired(group: Group, baseline: Group | None) -> list[tuple[Run, Run]]:
 
 
 def outcome(group: Group, name: str) -> str:
-    """The last evaluation: the mean over seeds and its standard error."""
+    """Return the last evaluation: the mean over seeds and its standard error."""
     lasts = [run.evaluations[-1] for run in group.runs if run.evaluations]
     values = [last[name] for last in lasts if last[name] is not None]
     if not values:
@@ -130,7 +122,7 @@ def outcome(group: Group, name: str) -> str:
 
 
 def difference(group: Group, pairs: Sequence[tuple[Run, Run]], name: str) -> str:
-    """The mean difference of finished runs to the baseline's of the same seeds, and its standard error."""
+    """Return the mean difference of finished runs to the baseline's of the same seeds, and its standard error."""
     lasts = [(run.evaluations[-1], other.evaluations[-1]) for run, other in pairs if run.evaluations and run.finished]
     both = [(one, other) for one, other in lasts if one[name] is not None and other[name] is not None]
     if not both:
@@ -143,7 +135,7 @@ def difference(group: Group, pairs: Sequence[tuple[Run, Run]], name: str) -> str
 
 
 def ratio(pairs: Sequence[tuple[Run, Run]], of: Callable[[Run, int], float]) -> str:
-    """The mean over pairs of what `of` is for the run, as a multiple of what it is for the other at the same step."""
+    """Return the mean over pairs of the ratio of `of` for the run to `of` for the other, both at the same step."""
     ratios = []
     for run, other in pairs:
         step = min(run.last_step, other.last_step)
@@ -153,7 +145,7 @@ def ratio(pairs: Sequence[tuple[Run, Run]], of: Callable[[Run, int], float]) -> 
 
 
 def until(run: Run, step: int | None = None) -> list[dict[str, Any]]:
-    """The training steps up to one."""
+    """Return the training steps up to one."""
     return [metrics for metrics in run.steps if step is None or metrics["step"] <= step]
 
 
@@ -166,7 +158,7 @@ def tokens(run: Run, name: str, step: int | None = None) -> int:
 
 
 def mean(values: Sequence[float | None]) -> float:
-    """The mean of those that are there, or NaN."""
+    """Return the mean of those that are there, or NaN."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else math.nan
 
@@ -180,19 +172,19 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def plus_minus(name: str, value: float, error: float | None, sign: str = "", mark: str = "") -> str:
-    """A value with its standard error; an accuracy in percent."""
+    """Return a value with its standard error; an accuracy in percent."""
     scale, digits = (100, 1) if name == "accuracy" else (1, 3)
     shown = f"{value * scale:{sign}.{digits}f}"
     return shown if error is None else f"{shown} ± {error * scale:.{digits}f}{mark}"
 
 
 def number(value: float, digits: int) -> str:
-    """A number, or a dash for NaN."""
+    """Return a number, or a dash for NaN."""
     return NONE if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def amount(value: float) -> str:
-    """A count to three digits, such as 1.23M."""
+    """Return a count to three digits, such as 1.23M."""
     units = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
     size, unit = next(((size, unit) for size, unit in units if value >= 0.9995 * size), (1, ""))
     return f"{value / size:.3g}{unit}"

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from pruneopd_trainer import train as trainer
 from pruneopd_trainer.config import TrainConfig, with_values
+from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.evaluate import evaluate
 from pruneopd_trainer.loop import Trainer
 from pruneopd_trainer.run_folder import RunFolder
@@ -76,9 +77,11 @@ def evaluate_run(out: Path, prompts: int | None = None, samples: int | None = No
         TrainerError: There is no run or no checkpoint, or it cannot be read.
     """
     folder = RunFolder.open(out)
-    step, checkpoint = folder.latest()
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        raise TrainerError(f"{out} has no checkpoint yet")
     changes = {"eval_prompts": prompts, "eval_samples": samples}
     changes = {name: value for name, value in changes.items() if value is not None}
     config = with_values(folder.config, changes, "eval")
     run = Trainer(config, *presets.load(config, checkpoint / "student"), Accelerator())
-    return {"step": step, **evaluate(run)}
+    return {"step": int(checkpoint.name.removeprefix("step-")), **evaluate(run)}

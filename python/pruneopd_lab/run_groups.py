@@ -31,36 +31,30 @@ PHRASES = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it is now; the run may still be under way.
-
-    Attributes:
-        folder: Where it is.
-        config: Its hyperparameters.
-        metrics: One dictionary a step, in order; step 0 holds an evaluation only.
-    """
+    """A run folder as it is now; the run may still be under way."""
 
     folder: Path
     config: TrainConfig
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]  # a dictionary a step, in order; step 0 has an evaluation only
 
     @property
     def last_step(self) -> int:
-        """How many steps are done."""
+        """Return how many steps are done."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def finished(self) -> bool:
-        """Whether all configured steps are done."""
+        """Return whether all configured steps are done."""
         return self.last_step >= self.config.steps
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """The metrics of the training steps."""
+        """Return the metrics of the training steps."""
         return [metrics for metrics in self.metrics if metrics["step"] > 0]
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The metrics of the steps after which there was an evaluation."""
+        """Return the metrics of the steps after which there was an evaluation."""
         return [metrics for metrics in self.metrics if "eval_overlap" in metrics]
 
 
@@ -86,22 +80,18 @@ class Comparison(NamedTuple):
 
     @property
     def graded(self) -> bool:
-        """Whether there is an accuracy; otherwise the student is measured by its agreement with the teacher."""
+        """Return whether there is an accuracy; otherwise the student is measured by its agreement with the teacher."""
         evaluations = (metrics for group in self.groups for run in group.runs for metrics in run.evaluations)
         return all(metrics["accuracy"] is not None for metrics in evaluations)
 
     @property
     def baseline(self) -> Group | None:
-        """The finished runs of `opd`, which the others are compared with."""
+        """Return the finished runs of `opd`, which the others are compared with."""
         return next((group for group in self.groups if group.config.method == "opd" and group.finished), None)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Reads the runs that are in or below these folders, each once.
-
-    Raises:
-        TrainerError: A folder is not there or holds no run, or a run's files are broken.
-    """
+    """Read the runs that are in or below these folders, each once."""
     found: dict[Path, Run] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -116,20 +106,12 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads `config.yaml` and `metrics.jsonl`; a last line that is still being written is left out.
-
-    Raises:
-        TrainerError: A file cannot be read, or a line is not what it should be.
-    """
+    """Read `config.yaml` and `metrics.jsonl`; a last line that is still being written is left out."""
     return Run(folder, read_config(folder / "config.yaml"), read_metrics(folder / "metrics.jsonl"))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The metrics of each step.
-
-    Raises:
-        TrainerError: The file cannot be read, or a line is not what it should be.
-    """
+    """Return the metrics of each step; raise TrainerError for a line that is not valid."""
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +144,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
 
 
 def _check(metrics: dict[str, Any], place: str) -> None:
-    """Raises TrainerError for a value that a report needs and that is missing or of another kind."""
+    """Raise TrainerError for a value that a report needs and that is missing or of another kind."""
 
     def wrong(name: str, rule: str) -> TrainerError:
         got = repr(metrics[name]) if name in metrics else "nothing"
@@ -194,11 +176,7 @@ def _is_number(value: object, or_null: bool = False) -> bool:
 
 
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
-    """Sorts runs by what they train on what, and puts those together that differ in their seed (and tracker) alone.
-
-    Raises:
-        TrainerError: Two finished runs are the same, seed and all.
-    """
+    """Sort runs by models and data, and group those that differ in their seed (and tracker) alone."""
     by_subject: dict[str, list[Run]] = {}
     for run in runs:
         by_subject.setdefault(_subject(run.config), []).append(run)
@@ -206,7 +184,7 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
 
 
 def _subject(config: TrainConfig) -> str:
-    """Such as "tiny low", with the folders and the file that stand in for the preset's."""
+    """Return a name such as "tiny low", with the folders and the file that stand in for the preset's."""
     instead = [f"{name}={getattr(config, name)}" for name in SUBJECT[2:] if getattr(config, name) is not None]
     return " ".join([config.preset, config.pair, *instead])
 
@@ -241,7 +219,7 @@ def _groups(runs: list[Run]) -> list[Group]:
 
 
 def _values_that_count(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
-    """The values of each configuration that tell groups apart.
+    """Return the values of each configuration that tell groups apart.
 
     `prefix` may have another final length with each seed, matched to prune's run of that seed. So it tells groups
     apart only where one seed has several.
@@ -258,7 +236,7 @@ def _values_that_count(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
 
 
 def _usual(name: str, keys: Sequence[dict[str, Any]], config: TrainConfig) -> Any:
-    """The value that most groups have; of several such values the preset's, or the first."""
+    """Return the value that most groups have; of several such values the preset's, or the first."""
     counts = Counter(key[name] for key in keys if key[name] != MATCHED)
     most = [value for value, count in counts.items() if count == max(counts.values())]
     preset = PRESETS[config.preset].to_dict()[name]
@@ -270,7 +248,7 @@ def _differing(key: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, An
 
 
 def _label(key: dict[str, Any], usual: dict[str, Any]) -> str:
-    """The method, and what else is not as in most groups."""
+    """Return the method, and what else is not as in most groups."""
     differing = (PHRASES.get(pair, f"{pair[0]}={_text(pair[1])}") for pair in _differing(key, usual))
     return " ".join([key["method"], *differing])
 

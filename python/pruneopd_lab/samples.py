@@ -76,7 +76,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 
 
 def colour(share: float) -> str:
-    """The colour of a weight that is this share of the largest, as #rrggbb."""
+    """Return the colour of a weight that is this share of the largest, as #rrggbb."""
     place = min(max(share, 0.0), 1.0) * (len(COLOURS) - 1)
     index = min(int(place), len(COLOURS) - 2)
     lower, upper = (bytes.fromhex(stop[1:]) for stop in COLOURS[index : index + 2])
@@ -85,7 +85,7 @@ def colour(share: float) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with a replacement character for each that would steer a terminal or vanish on a page."""
+    """Return the text with a replacement character for each that would steer a terminal or vanish on a page."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter)[0] == "C" and letter not in "\n\t" else letter
         for letter in text
@@ -93,7 +93,7 @@ def visible(text: str) -> str:
 
 
 def facts(sample: Sample) -> str:
-    """What there is to say about a response as a whole."""
+    """Return what there is to say about a response as a whole."""
     count, drifts = len(sample.tokens), sum(sample.drifts)
     parts = [
         f"{count} {'token' if count == 1 else 'tokens'}",
@@ -110,13 +110,7 @@ def facts(sample: Sample) -> str:
 
 
 def show(samples: Sequence[Sample], console: Console, w_base: float) -> None:
-    """Prints responses, token by token on the colour of its weight.
-
-    Args:
-        samples: The responses.
-        console: Where to.
-        w_base: The largest weight is 1 + w_base.
-    """
+    """Print responses, each token on the colour of its weight; the largest weight is 1 + w_base."""
     largest = 1 + w_base
     console.print(_legend(largest))
     for sample in samples:
@@ -138,17 +132,7 @@ def _legend(largest: float) -> Text:
 
 
 def write_html(samples: Sequence[Sample], file: Path, title: str, w_base: float) -> None:
-    """Writes responses as a page that needs nothing but itself.
-
-    Args:
-        samples: The responses.
-        file: Where to; what is there stays until the new page is whole.
-        title: The page's heading.
-        w_base: The largest weight is 1 + w_base.
-
-    Raises:
-        TrainerError: The file cannot be written.
-    """
+    """Write responses as a page with nothing outside of it; the old page stays until the new one is complete."""
     ticks = "".join(f"<span>{(1 + w_base) * share:.2f}</span>" for share in (0, 0.25, 0.5, 0.75, 1))
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(visible(title)),
@@ -172,7 +156,7 @@ def _article(sample: Sample, largest: float) -> str:
 
 
 def _span(position: int, token: str, weight: float, overlap: float, drift: bool, largest: float) -> str:
-    """One token; a line feed follows the sign for it, which cannot be copied."""
+    """Return one token; a line feed follows the sign for it, which cannot be copied."""
     told = f"position {position}, weight {weight:.3f}, overlap {overlap:.3f}{', drift' if drift else ''}"
     text = escape(visible(token)).replace("\n", "<i></i>\n")
     kind = " class='drift'" if drift else ""

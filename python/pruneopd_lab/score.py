@@ -54,37 +54,24 @@ class Scores(NamedTuple):
 
 
 def score(
-    student: Path,
-    teacher: Path,
-    prompts: Path,
+    student: Path,  # a model folder
+    teacher: Path,  # another one, with the same tokenizer
+    prompts: Path,  # JSONL: objects with "prompt" and perhaps "response", which is then scored instead of sampled ones
     *,
-    out: Path | None = None,
-    samples: int = 1,
-    max_length: int = 256,
+    out: Path | None = None,  # a folder for scores.jsonl: a line for each response, with lists along its tokens
+    samples: int = 1,  # responses to each prompt that has none
+    max_length: int = 256,  # the most tokens of a response; of a longer one that is given, the first ones are scored
     seed: int = 0,
-    batch_size: int = 8,
-    config: PruneConfig | None = None,
+    batch_size: int = 8,  # responses that are sampled and scored together
+    config: PruneConfig | None = None,  # None: the paper's
 ) -> dict[str, Any]:
-    """Samples responses of the student, scores each of their tokens by the teacher, and prints a table.
-
-    Args:
-        student: A model folder.
-        teacher: Another one, with the same tokenizer.
-        prompts: A JSONL file: a line is an object with "prompt" and perhaps "response", which is then scored instead
-            of sampled ones; other keys are ignored.
-        out: A folder for scores.jsonl: a line for each response, with lists along its tokens.
-        samples: Responses to each prompt that has none.
-        max_length: The most tokens of a response; of a longer one that is given, the first ones are scored.
-        seed: Of the sampling.
-        batch_size: Responses that are sampled and scored together.
-        config: k, threshold, w_drop, w_base, eps, metric, top_p. None: the paper's.
+    """Sample responses of the student, score each of their tokens by the teacher, and print a table.
 
     Returns:
         What the table shows: means over all tokens or responses and, in lists, over the tokens of each of BANDS bands.
 
     Raises:
-        TrainerError: A file or a model is not as it should be, scores.jsonl is there already, or a model's logits are
-            not finite.
+        TrainerError: A file or a model is not valid, scores.jsonl exists, or a model's logits are not finite.
     """
     least = {"samples": (samples, 1), "max_length": (max_length, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
     for name, (value, allowed) in least.items():
@@ -108,11 +95,7 @@ def score(
 
 
 def read_rows(prompts: Path, samples: int) -> list[Row]:
-    """The responses that a file asks for: `samples` to each prompt, or the given one.
-
-    Raises:
-        TrainerError: The file is not as it should be, or has no lines.
-    """
+    """Return the responses that a file asks for: `samples` to each prompt, or the given one."""
     lines = read_lines(prompts, ("prompt", "response"))
     if not lines:
         raise TrainerError(f"{prompts} must have at least one prompt, got none")
@@ -121,7 +104,7 @@ def read_rows(prompts: Path, samples: int) -> list[Row]:
 
 
 def load(student: Path, teacher: Path, prompt: str) -> Pair:
-    """Both models as their folders have them, on the accelerator where there is one; tried out on a prompt."""
+    """Return both models as their folders have them, on the accelerator where there is one; tried out on a prompt."""
     models = load_model(student, "auto"), load_model(teacher, "auto")
     pair = make_pair(*models, load_tokenizer(student), load_tokenizer(teacher))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -134,11 +117,7 @@ def load(student: Path, teacher: Path, prompt: str) -> Pair:
 
 
 def check_head(model: PreTrainedModel, token_ids: Tensor) -> None:
-    """Check that logits are the head times the last hidden state, for `[1, P]` token ids.
-
-    Raises:
-        TrainerError: They are more than that, for instance capped: hidden states do not give them.
-    """
+    """Check that logits are the head times the last hidden state, and not for instance capped; ids are `[1, P]`."""
     untyped: Any = model
     with torch.no_grad():
         states = untyped.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
@@ -170,12 +149,7 @@ def score_responses(pair: Pair, rollouts: Rollouts, config: PruneConfig) -> Scor
 
 def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     """Return `[B, T, H]`: the states from which the model predicts each token of the responses."""
-    states: Tensor = model.base_model(
-        input_ids=rollouts.token_ids,
-        attention_mask=rollouts.attention_mask,
-        position_ids=rollouts.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    states: Tensor = model.base_model(**rollouts.inputs, use_cache=False).last_hidden_state
     return states[:, rollouts.prompt_length - 1 : -1]
 
 
@@ -188,21 +162,15 @@ def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
 
 
 def responses(pair: Pair, rows: Sequence[Row], max_length: int, seed: int) -> Rollouts:
-    """The responses that are wanted: given by the file, or sampled."""
+    """Return the responses that are wanted: given by the file, or sampled."""
     device = pair.student.device
     prompts = [row.line.values["prompt"] for row in rows]
     prompt_ids, prompt_mask = (tensor.to(device) for tensor in encode(pair.tokenizer, prompts))
     if "response" not in rows[0].line.values:
         check_context(pair, prompt_ids.shape[1], max_length)
-        return sample(
-            pair.student,
-            prompt_ids,
-            prompt_mask,
-            length=max_length,
-            end_ids=pair.end_ids,
-            uniforms=uniforms([seed], [row.number for row in rows], max_length),
-            vocab_size=pair.vocab_size,
-        )
+        numbers = uniforms([seed], [row.number for row in rows], max_length)
+        how: Any = {"length": max_length, "end_ids": pair.end_ids, "vocab_size": pair.vocab_size}
+        return sample(pair.student, prompt_ids, prompt_mask, uniforms=numbers, **how)
     texts = [row.line.values["response"] for row in rows]
     untyped: Any = pair.tokenizer
     given = [ids[:max_length] for ids in untyped(texts, add_special_tokens=False).input_ids]
@@ -218,7 +186,7 @@ def responses(pair: Pair, rows: Sequence[Row], max_length: int, seed: int) -> Ro
 
 
 def check_finite(scores: Scores, rows: Sequence[Row]) -> None:
-    """Raises TrainerError for the first response along which the divergence of the models is not finite."""
+    """Raise TrainerError for the first response along which the divergence of the models is not finite."""
     broken = ~scores.reverse_kl.isfinite().all(1)
     if broken.any():
         raise TrainerError(f"{rows[int(broken.nonzero()[0])].place}: the models' logits must be finite, got others")
@@ -228,14 +196,13 @@ class Results:
     """Sums over responses, from which the table is computed."""
 
     def __init__(self, max_length: int) -> None:
-        """Starts at 0."""
         self.max_length = max_length
         self.responses = self.first_drift = self.effective_length = 0
         self.bands = torch.zeros(len(MEASURES), BANDS, dtype=torch.float64)
         self.tokens = torch.zeros(BANDS, dtype=torch.float64)
 
     def add(self, scores: Scores) -> None:
-        """Takes in B responses."""
+        """Take in B responses."""
         band = torch.arange(scores.mask.shape[1]) * BANDS // self.max_length
         for name, sums in zip(MEASURES, self.bands, strict=True):
             sums.index_add_(0, band, getattr(scores, name).double().sum(0).cpu())
@@ -265,7 +232,7 @@ class Results:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints a table by band of depth, and what there is one number of a response."""
+    """Print a table by band of depth, and what there is one number of a response."""
     table = Table("position", "tokens", *TITLES)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -289,11 +256,7 @@ def show(found: dict[str, Any]) -> None:
 
 @contextmanager
 def open_scores(out: Path | None) -> Iterator[TextIO | None]:
-    """A file that becomes out/scores.jsonl at the end; None where there is no folder.
-
-    Raises:
-        TrainerError: It is there already, or cannot be written.
-    """
+    """Yield a file that becomes out/scores.jsonl at the end; None if there is no folder."""
     if out is None:
         yield None
         return
@@ -309,7 +272,7 @@ def open_scores(out: Path | None) -> Iterator[TextIO | None]:
 
 
 def write(file: TextIO | None, pair: Pair, rows: Sequence[Row], rollouts: Rollouts, scores: Scores) -> None:
-    """Writes a line for each response, if there is a file."""
+    """Write a line for each response, if there is a file."""
     if file is None:
         return
     for index, row in enumerate(rows):

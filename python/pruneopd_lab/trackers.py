@@ -17,31 +17,25 @@ PROJECT = "pruneopd"
 
 
 class Tracker(Protocol):
-    """Where curves go."""
+    """Draws curves."""
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
-        """Adds a point to every curve that the record has a number for."""
+        """Add a point to every curve that the record has a number for."""
 
     def close(self) -> None:
-        """Ends the curves."""
+        """End the curves."""
 
 
 def check_tracker(config: TrainConfig) -> None:
-    """Raises TrainerError where the package of `config.tracker` is not installed; costs nothing."""
+    """Raise TrainerError where the package of `config.tracker` is not installed; costs nothing."""
     if config.tracker != "none" and find_spec(config.tracker) is None:
         raise TrainerError(f"tracker = {config.tracker} needs the package {config.tracker}, which is not installed")
 
 
 def open_trackers(config: TrainConfig, folder: Path, continued: int | None = None) -> list[Tracker]:
-    """TensorBoard, and the tracker of the configuration.
+    """Open TensorBoard, whose files go into the run's folder, and the tracker of the configuration.
 
-    Args:
-        config: Names the tracker; also what the tracker shows as the run's hyperparameters.
-        folder: The run's folder. Its name is the run's, and TensorBoard's files go into `tensorboard` in it.
-        continued: The step that a run is continued from, whose later points the curves are to lose.
-
-    Raises:
-        TrainerError: The tracker is not installed or does not start, or the folder cannot be written to.
+    A run that is `continued` from a step loses the later points of its curves.
     """
     check_tracker(config)
     trackers: list[Tracker] = [TensorBoard(folder / "tensorboard", continued)]
@@ -51,7 +45,7 @@ def open_trackers(config: TrainConfig, folder: Path, continued: int | None = Non
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """What of a record can be a point of a curve: no text, no lists, nothing undefined, and not the step."""
+    """Return what of a record can be a point of a curve: no text, no lists, nothing undefined, and not the step."""
     return {
         name: float(value)
         for name, value in record.items()
@@ -70,7 +64,7 @@ class TensorBoard:
             raise self._failed(error) from error
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
-        """Adds a point to every curve, on the disk when this returns."""
+        """Add a point to every curve, on the disk when this returns."""
         try:
             for name, value in numbers(record).items():
                 self.writer.add_scalar(_group(name), value, step)
@@ -79,7 +73,7 @@ class TensorBoard:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Ends the event file."""
+        """End the event file."""
         with suppress(OSError):  # `log` has written all there was, or has told that it could not
             self.writer.close()
 
@@ -88,7 +82,7 @@ class TensorBoard:
 
 
 def _group(name: str) -> str:
-    """The name under which TensorBoard has a curve, by what it is about: evaluations beside each other."""
+    """Return the name under which TensorBoard has a curve, by what it is about: evaluations beside each other."""
     return f"evaluation/{name}" if name.startswith(("accuracy", "eval_")) else f"training/{name}"
 
 
@@ -101,36 +95,29 @@ class Remote:
         if self.name == "trackio":
             options["resume"] = "allow" if continued else "never"  # it knows a run by its name
         else:
-            options |= {"dir": str(folder), "id": _known_id(folder) if continued else None, "resume": "allow"}
+            file = folder / "wandb.id"  # by which Weights & Biases knows a run
+            known = file.read_text() if continued and file.exists() else None
+            options |= {"dir": str(folder), "id": known, "resume": "allow"}
         try:
             self.run = importlib.import_module(self.name).init(**options)
             if self.name == "wandb":
-                _id_file(folder).write_text(self.run.id)
+                file.write_text(self.run.id)
         except Exception as error:  # of the network, of an account, of the package's own
             raise TrainerError(f"the tracker {self.name} does not start: {_first_line(error)}") from error
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
-        """Adds a point to every curve."""
+        """Add a point to every curve."""
         try:
             self.run.log(numbers(record), step=step)
         except Exception as error:
             raise TrainerError(f"the tracker {self.name} takes no more records: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """Sends what has not been sent, and ends the run."""
+        """Send what has not been sent, and ends the run."""
         try:
             self.run.finish()
         except Exception as error:
             raise TrainerError(f"the tracker {self.name} does not finish: {_first_line(error)}") from error
-
-
-def _id_file(folder: Path) -> Path:
-    """Where the name stands that Weights & Biases knows a run by."""
-    return folder / "wandb.id"
-
-
-def _known_id(folder: Path) -> str | None:
-    return _id_file(folder).read_text() if _id_file(folder).exists() else None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,4 @@
-"""Train with your own models and prompts: `accelerate launch -m pruneopd_trainer --config FILE --out FOLDER`.
-
-`pruneopd train` takes every hyperparameter as an option, knows presets, grades responses and draws curves.
-"""
+"""Train with your own models and prompts; `pruneopd train` also has options, presets, grades and curves."""
 
 import argparse
 import sys

@@ -10,11 +10,7 @@ from .errors import TrainerError
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `file` to write to; when the block ends, the new file takes the place of `file`.
-
-    Raises:
-        TrainerError: The new file cannot be written; `file` is then unchanged.
-    """
+    """Yield a hidden path beside `file` to write to; it replaces `file` at the end, or raises TrainerError."""
     beside = file.with_name(f".{file.name}.partial")
     try:
         yield beside

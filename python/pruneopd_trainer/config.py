@@ -21,8 +21,7 @@ Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_dif
 RewardWeight = Literal["student", "teacher", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-BANDS = 16
-"""Equal bands of position, from 0 to the maximum length, for which overlap and weight are logged."""
+BANDS = 16  # equal bands of position, from 0 to the maximum length, for which overlap and weight are logged
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,9 @@ _LENGTHS = {"initial_length": None, "minimum_length": None, "truncate_length": "
 """Lengths that the maximum bounds, and the only method that uses the length, if there is one."""
 MAX_SEED = 2**63 - 1
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "preset": ("tiny", "smollm2"),
-    "method": get_args(Method),
-    "match": get_args(Match),
-    "strategy": get_args(Strategy),
-    "precision": get_args(Precision),
-    "teacher_precision": get_args(Precision),
-    "tracker": ("none", "trackio", "wandb"),
+    **{"preset": ("tiny", "smollm2"), "tracker": ("none", "trackio", "wandb"), "method": get_args(Method)},
+    **{"match": get_args(Match), "strategy": get_args(Strategy)},
+    **dict.fromkeys(["precision", "teacher_precision"], get_args(Precision)),
 }
 
 SMOLLM2: dict[str, Any] = {
@@ -159,16 +154,7 @@ PRESETS = {"tiny": TrainConfig(), "smollm2": TrainConfig(preset="smollm2", **SMO
 
 
 def with_values(config: TrainConfig, values: dict[str, Any], source: str) -> TrainConfig:
-    """Return the configuration with some values replaced, each checked for its name and type.
-
-    Args:
-        config: The configuration to change.
-        values: Values by field, as YAML has them.
-        source: Where they come from, for the error.
-
-    Raises:
-        TrainerError: A name is unknown, or a value is not of its type or not allowed.
-    """
+    """Return the configuration with some values, as YAML has them, each checked; an error names their `source`."""
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     for name in values:
         if name not in kinds:
@@ -192,11 +178,7 @@ def _of_kind(name: str, value: Any, kind: str, source: str) -> Any:
 
 
 def read_config(file: Path) -> TrainConfig:
-    """Read a YAML file: the values it gives, and its preset's for the others.
-
-    Raises:
-        TrainerError: The file cannot be read, or contains anything but known options.
-    """
+    """Read a YAML file: the values it gives, and its preset's for the others."""
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .config import TrainConfig
 from .errors import TrainerError
 
 Grader = Callable[[str, str], float]
@@ -43,17 +42,6 @@ class Task(Protocol):
         """Grade a decoded response in [0, 1]; `finished`: it ended by itself."""
 
 
-def load_task(config: TrainConfig, make_grader: Callable[[], Grader] | None = None) -> Task:
-    """Load the prompts of `config.data`.
-
-    Raises:
-        TrainerError: The file is not given or not valid.
-    """
-    if config.data is None:
-        raise TrainerError("TrainConfig: data must be a JSONL file, got None")
-    return PromptFile(config.data, config.seed, make_grader)
-
-
 class PromptFile:
     """A JSONL file: a line is an object with "prompt" and, in all lines or in none, "answer"; other keys are ignored.
 
@@ -62,11 +50,7 @@ class PromptFile:
     """
 
     def __init__(self, path: Path, seed: int, make_grader: Callable[[], Grader] | None = None) -> None:
-        """Read and check the whole file; `make_grader` is called if it has answers.
-
-        Raises:
-            TrainerError: The file cannot be read, a line is not valid, or there are fewer than two.
-        """
+        """Read and check the whole file; raise TrainerError for the first line that is not valid."""
         self.seed = seed
         lines = read_lines(path, ("prompt", "answer"))
         if len(lines) < 2:
@@ -92,11 +76,7 @@ class PromptFile:
         return self._held_out[index]
 
     def grade(self, example: Example, response: str, finished: bool) -> float:
-        """Grade a finished response by the grader; 0.0 for one that was cut off.
-
-        Raises:
-            TrainerError: The file has no answers, or there is no grader.
-        """
+        """Grade a finished response by the grader; 0.0 for one that was cut off."""
         if self._grader is None or example.answer is None:
             raise TrainerError("a file of prompts without answers is not graded")
         return self._grader(example.answer, response) if finished else 0.0
@@ -116,15 +96,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
-    """Read a JSONL file of prompts; blank lines are skipped.
-
-    Args:
-        path: The file.
-        keys: What is read of each line, all of it text: "prompt", which each must have, and others.
-
-    Raises:
-        TrainerError: The file cannot be read, or a line is not valid.
-    """
+    """Read some keys of a JSONL file, each a text; every line must have a "prompt", blank lines are skipped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,20 +11,15 @@ from .loop import Trainer
 from .rollouts import uniforms
 from .scoring import response_logits
 
-STREAM = 2**31 - 1
-"""The key of the random numbers of evaluations: every evaluation of every run has the same, so differences show."""
+STREAM = 2**31 - 1  # the key of evaluations' random numbers: the same in every evaluation of every run
 
 
 @torch.no_grad()
 def evaluate(trainer: Trainer) -> dict[str, Any]:
     """Sample `eval_samples` responses to each held-out prompt, at full length, and grade and score them.
 
-    Returns:
-        accuracy: Avg@n, the mean over prompts of the mean grade of a prompt's n responses; None without answers.
-        accuracy_se: its standard error, from the spread between prompts; None for a single one.
-        eval_overlap, eval_reverse_kl: means over tokens; KL(student || teacher) in nats.
-        eval_length_mean: tokens a response.
-        eval_finished: the share of responses that end by themselves.
+    Accuracy is Avg@n, the mean over prompts of the mean grade of a prompt's n responses; its standard error is that of
+    the spread between prompts. Both are None without grades. Overlap and KL (in nats) are means over tokens.
     """
     config, accelerator, task = trainer.config, trainer.accelerator, trainer.task
     prompts = config.eval_prompts if task.held_out_count is None else min(config.eval_prompts, task.held_out_count)
@@ -45,7 +40,7 @@ def evaluate(trainer: Trainer) -> dict[str, Any]:
             for row, grade in zip(some, trainer.grade(examples, rollouts), strict=True):
                 grades[row // config.eval_samples] += grade / config.eval_samples
     overlap, divergence, tokens, finished = trainer.total(sums).tolist()
-    grades = trainer.total(grades) if task.graded else grades
+    grades = trainer.total(grades)
     return {
         "accuracy": float(grades.mean()) if task.graded else None,
         "accuracy_se": float(grades.std()) / math.sqrt(prompts) if task.graded and prompts > 1 else None,

@@ -17,11 +17,11 @@ from pruneopd_kernels import topk_policy_loss
 from .config import TrainConfig
 from .data import Example, Task
 from .errors import TrainerError
-from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune, reward_mass
+from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune
 from .metrics import Sums, peak_memory_mib
 from .models import Pair, check_context, encode
 from .rollouts import Rollouts, sample, uniforms
-from .scoring import Scores, response_logits, score, teacher_logits
+from .scoring import Scores, response_logits, score
 
 SAMPLING, CHOOSING = 0, 1
 """What a response's random numbers are for: the second kind chooses `random`'s positions."""
@@ -36,24 +36,8 @@ class Batch(NamedTuple):
     group: Tensor | None  # [B]: group advantages, if the method needs them
 
 
-class Trained(NamedTuple):
-    """Some responses of a step and what they were trained with, to be shown."""
-
-    rollouts: Rollouts
-    scores: Scores
-    advantages: Advantages
-    examples: list[Example]
-
-
 class Trainer:
-    """Everything that a step needs and changes.
-
-    Attributes:
-        step: How many steps are done.
-        time_s: Seconds of training so far, without evaluations and checkpoints.
-        lengths: The length rule, with the budget M.
-        last: The first responses of the last step.
-    """
+    """Everything that a step needs and changes."""
 
     def __init__(self, config: TrainConfig, pair: Pair, task: Task, accelerator: Accelerator) -> None:
         """Move the models to their devices; `config.batch_size` must be a multiple of the number of processes."""
@@ -71,19 +55,15 @@ class Trainer:
             raise TrainerError(f"the teacher cannot be on {place}: {str(error).splitlines()[0]}") from error
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        rates: Any = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), **rates)
         self.lengths = LengthRule(config, torch.distributed.group.WORLD if accelerator.num_processes > 1 else None)
-        self.step, self.time_s = 0, 0.0
-        self.last: Trained | None = None
+        self.step, self.time_s = 0, 0.0  # done so far; the seconds are without evaluations and checkpoints
+        # Some responses of the last step and what they were trained with, to be shown.
+        self.last: tuple[Rollouts, Scores, Advantages, list[Example]] | None = None
 
     def train_step(self, status: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-        """Do one step and return what is logged of it.
-
-        Raises:
-            TrainerError: The loss or its gradient is not finite; the models are as before the step.
-        """
+        """Do one step and return its record; a loss that is not finite raises TrainerError before anything changes."""
         started = time.perf_counter()
         step, sums = self.step + 1, Sums(self.config.maximum_length)
         sampled, trained = self.lengths.sampled, self.lengths.trained
@@ -108,19 +88,10 @@ class Trainer:
         budget = self.lengths.update(effective_lengths)
         self.step = step
         self.time_s += time.perf_counter() - started
-        return {
-            "step": step,
-            "method": self.config.method,
-            "time_s": self.time_s,
-            "tokens_generated": tokens,
-            "budget": budget,
-            "hit_ratio": float(hits) / self.config.batch_size,
-            "trained_length": trained,
-            **measured,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "peak_memory_mib": peak_memory_mib(self.device),
-        }
+        record = {"step": step, "method": self.config.method, "time_s": self.time_s, "tokens_generated": tokens}
+        record |= {"budget": budget, "hit_ratio": float(hits) / self.config.batch_size, "trained_length": trained}
+        last = {"grad_norm": grad_norm, "learning_rate": learning_rate, "peak_memory_mib": peak_memory_mib(self.device)}
+        return record | measured | last
 
     def sample(self, step: int, length: int) -> Batch:
         """Sample responses of up to `length` tokens to this step's prompts (lines 2 and 3)."""
@@ -142,16 +113,10 @@ class Trainer:
         check_context(self.pair, prompt_ids.shape[1], uniforms.shape[1])
         self.student.eval()
         with self.autocast():
-            rollouts = sample(
-                self.student,
-                prompt_ids.to(self.device),
-                prompt_mask.to(self.device),
-                length=uniforms.shape[1],
-                end_ids=self.pair.end_ids,
-                uniforms=uniforms,
-                temperature=self.config.temperature,
-                vocab_size=self.pair.vocab_size,
-            )
+            prompts = prompt_ids.to(self.device), prompt_mask.to(self.device)
+            how: Any = {"temperature": self.config.temperature, "vocab_size": self.pair.vocab_size}
+            length, end_ids = uniforms.shape[1], self.pair.end_ids
+            rollouts = sample(self.student, *prompts, length=length, end_ids=end_ids, uniforms=uniforms, **how)
         self.student.train()
         return rollouts
 
@@ -182,30 +147,27 @@ class Trainer:
             some = rollouts.take(part)
             kept = None if chosen is None else chosen[part, : some.mask.shape[1]]
             group = None if batch.group is None else batch.group[part]
-            with self.autocast(), self.no_sync(number < len(parts) - 1):
+            last = number == len(parts) - 1  # gradients are exchanged with the last micro-batch only
+            with self.autocast(), nullcontext() if last else self.accelerator.no_sync(self.model):
                 student = response_logits(self.model, some)
                 scores = self.score(student, some)
                 given = advantages(scores, config, kept, some.response_ids, group)
-                losses = topk_policy_loss(
-                    student,
-                    given.ids,
-                    given.values,
-                    some.mask,
-                    student_temperature=config.temperature,
-                    vocab_size=self.pair.vocab_size,
-                )
+                how: Any = {"student_temperature": config.temperature, "vocab_size": self.pair.vocab_size}
+                losses = topk_policy_loss(student, given.ids, given.values, some.mask, **how)
                 # the gradients of the processes are averaged: this makes it their sum
                 self.accelerator.backward(losses.sum() / tokens * self.accelerator.num_processes)
             effective_lengths.append(scores.effective_length)
             sums.add(scores, given, losses.detach())
             if number == 0:
-                self.last = Trained(some, scores, given, [batch.examples[row] for row in part.tolist()])
+                self.last = some, scores, given, [batch.examples[row] for row in part.tolist()]
         return torch.cat(effective_lengths)
 
+    @torch.no_grad()
     def score(self, student_logits: Tensor, rollouts: Rollouts) -> Scores:
         """Return what both models say of the responses."""
-        teacher = teacher_logits(self.pair.teacher, rollouts, self.device)
-        return score(student_logits, teacher, rollouts, self.config, self.pair.vocab_size)
+        teacher = self.pair.teacher
+        teacher_logits = response_logits(teacher, rollouts.to(teacher.device)).to(self.device)
+        return score(student_logits, teacher_logits, rollouts, self.config, self.pair.vocab_size)
 
     @torch.no_grad()
     def random_positions(self, step: int, batch: Batch, parts: Sequence[Tensor]) -> Tensor:
@@ -226,7 +188,7 @@ class Trainer:
                 if config.match == "tokens":
                     amount, weight = some.mask.double(), scores.weight != 0
                 else:
-                    amount, weight = reward_mass(scores), scores.weight
+                    amount, weight = scores.rewards.double().abs().sum(-1), scores.weight
                 kept = kept + (amount * weight * kept_by_prune(some.mask, length)).sum()
                 everything = everything + amount.sum()
         share = self.total(kept) / self.total(everything)
@@ -235,13 +197,9 @@ class Trainer:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the student's precision; its parameters stay in float32."""
-        auto, bfloat16 = self.config.precision == "auto", self.config.precision == "bfloat16"
-        enabled = bfloat16 or (auto and computes_in_bfloat16(self.device))
+        precision = self.config.precision
+        enabled = precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(self.device))
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def no_sync(self, more: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients with the last micro-batch only."""
-        return self.accelerator.no_sync(self.model) if more else nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over all processes."""
@@ -250,13 +208,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next steps depend on, except the student's weights."""
-        return {
-            "step": self.step,
-            "time_s": self.time_s,
-            "lengths": self.lengths.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
+        parts = {"lengths": self.lengths.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"step": self.step, "time_s": self.time_s, **parts, "random": torch.get_rng_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from pruneopd_kernels import ResponseBudget
 
 from .config import TrainConfig
 from .scoring import Scores
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 class LengthRule:
@@ -22,14 +20,11 @@ class LengthRule:
 
     `prune` adapts it by the budget M (Algorithm 1, lines 12-19). `random` samples full responses, but follows what M
     would be, since it keeps as much of them as prune would.
-
-    Attributes:
-        step: The step that `length` is for, counted from 1.
     """
 
     def __init__(self, config: TrainConfig, group: ProcessGroup | None = None) -> None:
         """Start before the first step; with a group, all its processes share one budget."""
-        self.config, self.step = config, 1
+        self.config, self.step = config, 1  # the step that is next
         bounds = {name: getattr(config, f"{name}_length") for name in ("initial", "minimum", "maximum")}
         rule = {name: getattr(config, name) for name in ("margin", "hit_ratio", "patience")}
         self.budget = ResponseBudget(**bounds, **rule, step=config.length_step, group=group)
@@ -88,12 +83,8 @@ def advantages(
 ) -> Advantages:
     """Turn rewards into advantages: `weight * reward` of each candidate.
 
-    Args:
-        scores: The scores of B responses.
-        config: Says which method it is.
-        chosen: bool `[B, T]`: the positions that `random` keeps, else None.
-        token_ids: `[B, T]`: the sampled tokens.
-        group: float32 `[B]`: the group advantage of each response (`prune+grpo`), else None.
+    `random` needs `chosen`, bool `[B, T]`: the positions it keeps. `prune+grpo` needs `group`, float32 `[B]`: the group
+    advantage of each response, which is that of its sampled tokens `token_ids`, `[B, T]`.
     """
     weight = token_weight(scores, config, chosen)
     values = weight[..., None] * scores.rewards
@@ -123,18 +114,8 @@ def kept_by_prune(mask: Tensor, length: int) -> Tensor:
     return mask & (mask.cumsum(1) <= length)
 
 
-def reward_mass(scores: Scores) -> Tensor:
-    """Return the absolute sum of each position's rewards: float64 `[B, T]`."""
-    return scores.rewards.double().abs().sum(-1)
-
-
 def group_advantages(grades: Tensor, group_size: int) -> Tensor:
-    """Return each response's grade less its group's mean, over the group's standard deviation: `[B]`; 0 if all agree.
-
-    Args:
-        grades: float `[B]`, the responses of one prompt next to each other.
-        group_size: Responses to the same prompt.
-    """
+    """Return each grade less its group's mean, over the group's standard deviation: `[B]`; 0 if all agree."""
     groups = grades.float().view(-1, group_size)
     spread = groups.std(1, keepdim=True, correction=0)
     return torch.where(spread > 0, (groups - groups.mean(1, keepdim=True)) / spread, 0).flatten()

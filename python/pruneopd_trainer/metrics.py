@@ -13,21 +13,8 @@ from .config import BANDS
 from .methods import Advantages
 from .scoring import Scores
 
-PER_TOKEN = {
-    "overlap": "overlap",
-    "drift_rate": "drift",
-    "weight_mean": "weight",
-    "acceptance": "accepted",
-    "entropy_gap": "entropy_gap",
-    "reverse_kl": "reverse_kl",
-    "loss": "loss",
-}
-PER_RESPONSE = {
-    "response_length_mean": "tokens",
-    "first_drift_mean": "before_drift",
-    "effective_length_mean": "effective_length",
-}
-"""Means, by the sums that they are computed from."""
+PER_TOKEN = ["overlap", "drift_rate", "weight_mean", "acceptance", "entropy_gap", "reverse_kl", "loss"]
+PER_RESPONSE = ["response_length_mean", "first_drift_mean", "effective_length_mean"]
 
 
 class Sums:
@@ -42,24 +29,26 @@ class Sums:
         mask = scores.mask
         band = torch.arange(mask.shape[1], device=mask.device) * BANDS // self.maximum_length
         bands = torch.nn.functional.one_hot(band.clamp_max(BANDS - 1), BANDS).double()
-        per_position = {
-            "drift": scores.drift,
-            "before_drift": mask & (scores.drift.cumsum(1) == 0),
-            "accepted": scores.accepted,
+        found = {
             "overlap": scores.overlap,
-            "weight": given.weight,
+            "drift_rate": scores.drift,
+            "weight_mean": given.weight,
+            "acceptance": scores.accepted,
             "entropy_gap": scores.entropy_gap,
             "reverse_kl": scores.reverse_kl,
             "loss": losses,
-            "tokens": mask,
             "tokens_kept": (given.weight != 0) | (given.values != 0).any(-1),
+            "responses": mask.any(1),
+            "response_length_mean": mask,
+            "tokens": mask,
+            "first_drift_mean": mask & (scores.drift.cumsum(1) == 0),
+            "effective_length_mean": scores.effective_length,
         }
-        found = {name: values.double().sum() for name, values in per_position.items()}
-        found |= {"responses": torch.tensor(len(mask)), "effective_length": scores.effective_length.sum()}
-        for name in ("tokens", "overlap", "weight"):
-            found[f"band_{name}"] = per_position[name].double().sum(0) @ bands
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0) + value.double()
+        sums = {name: values.double().sum() for name, values in found.items()}
+        for name, values in (("tokens", mask), ("overlap", scores.overlap), ("weight", given.weight)):
+            sums[f"band_{name}"] = values.double().sum(0) @ bands
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0) + value
 
     def means(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Return the means over the tokens and responses of all processes; `total` sums a tensor over them."""
@@ -68,16 +57,13 @@ class Sums:
         sizes = [self.sums[name].numel() for name in names]
         sums = {name: part.tolist() for name, part in zip(names, flat.split(sizes), strict=True)}
         one, counts = {name: values[0] for name, values in sums.items()}, sums["band_tokens"]
-
-        def by_band(name: str) -> list[float | None]:
-            return [value / n if n else None for value, n in zip(sums[name], counts, strict=True)]
-
+        bands = {name: zip(sums[name], counts, strict=True) for name in ("band_overlap", "band_weight")}
         return {
             "tokens_kept": int(one["tokens_kept"]),
-            **{name: one[key] / one["tokens"] for name, key in PER_TOKEN.items()},
-            **{name: one[key] / one["responses"] for name, key in PER_RESPONSE.items()},
+            **{name: one[name] / one["tokens"] for name in PER_TOKEN},
+            **{name: one[name] / one["responses"] for name in PER_RESPONSE},
             "band_tokens": counts,
-            **{name: by_band(name) for name in ("band_overlap", "band_weight")},
+            **{name: [value / n if n else None for value, n in band] for name, band in bands.items()},
         }
 
 

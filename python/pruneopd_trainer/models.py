@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .errors import TrainerError
@@ -25,8 +18,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
-SHOWN = 3
-"""Differing tokens that an error names."""
+SHOWN = 3  # differing tokens that an error names
 
 
 class Pair(NamedTuple):
@@ -40,15 +32,7 @@ class Pair(NamedTuple):
 
 
 def load_pair(config: TrainConfig, student: Path | None = None) -> Pair:
-    """Load the models in the configuration's folders; the student's parameters are float32.
-
-    Args:
-        config: student, teacher and teacher_precision.
-        student: A folder in place of the configuration's student, such as a checkpoint's.
-
-    Raises:
-        TrainerError: A folder is not given, a model cannot be loaded, or the tokenizers differ.
-    """
+    """Load the models in the configuration's folders, or the student of a checkpoint; its parameters are float32."""
     student, teacher = student or config.student, config.teacher
     if student is None or teacher is None:
         name = "student" if student is None else "teacher"
@@ -63,29 +47,22 @@ def make_pair(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
 ) -> Pair:
-    """Combine a student and a teacher.
-
-    Raises:
-        TrainerError: The tokenizers differ, a model has no row for some of their tokens, or nothing ends a response.
-    """
+    """Combine a student and a teacher, which must have the same tokenizer and rows for all of its tokens."""
     vocab_size = same_tokenizer(student_tokenizer, teacher_tokenizer)
     for name, model in (("student", student), ("teacher", teacher)):
         modules: dict[str, Any] = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
         for part, module in modules.items():
             if (rows := len(module.weight)) < vocab_size:
                 raise TrainerError(f"the {name}'s {part} must have a row for each of {vocab_size} tokens, got {rows}")
-    end_ids = [student_tokenizer.eos_token_id, *configured_end_ids(student), *configured_end_ids(teacher)]
+    end_ids = [student_tokenizer.eos_token_id]
+    for model in (student, teacher):  # chat models often stop at several tokens
+        settings: Any = model.generation_config
+        ends = settings.eos_token_id if settings is not None else None
+        end_ids += ends if isinstance(ends, list) else [ends]
     end_ids = list(dict.fromkeys(end for end in end_ids if end is not None and end < vocab_size))
     if not end_ids:
         raise TrainerError(f"the tokenizer in {student_tokenizer.name_or_path} has no token that ends a response")
     return Pair(student.train(), teacher.eval().requires_grad_(False), student_tokenizer, vocab_size, end_ids)
-
-
-def configured_end_ids(model: PreTrainedModel) -> list[int]:
-    """Return the tokens at which the model's generation configuration stops; chat models often have several."""
-    settings: Any = model.generation_config
-    ends = settings.eos_token_id if settings is not None else None
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def check_context(pair: Pair, prompt_length: int, response_length: int) -> None:
@@ -100,18 +77,12 @@ def check_context(pair: Pair, prompt_length: int, response_length: int) -> None:
 def load_model(folder: Path, precision: str) -> PreTrainedModel:
     """Load a causal language model from a folder with a GGUF file or a transformers checkpoint; never downloads.
 
-    It comes in eval mode and without dropout, so that in training mode it is still the model that sampled.
-
-    Args:
-        folder: The model's folder.
-        precision: Of its parameters: "float32", "bfloat16", or "auto": as saved.
-
-    Raises:
-        TrainerError: The folder is missing, or the model is broken or lacks weights.
+    It comes in eval mode and without dropout, so that in training mode it is still the model that sampled. The
+    precision of its parameters is "float32", "bfloat16", or "auto": as saved.
     """
     source = _source(folder)
     try:
-        config: Any = AutoConfig.from_pretrained(folder, **source)
+        config: Any = transformers.AutoConfig.from_pretrained(folder, **source)
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             for name, value in part.to_dict().items():
                 if "drop" in name and isinstance(value, float):
@@ -125,34 +96,27 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     except Exception as error:  # whatever the loader meets in a broken file
         raise TrainerError(f"the model in {folder} cannot be loaded: {_reason(error)}") from error
     model, report = loaded
-    broken = None
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, found, expected = mismatched[0]
-        broken = f"{name} must have shape {list(expected)}, got {list(found)}"
-    elif missing := sorted(report["missing_keys"]):
-        broken = f"{len(missing)} weights are missing: {missing[0]}"
+    mismatched, missing = sorted(report["mismatched_keys"]), sorted(report["missing_keys"])
+    broken = [f"{name} must have shape {list(right)}, got {list(found)}" for name, found, right in mismatched]
+    broken += [f"{len(missing)} weights are missing: {name}" for name in missing]
     if broken:
-        raise TrainerError(f"the model in {folder} cannot be loaded: {broken}")
+        raise TrainerError(f"the model in {folder} cannot be loaded: {broken[0]}")
     settings = model.generation_config
     try:
         if settings is not None:
             settings.validate(strict=True)
     except ValueError:  # transformers would refuse to save it: keep the special tokens only
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        model.generation_config = GenerationConfig(**{name: getattr(settings, name) for name in ids})
+        model.generation_config = transformers.GenerationConfig(**{name: getattr(settings, name) for name in ids})
     prepared: PreTrainedModel = model.eval()
     return prepared
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left, with its end token if it has no padding token; never downloads.
-
-    Raises:
-        TrainerError: The folder is missing or has no tokenizer, or the tokenizer has neither padding nor end token.
-    """
+    """Load a tokenizer that pads on the left, with its end token if it has no padding token; never downloads."""
     source = _source(folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **source)
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **source)
     except Exception as error:  # as above
         raise TrainerError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one if there are no files
@@ -175,11 +139,7 @@ def _source(folder: Path) -> dict[str, Any]:
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the folder if it looks like a model's.
-
-    Raises:
-        TrainerError: It is missing, or has neither a GGUF file nor a transformers checkpoint.
-    """
+    """Return the folder if it looks like a model's; raise TrainerError if not."""
     if not folder.is_dir():
         raise TrainerError(f"the model folder {folder} is not there")
     if gguf_file(folder) is None and not (folder / "config.json").is_file():
@@ -197,11 +157,7 @@ def _reason(error: Exception) -> str:
 
 
 def same_tokenizer(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> int:
-    """Check that every id is the same token to both, and return `vocab_size`: how many ids there are.
-
-    Raises:
-        TrainerError: Some ids differ.
-    """
+    """Check that every id is the same token to both, and return `vocab_size`: how many ids there are."""
     student, teacher = (
         {index: token for token, index in tokenizer.get_vocab().items()}
         for tokenizer in (student_tokenizer, teacher_tokenizer)
@@ -222,20 +178,15 @@ def same_tokenizer(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Tokenize prompts: each as a user's turn of a chat if the tokenizer has a chat template, else as plain text.
 
-    Returns:
-        Token ids and their mask, both `[B, P]` int64, padded on the left; the mask is 0 at padding.
-
-    Raises:
-        TrainerError: A prompt has no tokens, or does not fit into the template.
+    Returns token ids and their mask, both `[B, P]` int64, padded on the left; the mask is 0 at padding.
     """
     try:
         if tokenizer.chat_template is None:
             encoded: Any = tokenizer(list(prompts), padding=True, return_tensors="pt")
         else:
             chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            encoded = tokenizer.apply_chat_template(
-                chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-            )
+            how: Any = {"padding": True, "return_dict": True, "return_tensors": "pt"}
+            encoded = tokenizer.apply_chat_template(chats, add_generation_prompt=True, **how)
     except Exception as error:  # a template is a program
         raise TrainerError(f"the prompts from {prompts[0]!r} on cannot be tokenized: {_reason(error)}") from error
     token_ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()

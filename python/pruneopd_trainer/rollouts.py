@@ -33,9 +33,14 @@ class Rollouts(NamedTuple):
         return self.attention_mask[:, self.prompt_length :].bool()
 
     @property
-    def position_ids(self) -> Tensor:
-        """Return `[B, P + T]`: the position of each token in its own sequence, padding not counted."""
-        return positions(self.attention_mask)
+    def inputs(self) -> dict[str, Tensor]:
+        """Return what models take: the positions of tokens do not count padding."""
+        position_ids = positions(self.attention_mask)
+        return {"input_ids": self.token_ids, "attention_mask": self.attention_mask, "position_ids": position_ids}
+
+    def to(self, device: torch.device) -> Rollouts:
+        """Return the same on a device."""
+        return self._replace(token_ids=self.token_ids.to(device), attention_mask=self.attention_mask.to(device))
 
     def take(self, rows: Tensor) -> Rollouts:
         """Return some of the responses, without the columns that are padding in all of them."""
@@ -62,37 +67,23 @@ def uniforms(key: Sequence[int], rows: Sequence[int], length: int) -> Tensor:
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
+    prompt_ids: Tensor,  # [B, P] int64, padded on the left
+    prompt_mask: Tensor,  # [B, P], 0 at padding
     *,
-    length: int,
-    end_ids: Sequence[int],
-    uniforms: Tensor,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    on_token: Callable[[], None] = lambda: None,
+    length: int,  # the most tokens of a response; T is less if every response ends before
+    end_ids: Sequence[int],  # the tokens that end a response; the first of them also fills what follows
+    uniforms: Tensor,  # [B, at least length] in [0, 1): what decides about each token
+    temperature: float = 1.0,  # 1 samples the model itself, as on-policy distillation does
+    vocab_size: int | None = None,  # ids from here on are never sampled: they pad the head
+    on_token: Callable[[], None] = lambda: None,  # called after every token
 ) -> Rollouts:
-    """Sample one response to each prompt, all in step.
-
-    Args:
-        model: The model that answers.
-        prompt_ids: `[B, P]` int64, padded on the left.
-        prompt_mask: `[B, P]`, 0 at padding.
-        length: The most tokens that a response may have.
-        end_ids: The tokens that end a response; the first of them also fills what follows.
-        uniforms: `[B, at least length]` in [0, 1): what decides about each token.
-        temperature: The logits are divided by it; 1 samples the model itself, as on-policy distillation does.
-        vocab_size: Ids from here on are never sampled: they pad the head.
-        on_token: Called after every token.
-
-    Returns:
-        The rollouts; T is `length`, or less where every response ended before.
-    """
+    """Sample one response to each prompt, all in step."""
     (count, prompt_length), device = prompt_ids.shape, prompt_ids.device
     token_ids = torch.cat([prompt_ids, prompt_ids.new_full((count, length), end_ids[0])], 1)
     attention_mask = torch.cat([prompt_mask, prompt_mask.new_zeros(count, length)], 1)
     ends, uniforms = torch.tensor(end_ids, device=device), uniforms.to(device)
-    cache = growing_cache(model)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]  # type: ignore[no-untyped-call]
     rows = torch.arange(count, device=device)  # those that are still computed, and which of them go on
     going = torch.ones(count, dtype=torch.bool, device=device)
     first_unread = 0
@@ -127,21 +118,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(cumulative, place, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
-def growing_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return the model's cache, its full-attention layers in buffers that are not copied at every token."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
 class GrowingLayer(DynamicLayer):
-    """Keys and values `[B, heads, length, head width]` as views of buffers with room for tokens to come."""
+    """Keys and values `[B, heads, length, head width]` as views of buffers, which are not copied at every token."""
 
-    ROOM = 64
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.buffers: list[Tensor] = []
+    ROOM = 64  # for tokens to come
+    buffers: Sequence[Tensor] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append the states of new tokens and return those of all tokens."""

@@ -2,11 +2,11 @@
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from .atomic import replacing, sync
 from .config import TrainConfig, read_config, write_config
 from .errors import TrainerError
 
-ALMOST_FULL = 2**20
-"""Free bytes below which a library that failed to write, and does not say why, is taken to have found the disk full."""
+ALMOST_FULL = 2**20  # free bytes below which a library that fails to write, without a reason, has found the disk full
 
 
 class RunFolder:
@@ -31,24 +30,16 @@ class RunFolder:
 
     @classmethod
     def new(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """Return what `create` would make, without writing anything.
-
-        Raises:
-            TrainerError: The folder contains a run already.
-        """
+        """Return what `create` would make, without writing; raise TrainerError if the folder contains a run."""
         run = cls(path, config)
         files = run.config_file, run.metrics_file
-        if any(map(os.path.exists, files)) or run.has_checkpoint():  # os.path: False if it may not look
+        if any(map(os.path.exists, files)) or run.latest():  # os.path: False if it may not look
             raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
         return run
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        """Make the folder and write config.yaml, which proves that it can be written to.
-
-        Raises:
-            TrainerError: The folder contains a run already, or cannot be written to.
-        """
+        """Make the folder and write config.yaml, which proves that it can be written to."""
         run = cls.new(path, config)
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -65,15 +56,10 @@ class RunFolder:
             raise TrainerError(f"{path} holds no run: there is no config.yaml in it")
         return cls(path, read_config(path / "config.yaml"))
 
-    # --- records
-
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record, with null for each number that is not finite.
-
-        Raises:
-            TrainerError: It cannot be written; the records are then unchanged.
-        """
-        data = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+        """Append a record, with null for each number that is not finite; a failure leaves the records unchanged."""
+        finite = json.loads(json.dumps(record), parse_constant=lambda constant: None)
+        data = (json.dumps(finite) + "\n").encode()
         try:
             with self.metrics_file.open("ab+", buffering=0) as stream:
                 end = os.fstat(stream.fileno()).st_size
@@ -90,57 +76,37 @@ class RunFolder:
             raise self._failed(self.metrics_file, error) from error
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records in order, without a last line that is not finished yet.
-
-        Raises:
-            TrainerError: A finished line is no record, or the file cannot be read.
-        """
+        """Return the records in order, without a last line that is not finished yet."""
         try:
             *lines, _ = self.metrics_file.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
         except OSError as error:
             raise TrainerError(f"{self.metrics_file} cannot be read: {error.strerror}") from error
-        return [self._record(number, line) for number, line in enumerate(lines, 1)]
-
-    def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError:
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
             record = None
-        if not (isinstance(record, dict) and type(record.get("step")) is int):
-            shown = line[:40].decode(errors="replace")
-            raise TrainerError(f"{self.metrics_file}: line {number} must be an object with a step, got {shown!r}")
-        return record
+            with suppress(ValueError):
+                record = json.loads(line)
+            if not (isinstance(record, dict) and type(record.get("step")) is int):
+                shown = line[:40].decode(errors="replace")
+                raise TrainerError(f"{self.metrics_file}: line {number} must be an object with a step, got {shown!r}")
+            records.append(record)
+        return records
 
     def forget_after(self, step: int) -> None:
-        """Drop the records of later steps, which a run that continues from `step` will write again.
-
-        Raises:
-            TrainerError: The records cannot be read or written; they are then unchanged.
-        """
+        """Drop the records of later steps, which a run that continues from `step` will write again."""
         kept = [record for record in self.records() if record["step"] <= step]
         with replacing(self.metrics_file) as beside:
             beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
-    # --- checkpoints
-
     def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
-        """Make the checkpoint of a step, then remove the oldest except `keep`; one that exists is not changed.
+        """Make the checkpoint of a step, and remove all except the `keep` newest; one that exists is not changed.
 
-        Args:
-            step: Names the checkpoint.
-            write: Gets an empty folder to write the checkpoint's files into.
-            keep: How many checkpoints stay, the new one included, >= 1.
-
-        Returns:
-            The checkpoint's folder.
-
-        Raises:
-            TrainerError: It cannot be written; the older checkpoints are then unchanged.
+        `write` gets an empty folder to write the files into. A failure leaves the older checkpoints unchanged.
         """
         folder = self.checkpoints / f"step-{step:06d}"
-        beside = _hidden(folder)
+        beside = folder.with_name(f".{folder.name}")
         try:
             self._remove_leftovers()
             if not folder.exists():
@@ -150,8 +116,8 @@ class RunFolder:
                     sync(path)
                 os.rename(beside, folder)
                 sync(self.checkpoints)
-            for _, old in self._checkpoints()[:-keep]:
-                os.rename(old, _hidden(old))  # half removed, it must not look like a checkpoint
+            for old in self._checkpoints()[:-keep]:
+                os.rename(old, old.with_name(f".{old.name}"))  # half removed, it must not look like a checkpoint
             self._remove_leftovers()
         except (OSError, RuntimeError, SafetensorError) as error:  # the latter two are PyTorch's and safetensors'
             raise self._failed(folder, error) from error
@@ -159,25 +125,19 @@ class RunFolder:
             shutil.rmtree(beside, ignore_errors=True)
         return folder
 
-    def latest(self) -> tuple[int, Path]:
-        """Return step and folder of the newest checkpoint; raises TrainerError if there is none."""
-        if not self.has_checkpoint():
-            raise TrainerError(f"{self.path} has no checkpoint yet")
-        return self._checkpoints()[-1]
-
-    def has_checkpoint(self) -> bool:
-        """Return whether there is one."""
-        return bool(self._checkpoints())
+    def latest(self) -> Path | None:
+        """Return the folder of the newest checkpoint, None if there is none."""
+        return next(reversed(self._checkpoints()), None)
 
     def left(self) -> str:
         """Say what there is to continue from."""
-        found = self._checkpoints()
-        return f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
+        latest = self.latest()
+        return f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Return step and folder of every checkpoint, the oldest first."""
-        names = [(re.fullmatch(r"step-(\d{6,})", folder.name), folder) for folder in self.checkpoints.glob("step-*")]
-        return sorted((int(match[1]), folder) for match, folder in names if match)
+    def _checkpoints(self) -> list[Path]:
+        """Return the folder of every checkpoint, the oldest first."""
+        folders = [path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+        return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
     def _remove_leftovers(self) -> None:
         """Remove what a process left that was killed while it saved or removed a checkpoint."""
@@ -192,16 +152,3 @@ class RunFolder:
         elif shutil.disk_usage(self.path).free < ALMOST_FULL:
             reason = os.strerror(errno.ENOSPC)
         return TrainerError(f"{path} cannot be written: {reason}; {self.left()}")
-
-
-def _hidden(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}")
-
-
-def _finite(value: Any) -> Any:
-    """Return the value with None in place of every NaN and infinity, also in lists."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from .config import TrainConfig
-from .data import Task, load_task
+from .data import PromptFile, Task
 from .errors import TrainerError
 from .evaluate import evaluate
 from .loop import Trainer
@@ -44,30 +44,23 @@ Watch = Callable[[Trainer, RunFolder, int | None], AbstractContextManager[Watche
 
 def from_folders(config: TrainConfig, student: Path | None = None) -> tuple[Pair, Task]:
     """Load the models and the prompts that the configuration names; responses are not graded."""
-    return load_pair(config, student), load_task(config)
+    if config.data is None:
+        raise TrainerError("TrainConfig: data must be a JSONL file, got None")
+    return load_pair(config, student), PromptFile(config.data, config.seed)
 
 
 def train(
-    config: TrainConfig, out: Path, *, resume: bool = False, load: Load = from_folders, watch: Watch | None = None
+    config: TrainConfig,  # if a run is continued, its own
+    out: Path,  # the run folder: a new one, or with `resume` one that contains a run
+    *,
+    resume: bool = False,  # from the newest checkpoint, to the same numbers as without the interruption
+    load: Load = from_folders,
+    watch: Watch | None = None,  # shows the run while it goes on, in the first process
 ) -> tuple[dict[str, Any], bool]:
-    """Run all steps that are left, and log them to the folder `out`.
+    """Run all steps that are left; return the last record, and whether all steps are done.
 
     Started in several processes (`accelerate launch`), they share the responses of each step; the first of them writes.
-
-    Args:
-        config: Every hyperparameter; for a run that is continued it must be the run's own.
-        out: The run folder: a new one, or with `resume` one that contains a run.
-        resume: Continue from the newest checkpoint, to the same numbers as without the interruption; from the beginning
-            if there is none yet.
-        load: Loads the models and the task.
-        watch: Shows the run while it goes on, in the first process.
-
-    Returns:
-        The last record, and whether all steps are done: Ctrl-C, or a SIGTERM, ends a run after the current step, with a
-        checkpoint.
-
-    Raises:
-        TrainerError: An argument or a file is wrong, or the loss is not finite; what was saved stays.
+    Ctrl-C, or a SIGTERM, ends a run after the current step, with a checkpoint.
     """
     accelerator = Accelerator()
     writes = accelerator.is_main_process
@@ -129,7 +122,7 @@ def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder
     for name, value in folder.config.to_dict().items():
         if given[name] != value:
             raise TrainerError(f"the run in {out} can be continued with {name} = {value!r} only, got {given[name]!r}")
-    return folder, folder.latest()[1] if folder.has_checkpoint() else None
+    return folder, folder.latest()
 
 
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -152,19 +145,15 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
 def interruption() -> Iterator[list[int]]:
     """Yield a list that the first SIGINT or SIGTERM fills; the second one ends the program at once."""
     received: list[int] = []
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore_handlers() -> None:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        restore_handlers()
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
-    for name in before:
-        signal.signal(name, note)
+    before = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        restore_handlers()
+        for name, handler in before.items():
+            signal.signal(name, handler)

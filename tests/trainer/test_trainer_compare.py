@@ -14,7 +14,7 @@ import pytest
 from pruneopd_lab import compare as module
 from pruneopd_lab.compare import compare, last_step, parse_method, plan
 from pruneopd_trainer.config import TrainConfig, read_config, write_config
-from pruneopd_trainer.errors import TrainerError
+from trainer_models import refusal
 
 CHILD = Path(__file__).with_name("trainer_child.py")
 COMMAND = (sys.executable, "-S", str(CHILD))
@@ -66,9 +66,7 @@ def test_a_method_changes_its_own_values_alone():
     ],
 )
 def test_a_method_that_is_not_valid_is_named(spec, words):
-    with pytest.raises(TrainerError) as raised:
-        parse_method(spec, TrainConfig())
-    assert str(raised.value) == f"the method {spec!r} is not valid: {words}"
+    assert refusal(parse_method, spec, TrainConfig()) == f"the method {spec!r} is not valid: {words}"
 
 
 @pytest.mark.parametrize(
@@ -81,9 +79,7 @@ def test_a_method_that_is_not_valid_is_named(spec, words):
     ],
 )  # fmt: skip
 def test_plans_that_are_refused(arguments, words):
-    with pytest.raises(TrainerError) as raised:
-        plan(TrainConfig(), *arguments, Path("out"))
-    assert str(raised.value) == words
+    assert refusal(plan, TrainConfig(), *arguments, Path("out")) == words
 
 
 def test_methods_take_turns_within_a_seed():
@@ -105,9 +101,7 @@ def test_a_comparison(tmp_path, capsys):
     ends = [entry["time"] for entry in journal(tmp_path, "end")]
     begins = [entry["time"] for entry in journal(tmp_path)]
     assert all(end < begin for end, begin in zip(ends, begins[1:], strict=False))
-    assert os.getsid(0) not in [
-        entry["session"] for entry in journal(tmp_path)
-    ]  # the terminal's Ctrl-C is for us alone
+    assert os.getsid(0) not in [entry["session"] for entry in journal(tmp_path)], "the terminal's Ctrl-C is for us"
     run = out / "prune-w_drop=0.05" / "seed-1"
     assert read_config(run / "config.yaml") == replace(BASE, seed=1, w_drop=0.05)
     assert (run / "log.txt").read_text() == "some words on standard output\n"
@@ -124,13 +118,11 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
     assert {(entry["threads"], entry["wait"]) for entry in journal(tmp_path)} == {("2", "passive")}
     assert max(entry["time"] for entry in journal(tmp_path)) < min(entry["time"] for entry in journal(tmp_path, "end"))
 
-
-def test_jobs_beyond_the_runs_take_no_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    compare(BASE, ["opd", "truncate"], [0], tmp_path / "out", jobs=8, command=COMMAND)
-    assert {entry["threads"] for entry in journal(tmp_path)} == {"4"}
-    with pytest.raises(TrainerError, match="compare: jobs must be at least 1, got 0"):
-        compare(BASE, ["opd"], [0], tmp_path / "out", jobs=0, command=COMMAND)
+    monkeypatch.setenv("PACE", "0")
+    compare(BASE, ["opd"], [0], tmp_path / "few", jobs=8, command=COMMAND)
+    assert journal(tmp_path)[-1]["threads"] == "7", "jobs beyond the runs take no cores"
+    said = refusal(compare, BASE, ["opd"], [0], tmp_path / "out", jobs=0, command=COMMAND)
+    assert said == "compare: jobs must be at least 1, got 0"
 
 
 # --- prefix -----------------------------------------------------------------------------------------------------------
@@ -139,18 +131,20 @@ def test_jobs_beyond_the_runs_take_no_cores(tmp_path, monkeypatch):
 def test_prefix_waits_for_prune_and_has_its_mean_length(tmp_path):
     """Prune's lengths are 40, 50, 60, 70 in the stand-in: their mean is that of a ramp from 40 to 70."""
     out = tmp_path / "out"
-    compare(BASE, ["prefix", "opd", "prune", "prefix:final_length=99"], [0], out, command=COMMAND)
-    assert began(tmp_path) == ["opd seed-0", "prune seed-0", "prefix seed-0", "prefix-final_length=99 seed-0"]
+    methods = ["prefix", "opd", "prune", *(f"prefix:{field}" for field in FINAL)]
+    compare(BASE, methods, [0], out, command=COMMAND)
+    folders = [f"prefix-{field}" for field in FINAL]
+    assert began(tmp_path) == [f"{name} seed-0" for name in ("opd", "prune", "prefix", *folders)]
     assert read_config(out / "prefix" / "seed-0" / "config.yaml").final_length == 70
-    assert read_config(out / "prefix-final_length=99" / "seed-0" / "config.yaml").final_length == 99
+    for folder, length in zip(folders, FINAL.values(), strict=True):
+        assert read_config(out / folder / "seed-0" / "config.yaml").final_length == length
 
 
-def test_another_start_of_prefix_is_made_up_for(tmp_path):
-    out = tmp_path / "out"
-    compare(BASE, ["prune", "prefix:initial_length=50", "prefix:initial_length=100"], [0], out, command=COMMAND)
-    assert read_config(out / "prefix-initial_length=50" / "seed-0" / "config.yaml").final_length == 60
-    # 10 would be needed, but no length is less than the minimum
-    assert read_config(out / "prefix-initial_length=100" / "seed-0" / "config.yaml").final_length == 40
+FINAL = {
+    "final_length=99": 99,
+    "initial_length=50": 60,  # another start is made up for
+    "initial_length=100": 40,  # 10 would be needed, but no length is less than the minimum
+}
 
 
 def test_prefix_without_prune_keeps_its_length(tmp_path):
@@ -174,9 +168,8 @@ def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monke
     methods = ["opd", "random", "truncate"]
     monkeypatch.setenv("FAIL", "random 2")
     monkeypatch.setenv("WHAT", what)
-    with pytest.raises(TrainerError) as raised:
-        compare(BASE, methods, [0], out, command=COMMAND)
-    assert str(raised.value) == words.format(log=out / "random" / "seed-0" / "log.txt")
+    said = refusal(compare, BASE, methods, [0], out, command=COMMAND)
+    assert said == words.format(log=out / "random" / "seed-0" / "log.txt")
     assert began(tmp_path) == ["opd seed-0", "random seed-0"]
 
     (tmp_path / "journal").unlink()
@@ -191,8 +184,8 @@ def test_a_run_that_fails_ends_the_comparison_and_can_be_resumed(tmp_path, monke
 def test_a_run_without_a_checkpoint_begins_again(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", "opd 1")
     monkeypatch.setenv("WHAT", "fail")
-    with pytest.raises(TrainerError, match="opd seed 0 ended with status 1"):
-        compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    said = refusal(compare, BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    assert said.startswith("opd seed 0 ended with status 1")
     monkeypatch.delenv("FAIL")
     compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
     assert [entry["options"] for entry in journal(tmp_path)] == [[], []]
@@ -204,8 +197,8 @@ def test_a_failure_tells_the_others_to_save(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", "random 2")
     monkeypatch.setenv("WHAT", "fail")
     base = replace(BASE, steps=200)
-    with pytest.raises(TrainerError, match="random seed 0 ended with status 1"):
-        compare(base, ["opd", "random"], [0], tmp_path / "out", jobs=2, command=COMMAND)
+    said = refusal(compare, base, ["opd", "random"], [0], tmp_path / "out", jobs=2, command=COMMAND)
+    assert said.startswith("random seed 0 ended with status 1")
     assert (tmp_path / "out" / "opd" / "seed-0" / "saved").exists()
     assert journal(tmp_path, "end") == []
 
@@ -216,9 +209,8 @@ def test_what_a_run_said_before_it_was_resumed_is_not_quoted(tmp_path):
     process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
     process.wait()
     (run,) = plan(BASE, ["opd"], [0], tmp_path)
-    with pytest.raises(TrainerError) as raised:
-        module.check(module.Child(run, process, log, log_start=log.stat().st_size))
-    assert str(raised.value) == f"opd seed 0 ended with status 3, see {log}"
+    child = module.Child(run, process, log, log_start=log.stat().st_size)
+    assert refusal(module.check, child) == f"opd seed 0 ended with status 3, see {log}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -265,18 +257,15 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
     folder = tmp_path / "out" / "prune" / "seed-0"
     folder.mkdir(parents=True)
     write_config(replace(BASE, steps=5), folder / "config.yaml")
-    with pytest.raises(TrainerError) as raised:
-        compare(BASE, ["opd", "prune"], [0], tmp_path / "out", command=COMMAND)
-    assert str(raised.value) == f"the run folder {folder} holds another run: steps is 5 there and 4 here"
+    said = refusal(compare, BASE, ["opd", "prune"], [0], tmp_path / "out", command=COMMAND)
+    assert said == f"the run folder {folder} holds another run: steps is 5 there and 4 here"
     assert not (tmp_path / "journal").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(TrainerError) as raised:
-        compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
-    folder = tmp_path / "out" / "opd" / "seed-0"
-    assert str(raised.value) == f"the run in {folder} cannot be started: Not a directory"
+    said = refusal(compare, BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
+    assert said == f"the run in {tmp_path / 'out' / 'opd' / 'seed-0'} cannot be started: Not a directory"
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

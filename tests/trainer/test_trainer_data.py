@@ -18,8 +18,7 @@ from pruneopd_lab.tiny.dialect import translate
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example, PromptFile, read_lines
-from pruneopd_trainer.data import load_task as load_file
-from pruneopd_trainer.train import train
+from pruneopd_trainer.train import from_folders, train
 from trainer_models import refusal
 
 
@@ -181,7 +180,7 @@ def test_the_task_of_a_configuration(numbered):
     assert load_task(TrainConfig(seed=3)).example(0) == ChainSums(3).example(0)
     task = load_task(TrainConfig(data=numbered, seed=3))
     assert task.example(0) == PromptFile(numbered, 3).example(0)
-    assert refusal(load_file, TrainConfig()) == "TrainConfig: data must be a JSONL file, got None"
+    assert refusal(from_folders, TrainConfig()) == "TrainConfig: data must be a JSONL file, got None"
 
 
 def test_a_group_advantage_needs_grades(numbered, tmp_path):

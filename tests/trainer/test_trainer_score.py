@@ -57,10 +57,10 @@ def test_hidden_states_are_scored_as_the_logits_of_whole_responses(models, promp
     rollouts = score.responses(pair, score.read_rows(prompts, 2), 40, seed=0)
     scores = score.score_responses(pair, rollouts, config)
 
-    whole = {"attention_mask": rollouts.attention_mask, "position_ids": rollouts.position_ids}
+    whole = rollouts.inputs
     with torch.no_grad():
         logits = [
-            model(rollouts.token_ids, **whole).logits[:, rollouts.prompt_length - 1 : -1]
+            model(**whole).logits[:, rollouts.prompt_length - 1 : -1]
             for model in (pair.student, pair.teacher)
         ]
     settings = {"token_ids": rollouts.response_ids} if metric == "top_p" else {}

@@ -70,17 +70,17 @@ def _dataset(seed: int, terms: tuple[int, int]) -> ChainSumDataset:
 
 
 def terms_of(expression: str) -> list[int]:
-    """The signed terms of an expression such as `4 + 17 - 9`."""
+    """Return the signed terms of an expression such as `4 + 17 - 9`."""
     return [int(term) for term in re.sub(r"([+-]) ", r"\1", expression).split()]
 
 
 def partial_sums(expression: str) -> list[int]:
-    """The sum of the first term, of the first two, and so on."""
+    """Return the sum of the first term, of the first two, and so on."""
     return list(itertools.accumulate(terms_of(expression)))
 
 
 def solution(problem: Problem) -> str:
-    """The problem worked out, one step a term."""
+    """Return the problem worked out, one step a term."""
     first, *others = terms_of(problem.prompt.removesuffix(" ="))
     steps, total = [f"start {first} ."], first
     for ordinal, term in zip(ORDINALS, others, strict=False):
@@ -90,7 +90,7 @@ def solution(problem: Problem) -> str:
 
 
 def step(total: int, term: int) -> str:
-    """One addition or subtraction in columns, such as `add 18 : ones 7 plus 8 is 15 , carry , tens 5 plus 1 ...`."""
+    """Return one addition or subtraction in columns, such as `add 18 : ones 7 plus 8 is 5 carry , tens 5 plus 1 ...`."""
     tens, ones = divmod(total, 10)
     term_tens, term_ones = divmod(abs(term), 10)
     if term >= 0:

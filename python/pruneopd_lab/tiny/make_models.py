@@ -100,7 +100,7 @@ def bilingual_examples(seed: int, terms: tuple[int, int]) -> Examples:
 
 
 def lend_words(model: Qwen3ForCausalLM, seed: int) -> None:
-    """Gives the words of the second language nearly the embeddings of those that they stand for."""
+    """Give the words of the second language nearly the embeddings of those that they stand for."""
     ids, noise = tokenizer.get_vocab(), torch.Generator().manual_seed(seed)
     embeddings = model.model.embed_tokens.weight.detach()
     spread = float(embeddings.std())
@@ -131,7 +131,7 @@ def supervise(
     fall: bool = False,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Trains on the examples: AdamW, a warm-up of 20 steps, and with `fall` a linear fall over the last half."""
+    """Train on the examples: AdamW, a warm-up of 20 steps, and with `fall` a linear fall over the last half."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.perf_counter()
     for step, (ids, labels) in enumerate(itertools.islice(batches(examples), steps), 1):
@@ -150,14 +150,14 @@ def supervise(
 
 
 def teach_dialect(student: Qwen3ForCausalLM) -> None:
-    """Makes a state of the teacher the bilingual student."""
+    """Make a state of the teacher the bilingual student."""
     lend_words(student, 6)
     supervise(student, bilingual_examples(6, (4, 8)), BILINGUAL_SHORT, BILINGUAL_LEARNING_RATE)
     supervise(student, bilingual_examples(7, (8, 12)), BILINGUAL_LONG, BILINGUAL_LEARNING_RATE, fall=True)
 
 
 def make_models(out: Path) -> None:
-    """Trains all four and writes their folders."""
+    """Train all four and write their folders."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = make_model()

@@ -27,7 +27,7 @@ def rambling_examples(seed: int, length: int = LENGTH) -> Iterator[tuple[str, st
 
 
 def bad_solution(given: Problem, chances: random.Random) -> str:
-    """One attempt after another, until one ends or there is more than enough text."""
+    """Make one attempt after another, until one ends or there is more than enough text."""
     parts: list[str] = []
     while sum(part.count(" ") for part in parts) < LENGTH:
         text, rambled = attempt(given, chances)
@@ -38,7 +38,7 @@ def bad_solution(given: Problem, chances: random.Random) -> str:
 
 
 def attempt(given: Problem, chances: random.Random) -> tuple[str, bool]:
-    """One way through the sum, and whether it ended rambling, in which case it has no answer."""
+    """Return one way through the sum, and whether it ended rambling, in which case it has no answer."""
     first, *others = terms_of(given.prompt.removesuffix(" ="))
     parts, total, rambling = [f"start {first} ."], first, False
     for ordinal, term in zip(ORDINALS, others, strict=False):
@@ -57,7 +57,7 @@ def attempt(given: Problem, chances: random.Random) -> tuple[str, bool]:
 
 
 def aside(chances: random.Random) -> str:
-    """Some words of no use: a few consecutive ones of `ASIDES`, some of them left out or put elsewhere."""
+    """Return some words of no use: a few consecutive ones of `ASIDES`, some of them left out or put elsewhere."""
     start = chances.randrange(len(ASIDES))
     words = [ASIDES[(start + i) % len(ASIDES)] for i in range(chances.randint(2, 9))]
     return " ".join(chances.choice(ASIDES) if chances.random() < 0.15 else word for word in words)

@@ -7,7 +7,7 @@ from .chain_sum import END, PAD, vocabulary
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Splits at blanks and between digits; decoding puts a blank between all tokens."""
+    """Split at blanks and between digits; decoding puts a blank between all tokens."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
