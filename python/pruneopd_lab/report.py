@@ -101,7 +101,7 @@ def row(group: Group, baseline: Group | None, measured: Sequence[str]) -> list[s
 
 
 def paired(group: Group, baseline: Group | None) -> list[tuple[Run, Run]]:
-    """Return each run of a group with the baseline's of the same seed, if there is one; nothing for the baseline itself."""
+    """Return each run of a group with the baseline's of the same seed, if there is one; none for the baseline."""
     if baseline is None or group is baseline:
         return []
     by_seed = {run.config.seed: run for run in baseline.runs}

@@ -90,7 +90,7 @@ def solution(problem: Problem) -> str:
 
 
 def step(total: int, term: int) -> str:
-    """Return one addition or subtraction in columns, such as `add 18 : ones 7 plus 8 is 5 carry , tens 5 plus 1 ...`."""
+    """Return one addition or subtraction in columns, such as `add 18 : ones 7 plus 8 is 5 carry , tens 5 ...`."""
     tens, ones = divmod(total, 10)
     term_tens, term_ones = divmod(abs(term), 10)
     if term >= 0:
