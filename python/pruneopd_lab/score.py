@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -19,12 +18,14 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruneopd_kernels import PruneConfig, linear_opd_loss, linear_reliability
+from pruneopd_kernels import PruneConfig
+from pruneopd_kernels.linear import linear_token_stats
 from pruneopd_trainer.atomic import replacing
 from pruneopd_trainer.data import Line, read_lines
 from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.models import Pair, check_context, encode, load_model, load_tokenizer, make_pair
 from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
+from pruneopd_trainer.scoring import follow
 
 BANDS = 8
 """Equal bands of position, from 0 to the greatest length, by which results are told."""
@@ -137,14 +138,9 @@ def score_responses(pair: Pair, rollouts: Rollouts, config: PruneConfig) -> Scor
         head: Any = model.get_output_embeddings()
         sides[f"{side}_hidden"] = hidden_states(model, rollouts)
         sides |= {f"{side}_weight": head.weight, f"{side}_bias": getattr(head, "bias", None)}
-    settings = asdict(config) | {"k": min(config.k, pair.vocab_size)}
-    found = linear_reliability(**sides, **settings)
-    # Without drops every weight is 1, so that the loss is the divergence itself.
-    plain = settings | {"metric": "top_p", "w_drop": 0.0, "w_base": 0.0}
-    other = linear_opd_loss(**sides, **plain, loss="reverse_kl")
-    return Scores(
-        mask, found.overlap, found.drift, found.weight, mask & ~other.drift, other.loss, found.effective_length
-    )
+    stats = linear_token_stats(**sides, k=min(config.k, pair.vocab_size))
+    found, accepted = follow(stats, rollouts, config)
+    return Scores(mask, found.overlap, found.drift, found.weight, accepted, stats.reverse_kl, found.effective_length)
 
 
 def hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:

@@ -13,10 +13,8 @@ import numpy as np
 
 from .errors import TrainerError
 
-Grader = Callable[[str, str], float]
-"""Grades a decoded response by the answer: `grader(answer, response)` in [0, 1]."""
-SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of characters, which JSON can hold but no tokenizer reads."""
+Grader = Callable[[str, str], float]  # grader(answer, response) in [0, 1], of a decoded response
+SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold but no tokenizer reads
 
 
 class Example(NamedTuple):

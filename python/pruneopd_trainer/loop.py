@@ -23,8 +23,7 @@ from .models import Pair, check_context, encode
 from .rollouts import Rollouts, sample, uniforms
 from .scoring import Scores, response_logits, score
 
-SAMPLING, CHOOSING = 0, 1
-"""What a response's random numbers are for: the second kind chooses `random`'s positions."""
+SAMPLING, CHOOSING = 0, 1  # what a response's random numbers are for; the second kind chooses `random`'s positions
 
 
 class Batch(NamedTuple):

@@ -47,21 +47,26 @@ def score(
 
     Ids from `vocab_size` on are ignored: they pad a head. No gradient flows.
     """
-    mask, token_ids = rollouts.mask, rollouts.response_ids
+    mask = rollouts.mask
     settings: Any = {f"{side}_temperature": config.temperature for side in ("student", "teacher")}
     settings |= {"k": min(config.k, vocab_size), "vocab_size": vocab_size}
-    stats = po.token_stats(student_logits, teacher_logits, mask, token_ids=token_ids, **settings)
-    rule = {name: getattr(config, name) for name in ("threshold", "w_drop", "w_base", "eps", "top_p")}
-    given: Any = {"teacher_topk_logprobs": stats.teacher_topk_logprobs, "token_ids": token_ids, **rule}
-    ids = stats.student_topk_ids, stats.teacher_topk_ids
-    along, accepted = (
-        po.reliability_from_topk(*ids, mask, metric=metric, **given) for metric in (config.metric, "top_p")
-    )
-    chosen: Any = {"strategy": config.strategy, "reward_weight": config.reward_weight}
-    candidates, rewards, _ = po.opd_rewards(*stats[:6], mask, **chosen)
+    stats = po.token_stats(student_logits, teacher_logits, mask, token_ids=rollouts.response_ids, **settings)
+    along, accepted = follow(stats, rollouts, config.prune)
+    strategy, reward_weight = config.strategy, config.reward_weight
+    candidates, rewards, _ = po.opd_rewards(*stats[:6], mask, strategy=strategy, reward_weight=reward_weight)
     return Scores(
-        mask=mask, overlap=stats.overlap, drift=along.drift, accepted=mask & ~accepted.drift,
+        mask=mask, overlap=stats.overlap, drift=along.drift, accepted=accepted,
         reliability=along.reliability, weight=along.weight, effective_length=along.effective_length,
         candidates=candidates, rewards=rewards, reverse_kl=stats.reverse_kl,
         entropy_gap=stats.student_entropy - stats.teacher_entropy,
     )  # fmt: skip
+
+
+def follow(stats: po.TokenStats, rollouts: Rollouts, config: po.PruneConfig) -> tuple[po.ReliabilityFromTopk, Tensor]:
+    """Return eq. 6 to 12 along the responses, and `[B, T]` bool: is a token in the teacher's nucleus (eq. 15)?"""
+    given: Any = {name: getattr(config, name) for name in ("threshold", "w_drop", "w_base", "eps", "top_p")}
+    given |= {"teacher_topk_logprobs": stats.teacher_topk_logprobs, "token_ids": rollouts.response_ids}
+    ids = stats.student_topk_ids, stats.teacher_topk_ids
+    found = po.reliability_from_topk(*ids, rollouts.mask, metric=config.metric, **given)
+    top_p = po.reliability_from_topk(*ids, rollouts.mask, metric="top_p", **given)
+    return found, rollouts.mask & ~top_p.drift
