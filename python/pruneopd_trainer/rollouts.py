@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-WORTH_DROPPING = 0.8
-"""Rows that have ended are dropped from the KV cache, which copies it, when only this share of them goes on."""
+WORTH_DROPPING = 0.8  # rows that have ended leave the KV cache, which copies it, when only this share goes on
 
 
 class Rollouts(NamedTuple):

@@ -59,10 +59,7 @@ def test_hidden_states_are_scored_as_the_logits_of_whole_responses(models, promp
 
     whole = rollouts.inputs
     with torch.no_grad():
-        logits = [
-            model(**whole).logits[:, rollouts.prompt_length - 1 : -1]
-            for model in (pair.student, pair.teacher)
-        ]
+        logits = [model(**whole).logits[:, rollouts.prompt_length - 1 : -1] for model in (pair.student, pair.teacher)]
     settings = {"token_ids": rollouts.response_ids} if metric == "top_p" else {}
     expected = po.reliability(*logits, rollouts.mask, **settings, **asdict(config))
     assert expected.drift.any()
