@@ -121,7 +121,7 @@ build/torch-$(ABI_TORCH)/installed:
 test-integrations: $(patsubst %,test-%,$(filter-out $(large),$(integrations)))
 
 $(integrations:%=test-%): test-%: build build/integrations/%/installed
-	PYTHONPATH=.:python:tests/lib:tests/integrations/$* build/integrations/$*/bin/python -m pytest -W default tests/integrations/$* $(ARGS)
+	PYTHONPATH=.:python:tests/lib:tests/integrations/$* build/integrations/$*/bin/python -m pytest -W default --all tests/integrations/$* $(ARGS)
 
 build/integrations/%/installed: tests/integrations/%/requirements.txt
 	$(PYTHON) -m venv $(@D)

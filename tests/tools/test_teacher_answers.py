@@ -87,7 +87,7 @@ POSITIONS = {
         {9: Entry(-INF, 30), 3: Entry(-0.5, 1), 2: Entry(-INF, 2)}, 9, 2, [3, 2], [-0.5, -INF], -INF
     ),
     "JSON: -9999 is -inf and null is NaN": (
-        {"9": entry(-9999.0, 30), "3": entry(None, 1), "2": entry(-9999.0, 2)}, 9, 2, [3, 2], [NAN, -INF], -INF
+        {"9": entry(-9999.0, 30), "2": entry(-9999.0, 2), "3": entry(None, 1)}, 9, 2, [3, 2], [NAN, -INF], -INF
     ),
     "a sampled token without a value has rank 0": (
         {"9": entry(None, 0), "3": entry(-0.5, 1), "2": entry(-1.0, 2)}, 9, 2, [3, 2], [-0.5, -1], NAN
@@ -205,6 +205,7 @@ COUNT = "have 4 input_token_logprobs and input_top_logprobs after the first, whi
 WRONG = [
     ({"input_token_logprobs": TOKENS[1:]}, f"{COUNT} 3 and 4 in all"),
     ({"input_top_logprobs": None}, f"{COUNT} 4 and 0 in all"),
+    ({}, f"{COUNT} 4 and 4 in all"),
     ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9.7, None]] * 3]},
      "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
     ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9, None]] * 3]},

@@ -89,6 +89,7 @@ def stock(folder, **settings):
 
 
 def assert_same_steps(got, expected):
+    """Two steps; the second follows an update of AdamW, which moves a parameter by the sign of its gradient."""
     assert len(got) == len(expected) == 2
-    for ours, theirs in zip(got, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    for ours, theirs, close in zip(got, expected, (1e-5, 5e-5), strict=True):
+        assert ours == pytest.approx(theirs, rel=close, abs=close), (ours, theirs)
