@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as tokenizer_models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruneopd_kernels import PruneConfig, reliability
 from pruneopd_lab import cli, demo, demo_pictures
@@ -17,7 +15,7 @@ from pruneopd_lab.cli import main
 from pruneopd_lab.students import least_needed_layers, remove_layers, round_weights
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import sample, uniforms
-from trainer_models import refusal, save
+from trainer_models import refusal, save, word_tokenizer
 
 WORDS = ["<end>", "<unknown>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
 CONFIG = PruneConfig(k=4, w_drop=0.1)
@@ -42,9 +40,7 @@ def prompts():
 @pytest.fixture
 def model_folder(teacher, tmp_path):
     """The tiny teacher as a checkpoint, with a tokenizer of single letters."""
-    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast = word_tokenizer(WORDS, unknown=1, eos_token="<end>", pad_token="<end>")
     fast.chat_template = "{% for m in messages %}{{ m['role'] + ' a b ' + m['content'] }}{% endfor %} assistant"
     return save(tmp_path / "model", teacher, fast)
 

@@ -6,9 +6,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as tokenizer_models
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pruneopd_lab import presets
 from pruneopd_lab.students import remove_layers
@@ -16,15 +14,9 @@ from pruneopd_lab.tiny.make_models import make_model
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import PRESETS, TrainConfig
 from pruneopd_trainer.models import check_context, encode, load_model, load_pair, load_tokenizer, same_tokenizer
-from trainer_models import refusal, save
+from trainer_models import refusal, save, word_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
-
-
-def word_tokenizer(words, **special):
-    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def launch(out, method, size):
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(size)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["prune", "random"])
 def test_two_processes_come_to_the_numbers_of_one(tmp_path, method):
     (alone,) = launch(tmp_path / "one", method, 1)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pruneopd_lab.cli import base_config, main
 from pruneopd_trainer.config import PRESETS, TrainConfig, read_config
-from trainer_models import TOKENIZER, near, random_model, save
+from trainer_models import near, random_model, save
 
 SMALL = {
     **{"k": 4, "w_drop": 0.1, "initial_length": 8, "minimum_length": 4, "maximum_length": 24, "length_step": 2},
@@ -145,14 +145,11 @@ def test_an_interrupted_run_saves_and_leaves(models, unbroken, tmp_path, name):
     assert numbers(out) == numbers(unbroken)
 
 
-def test_a_finished_run_has_nothing_left_to_do(unbroken, capsys):
+def test_a_finished_run_is_evaluated_and_has_nothing_left_to_do(unbroken, capsys):
     before = (unbroken / "metrics.jsonl").read_text()
     assert main(["train", "--out", str(unbroken), "--resume"]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
     assert (unbroken / "metrics.jsonl").read_text() == before
-
-
-def test_eval_repeats_the_last_evaluation(unbroken, capsys):
     assert main(["eval", str(unbroken)]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     last = records(unbroken)[-1]
@@ -236,11 +233,12 @@ def test_what_cannot_begin_leaves_no_run_behind(models, tmp_path, capsys):
     assert train(models, out, "--steps", 1) == 0
 
 
-def test_a_run_that_was_ended_before_its_first_checkpoint_begins_again(models, unbroken, tmp_path):
+def test_a_run_that_was_ended_before_its_first_checkpoint_begins_again(models, unbroken, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(models, out, "--steps", 2) == 0
     for folder in (out / "checkpoints").iterdir():
         shutil.rmtree(folder)
+    assert one_sentence(capsys, main(["eval", str(out)])) == f"{out} has no checkpoint yet"
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("steps: 2", "steps: 6"))
     assert main(["train", "--out", str(out), "--resume"]) == 0
     assert numbers(out) == numbers(unbroken)
@@ -258,13 +256,12 @@ def test_a_student_whose_generation_settings_cannot_be_saved_is_trained(models, 
     assert saved["eos_token_id"] == ends and "temperature" not in saved
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
-def test_a_context_that_is_too_short_is_one_sentence(models, tmp_path, capsys, side):
-    shutil.copytree(models / side, tmp_path / side)
-    file = tmp_path / side / "config.json"
+def test_a_context_that_is_too_short_is_one_sentence(models, tmp_path, capsys):
+    shutil.copytree(models / "teacher", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 24}))
-    said = one_sentence(capsys, train(models, tmp_path / "out", f"--{side}", tmp_path / side))
-    rule = f"prompt and response must have at most 24 tokens, the {side}'s max_position_embeddings"
+    said = one_sentence(capsys, train(models, tmp_path / "out", "--teacher", tmp_path / "teacher"))
+    rule = "prompt and response must have at most 24 tokens, the teacher's max_position_embeddings"
     assert re.fullmatch(rf"{rule}, got \d+ and up to 24", said)
 
 
@@ -293,17 +290,6 @@ def test_a_broken_checkpoint_is_one_sentence_and_stays(models, tmp_path, capsys)
         said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
         assert said.startswith(f"the checkpoint {state.parent} cannot be read: {reason}")
     assert (out / "metrics.jsonl").read_text() == log
-
-
-def test_tokenizers_that_differ_are_told_by_their_ids(models, tmp_path, capsys):
-    save(tmp_path / "student", random_model(3))
-    file = tmp_path / "student" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"start"', '"begin"'))
-    said = one_sentence(capsys, train(models, tmp_path / "out", "--student", tmp_path / "student"))
-    number = TOKENIZER.convert_tokens_to_ids("start")
-    assert str(number) in said
-    assert "start" in said
-    assert "begin" in said
 
 
 def test_the_documentation_names_options_that_exist():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.errors import TrainerError
@@ -30,6 +31,13 @@ def near(model, seed, distance):
         for own, given in zip(other.parameters(), model.parameters(), strict=True):
             own.mul_(distance).add_(given, alpha=1 - distance)
     return other
+
+
+def word_tokenizer(words, unknown=0, **special):
+    """A tokenizer of words; others become the unknown one."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[unknown]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def save(folder, model, tokenizer=TOKENIZER):
