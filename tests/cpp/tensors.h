@@ -12,11 +12,9 @@
 #include <random>
 #include <vector>
 
-#include "operators.h"
+#include "operators/guard.h"
 
 using namespace pruneopd;
-
-using Shape = std::vector<int64_t>;
 
 inline size_t item_size(Scalar type) {
   static constexpr size_t kSizes[] = {1, 1, 1, 2, 4, 8, 2, 2, 4, 8};
@@ -46,7 +44,8 @@ inline uint16_t half_bits(float x) {
 /// either a row or one more axis of positions.
 class Tensor {
  public:
-  Tensor(Scalar type, Shape shape, Shape strides, const std::vector<double>& values, bool rows) : type_(type) {
+  Tensor(Scalar type, Shape shape, Shape strides, const std::vector<double>& values, bool rows)
+      : type_(type), shape_(shape), strides_(strides) {
     int64_t lowest = 0, highest = 0, count = 1;
     for (size_t axis = 0; axis < shape.size(); ++axis) {
       count *= shape[axis];
@@ -75,6 +74,14 @@ class Tensor {
     }
   }
 
+  /// The same as a caller's tensor.
+  Array array() const {
+    static constexpr const char* kNames[] = {"bool",  "uint8",   "int8",     "int16",   "int32",
+                                             "int64", "float16", "bfloat16", "float32", "float64"};
+    return {data_, kNames[static_cast<size_t>(type_)], "cpu", shape_, strides_};
+  }
+  char* data() const { return data_; }
+
   View view;
 
  private:
@@ -96,15 +103,10 @@ class Tensor {
   }
 
   Scalar type_;
+  Shape shape_, strides_;
   std::shared_ptr<char> memory_;
   char* data_;
 };
-
-/// The view of a vector of int32 that outlives it.
-inline View view_of(const std::vector<int32_t>& values) {
-  const int64_t size = static_cast<int64_t>(values.size()), stride = 1;
-  return {values.data(), Scalar::kI32, Positions(&size, &stride, 1)};
-}
 
 inline Shape contiguous(const Shape& shape) {
   Shape strides(shape.size(), 1);
@@ -125,15 +127,15 @@ struct Random {
   }
 };
 
-/// One value a position, or with `rows` a row of them along the last axis: at strides of any kind and sign.
-inline Tensor values(Random& random, Scalar type, Shape shape, bool rows, const std::function<double()>& value) {
-  std::vector<double> numbers(
-      static_cast<size_t>(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>())));
+/// One value per position, or with `rows` a row of them along the last axis: at strides of any kind and sign, or with
+/// `adjacent` side by side within a row.
+inline Tensor make_tensor(Random& random, Scalar type, const Shape& shape, bool rows,
+                          const std::function<double()>& value, bool adjacent = false) {
+  std::vector<double> numbers(static_cast<size_t>(count(shape)));
   for (double& number : numbers) number = value();
   Shape strides = contiguous(shape);
-  if (random.chance(.3)) strides.back() = random.pick<int64_t>({2, -1});
-  for (size_t axis = shape.size() - 1; axis-- > 0;)
-    strides[axis] =
-        (std::abs(strides[axis + 1]) * shape[axis + 1] + random.integer(0, 1)) * random.pick<int64_t>({1, -1});
+  if (!adjacent && !shape.empty() && random.chance(.3)) strides.back() = random.pick<int64_t>({2, -1});
+  for (size_t axis = shape.size(); axis-- > 1;)
+    strides[axis - 1] = (std::abs(strides[axis]) * shape[axis] + random.integer(0, 3)) * (random.chance(.2) ? -1 : 1);
   return Tensor(type, shape, strides, numbers, rows);
 }

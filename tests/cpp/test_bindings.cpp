@@ -1,14 +1,14 @@
-// What the bindings for torch and for NumPy share: guards and the sharing out of work.
+// What the calls of torch and of NumPy share: guards, and how work is shared out.
 #include <stdexcept>
 #include <thread>
 
-#include "bindings/guard.h"
-#include "bindings/parallel.h"
+#include "cpu/share_out.h"
 #include "harness.h"
+#include "operators/guard.h"
 
 namespace {
 
-using namespace pruneopd::bindings;
+using namespace pruneopd;
 
 Array array(Shape shape, std::string dtype = "float32") {
   Shape strides(shape.size(), 1);
@@ -31,12 +31,12 @@ TEST(guards_refuse_logits) {
   const Guard guard("reliability", "cpu");
   const auto logits = [&](const Array& student, const Array& teacher, std::optional<int64_t> vocab_size = {},
                           bool along_responses = true) {
-    return guard.logits(student, teacher, 1, 1, vocab_size, along_responses);
+    return guard.logits_pair(student, teacher, 1, 1, vocab_size, along_responses).first;
   };
   const Array good = array({2, 8, 64});
   CHECK(logits(good, array({2, 8, 64}, "bfloat16")).vocab_size == 64);
   CHECK(logits(good, array({2, 8, 72}), 60).vocab_size == 60);
-  CHECK(logits(array({64}), array({64}), {}, false).student.at.count() == 1);
+  CHECK(logits(array({64}), array({64}), {}, false).rows.at.count() == 1);
   refuses("reliability: student_logits must have shape [B, T, V] or [N, V], got [3]",
           [&] { logits(array({3}), good); });
   refuses("reliability: student_logits must have shape [..., V], got []", [&] { logits(array({}), good, {}, false); });
@@ -59,15 +59,15 @@ TEST(guards_refuse_logits) {
   refuses("reliability: teacher_logits must have stride 1 on its last axis, got 2", [&] { logits(good, strided); });
   strided = array({2, 8, 1});
   strided.strides.back() = 7;
-  CHECK(logits(strided, strided).student.step == 1);
+  CHECK(logits(strided, strided).rows.step == 1);
   Array elsewhere = good;
   elsewhere.device = "cuda:0";
   refuses("reliability: teacher_logits must be on cpu, got cuda:0", [&] { logits(good, elsewhere); });
   const Guard second_gpu("reliability", "cuda:1");
   refuses("reliability: student_logits must be on cuda:1, got cuda:0",
-          [&] { second_gpu.logits(elsewhere, elsewhere, 1, 1, {}, true); });
-  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 64, got 65", [&] { guard.candidates(65, 64); });
-  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 256, got 0", [&] { guard.candidates(0, 5000); });
+          [&] { second_gpu.logits_pair(elsewhere, elsewhere, 1, 1, {}, true); });
+  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 64, got 65", [&] { guard.check_k(65, 64); });
+  refuses("reliability: k must be between 1 and min(vocab_size, 256) = 256, got 0", [&] { guard.check_k(0, 5000); });
 }
 
 TEST(guards_refuse_what_goes_with_positions) {
@@ -89,7 +89,7 @@ TEST(guards_refuse_what_goes_with_positions) {
 
   Array column = array({2, 8, 4}, "int64");
   column.strides = {1, 2, 16};
-  const pruneopd::View rows = guard.rows("teacher_topk_ids", column, {2, 8, 4}, kIds);
+  const View rows = guard.rows("teacher_topk_ids", column, {2, 8, 4}, kIds);
   CHECK(rows.step == 16 && rows.at.count() == 16 && rows.at.offset(9) == 3);
 }
 
@@ -98,7 +98,7 @@ TEST(guards_refuse_what_a_loss_takes) {
   const auto student = [&](const Array& logits, std::optional<int64_t> vocab_size = {}) {
     return guard.student_logits(logits, .5, vocab_size);
   };
-  const pruneopd::Logits whole = student(array({2, 8, 64}, "float16"));
+  const Logits whole = student(array({2, 8, 64}, "float16"));
   CHECK(whole.vocab_size == 64 && whole.temperature == .5 && whole.rows.step == 1 && whole.rows.at.count() == 16);
   CHECK(student(array({64}), 60).vocab_size == 60);
   refuses("op: student_logits must have shape [..., V], got []", [&] { student(array({})); });
@@ -126,7 +126,7 @@ TEST(guards_refuse_what_a_loss_takes) {
           [&] { guard.rows("advantages", array({2, 8, 4}, "int64"), {2, 8, 4}, kLogprobs); });
   CHECK(!guard.rows("old_logprobs", std::nullopt, {2, 8, 4}, kLogprobs));
   refuses("op: state must have shape [2, 8, 5], got [2, 8, 2]",
-          [&] { guard.rows("state", array({2, 8, 2}), {2, 8, pruneopd::kDivergenceState}, kFloat); });
+          [&] { guard.rows("state", array({2, 8, 2}), {2, 8, 5}, kFloat); });
   refuses("op: scale must have dtype float32, got float64",
           [&] { guard.values("scale", array({2, 8}, "float64"), {2, 8}, kFloat); });
 }
@@ -146,20 +146,18 @@ TEST(guards_refuse_layouts) {
   refuses("op: cu_seqlens must have dtype int32, got int64", [&] { layout({7}, array({2}, "int64")); });
   Array counts = array({2}, "int32");
   counts.strides = {3};
-  const pruneopd::View carried = guard.scan_rule(0, 0, 0, counts, 2).drift_count;
+  const View carried = guard.values("drift_count", counts, {2}, kInt32);
   CHECK(carried.data == counts.data && carried.at.count() == 2 && carried.at.offset(1) == 3);
-  CHECK(!guard.scan_rule(0, 0, 0, std::nullopt, 2).drift_count);
-  refuses("op: drift_count must have shape [3], got [2]", [&] { guard.scan_rule(0, 0, 0, counts, 3); });
+  refuses("op: drift_count must have shape [3], got [2]", [&] { guard.values("drift_count", counts, {3}, kInt32); });
 }
 
 TEST(guards_refuse_words) {
   const Guard guard("op", "cpu");
-  refuses("op: metric must be one of 'overlap', 'top_p', got 'x'", [&] { guard.drift_rule("x", .7, .95); });
+  refuses("op: metric must be one of 'overlap', 'top_p', got 'x'", [&] { guard.metric("x"); });
   refuses("op: reward_weight must be one of 'student', 'teacher', 'none', got ''", [&] { guard.reward_weight(""); });
-  const pruneopd::DriftRule rule = guard.drift_rule("top_p", .7, .95);
   refuses("op: token_ids must be given when metric is 'top_p', got None",
-          [&] { guard.needed_for_top_p(rule, "token_ids", std::nullopt); });
-  guard.needed_for_top_p(guard.drift_rule("overlap", .7, .95), "token_ids", std::nullopt);
+          [&] { guard.check_given_for_top_p({guard.metric("top_p")}, "token_ids", std::nullopt); });
+  guard.check_given_for_top_p({guard.metric("overlap")}, "token_ids", std::nullopt);
 }
 
 void start_threads(int64_t workers, const std::function<void()>& worker) {

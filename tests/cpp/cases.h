@@ -1,0 +1,371 @@
+// Random calls of every operator: arguments of every type, layout and kind of row, by their names; and the outputs.
+#pragma once
+
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "harness.h"
+#include "naive.h"
+#include "tensors.h"
+
+// The tests of Python hold the numbers to float64 with error budgets; here a wrong path, not a rounding, has to show.
+inline constexpr double kTolerance = 2e-5;
+
+struct RowKind {
+  const char* name;
+  double (*logit)(Random&, int64_t v, int64_t width);
+};
+
+inline const std::vector<RowKind> kRows = {
+    {"random", [](Random& r, int64_t, int64_t) { return 3 * r.normal(); }},
+    {"ties", [](Random& r, int64_t, int64_t) { return std::nearbyint(2 * r.normal()); }},
+    {"ascending", [](Random&, int64_t v, int64_t) { return static_cast<double>(v) / 64; }},
+    {"descending", [](Random&, int64_t v, int64_t width) { return static_cast<double>(width - v) / 64; }},
+    {"equal", [](Random&, int64_t, int64_t) { return -2.5; }},
+    {"zeros of both signs", [](Random& r, int64_t, int64_t) { return r.chance(.5) ? 0.0 : -0.0; }},
+    {"far below zero", [](Random& r, int64_t, int64_t) { return -450 + r.normal(); }},
+    {"mostly -inf", [](Random& r, int64_t v, int64_t) { return v && r.chance(.9) ? -naive::kInf : r.normal(); }},
+    {"only -inf", [](Random&, int64_t, int64_t) { return -naive::kInf; }},
+    {"one peak", [](Random&, int64_t v, int64_t width) { return v == width - 1 ? 90.0 : -90.0; }},
+    {"steps", [](Random&, int64_t v, int64_t) { return static_cast<double>(v / 100 * 30); }},
+    {"subnormal", [](Random& r, int64_t, int64_t) { return static_cast<double>(r.integer(-3, 3)) * 0x1p-149; }},
+    {"huge", [](Random& r, int64_t, int64_t) { return 1e30 * r.normal(); }},
+    {"NaN somewhere", [](Random& r, int64_t v, int64_t width) { return v == width / 2 ? naive::kNaN : r.normal(); }},
+    {"+inf somewhere", [](Random& r, int64_t v, int64_t width) { return v == width / 3 ? naive::kInf : r.normal(); }},
+};
+
+/// A row is cut in steps of 8, 16 or 32 ids (one for each instruction set), tiles of 512 and chains of 256, 512 or
+/// 1024; on a GPU in tiles of 128 or 256. These lie on each side of each boundary; 2600 ids are more tiles than some k.
+inline const std::vector<int64_t> kWidths = {1,   2,   7,   8,   9,   15,  16,  17,   31,   32,   33,  127,
+                                             129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 2600};
+
+inline const std::vector<Scalar> kRealTypes = {Scalar::kF32, Scalar::kF64, Scalar::kBF16, Scalar::kF16};
+inline const std::vector<Scalar> kIdTypes = {Scalar::kI32, Scalar::kI64};
+
+/// A call with random arguments, which are the same each time that an operator reads them.
+class RandomCall : public Call {
+ public:
+  /// `longest`: the most positions of a response.
+  RandomCall(const char* op, uint64_t seed, const std::vector<int64_t>& widths, int64_t longest)
+      : Call(op, "cpu"), op_name_(op), random_(seed), vocab_size_(random_.pick(widths)) {
+    k_ =
+        random_.pick<int64_t>({1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 255, 256});  // on each side of 8 and 16, and the most
+    if (op_name_ != "reliability_from_topk") k_ = std::min(k_, vocab_size_);
+    m_ = random_.pick<int64_t>({1, 2, 16, 33, 511, 512});
+    const int64_t length = random_.integer(0, longest), responses = random_.integer(1, 3);
+    packed_ = random_.chance(.5);
+    positions_ = packed_ ? Shape{responses * length} : Shape{responses, length};
+    for (int64_t b = 0; b < responses; ++b)
+      starts_.push_back(random_.integer(b ? starts_.back() : 0, count(positions_)));
+    starts_[0] = 0;
+    starts_.push_back(count(positions_));
+    top_p_ = random_.chance(.5);
+    wild_ = random_.chance(.15);
+    what = op_name_ + " #" + std::to_string(seed) + " V=" + std::to_string(vocab_size_) + " k=" + std::to_string(k_);
+  }
+
+  Array tensor(const char* name) override { return input(name).array(); }
+  MaybeArray optional_tensor(const char* name) override {
+    const std::string_view argument = name;
+    const bool for_top_p = argument == "token_ids" || argument == "teacher_topk_logprobs";
+    const double p = argument == "cu_seqlens" ? packed_ : for_top_p && top_p_ ? 1 : .5;
+    if (!given_.try_emplace(name, random_.chance(p)).first->second) return std::nullopt;
+    return input(name).array();
+  }
+  int64_t integer(const char*) override { return k_; }
+  std::optional<int64_t> optional_integer(const char*) override { return vocab_size_; }
+  double number(const char* name) override {
+    static const std::map<std::string, std::vector<double>> kChoices{
+        {"threshold", {.2, .5, .7, 1}},
+        {"top_p", {.3, .5, .9, .95}},
+        {"w_drop", {0, .01, .3, 5}},
+        {"w_base", {0, .5}},
+        {"eps", {0, 1e-8, .5}},
+        {"clip_low", {.2, 0, 1}},
+        {"clip_high", {.2, .28, 0, 1e9}},
+        {"clip_dual", {3, 1.5, naive::kInf}},
+        {"logprob_min", {-naive::kInf, -naive::kInf, -23, -2}},
+        {"student_temperature", {1, 1, .6, 2}},
+        {"teacher_temperature", {1, .7}}};
+    static const std::vector<double> kExtreme{1e-3, 1e4, 1e-32, 1e-25, 1e35};
+    const auto [number, is_new] = numbers_.try_emplace(name);
+    const bool extreme = wild_ && is_loss() && std::string_view(name) == "student_temperature";
+    if (is_new) number->second = random_.pick(extreme ? kExtreme : kChoices.at(name));
+    return number->second;
+  }
+  std::optional<double> optional_number(const char* name) override { return number(name); }
+  std::string text(const char* name) override {
+    if (std::string_view(name) == "metric") return top_p_ ? "top_p" : "overlap";
+    return texts_.try_emplace(name, random_.pick<std::string>({"student", "teacher", "none"})).first->second;
+  }
+
+  /// The arguments of the operator, with outputs of their own that hold -7.
+  template <class Args>
+  Args arguments() {
+    outputs.clear();
+    return Args::from(*this);
+  }
+  bool is_loss() const {
+    return op_name_.find("_loss") != std::string::npos || op_name_.find("_kl") != std::string::npos;
+  }
+  int64_t width() { return input("student_logits").array().shape.back(); }
+
+  std::string what;
+  std::vector<Tensor> outputs;
+
+ protected:
+  void* make_output(const Shape& shape, std::optional<Scalar> type) override {
+    const std::vector<double> garbage(static_cast<size_t>(count(shape)), -7);
+    outputs.emplace_back(type.value_or(Scalar::kF32), shape, contiguous(shape), garbage, false);
+    return outputs.back().data();
+  }
+
+ private:
+  const Tensor& input(const std::string& name) {
+    const auto found = inputs_.find(name);
+    return found != inputs_.end() ? found->second : inputs_.emplace(name, make(name)).first->second;
+  }
+
+  Tensor make(const std::string& name) {
+    const Shape of_k = with_last(positions_, k_), of_m = with_last(positions_, m_);
+    const int64_t vocab_size = vocab_size_;
+    const auto normal = [this] { return random_.normal(); };
+    if (name == "student_logits" || name == "teacher_logits") return make_logits();
+    if (name == "mask")
+      return make_tensor(random_, static_cast<Scalar>(random_.integer(0, 9)), positions_, false,
+                         [&] { return random_.chance(.7); });
+    if (name == "drift")
+      return make_tensor(random_, Scalar::kBool, positions_, false, [&] { return random_.chance(.4); });
+    if (name == "token_ids")
+      return make_ids(positions_, false, -2, op_name_ == "reliability_from_topk" ? 2 * k_ : vocab_size + 1);
+    if (name == "cu_seqlens") {
+      size_t b = 0;
+      return make_tensor(random_, Scalar::kI32, {static_cast<int64_t>(starts_.size())}, false,
+                         [&] { return static_cast<double>(starts_[b++]); });
+    }
+    if (name == "drift_count")
+      return make_tensor(random_, Scalar::kI32, {static_cast<int64_t>(starts_.size()) - 1}, false,
+                         [&] { return random_.integer(0, 90); });
+    if (name == "weight")
+      return make_tensor(random_, random_.pick(kRealTypes), positions_, false, [&] {
+        return random_.chance(.2) ? 0 : random_.chance(.03) ? naive::kNaN : random_.integer(-4, 6) / 4.0;
+      });
+    if (name == "advantages") {
+      const bool idle = random_.chance(.1);
+      return make_tensor(random_, random_.pick(kRealTypes), of_m, true, [&] {
+        if (idle || random_.chance(.1)) return 0.0;
+        return wild_ && random_.chance(.1) ? random_.pick<double>({naive::kNaN, naive::kInf, -naive::kInf}) : normal();
+      });
+    }
+    if (name == "old_logprobs")
+      return make_tensor(random_, random_.pick(kRealTypes), of_m, true, [&] {
+        if (wild_ && random_.chance(.1)) return random_.pick<double>({naive::kNaN, -naive::kInf, -1e4});
+        return normal() - std::log(static_cast<double>(vocab_size));
+      });
+    if (name == "teacher_topk_logprobs")
+      return make_tensor(random_, random_.pick(kRealTypes), of_k, true, [&] {
+        return random_.chance(.1)             ? -naive::kInf
+               : wild_ && random_.chance(.05) ? naive::kNaN
+                                              : -random_.integer(1, 64) / 8.0;
+      });
+    if (op_name_ != "reliability_from_topk")
+      return make_ids(name == "topk_ids" ? of_m : of_k, true, -2, vocab_size - 1);
+    return make_ids(of_k, true, -1, 3 * k_);  // few, so that some are common
+  }
+
+  /// With gaps between rows or not, in order or backwards. Ids beyond the vocabulary are the largest.
+  Tensor make_logits() {
+    const RowKind& row = random_.pick(kRows);
+    const int64_t width = vocab_size_ + (random_.chance(.3) ? random_.integer(1, 40) : 0);
+    int64_t v = 0;
+    what += std::string(" ") + row.name;
+    return make_tensor(
+        random_, random_.pick<Scalar>({Scalar::kF32, Scalar::kF32, Scalar::kBF16, Scalar::kF16}),
+        with_last(positions_, width), true, [&] { return row.logit(random_, v++ % width, width); }, /*adjacent=*/true);
+  }
+
+  /// Some are padding, many occur more than once, and in a few calls some do not exist or need more than 32 bits.
+  Tensor make_ids(const Shape& shape, bool rows, int64_t low, int64_t high) {
+    const Scalar type = random_.pick<Scalar>({Scalar::kI32, Scalar::kI64});
+    const bool astray = random_.chance(.2);
+    return make_tensor(random_, type, shape, rows, [&]() -> double {
+      const int64_t id = random_.integer(low, high);
+      if (!astray || random_.chance(.9)) return static_cast<double>(id);
+      return static_cast<double>(type == Scalar::kI64 ? id + (int64_t{1} << 32)
+                                                      : random_.pick<int64_t>({high + 1, INT32_MAX}));
+    });
+  }
+
+  std::string op_name_;
+  Random random_;
+  int64_t vocab_size_, k_, m_;
+  bool packed_, top_p_, wild_;
+  Shape positions_;
+  std::vector<int64_t> starts_;
+  std::map<std::string, Tensor> inputs_;
+  std::map<std::string, bool> given_;
+  std::map<std::string, double> numbers_;
+  std::map<std::string, std::string> texts_;
+};
+
+/// The outputs of a call against the oracle's. The last one of a loss, its state, is what the backward pass is tested
+/// by.
+inline void check_outputs(const std::string& where, const RandomCall& call, const std::vector<Tensor>& want) {
+  const size_t states = call.is_loss();
+  for (size_t n = 0; n + states < want.size(); ++n) {
+    // Along a response nothing may differ; an overlap is exact, too.
+    const bool exact = call.what.starts_with("reliability") && n != 7;
+    const View &got = call.outputs[n].view, &expected = want[n].view;
+    const double tolerance = exact || got.type != Scalar::kF32 ? 0 : kTolerance;
+    for (int64_t i = 0; i < got.at.count(); ++i) {
+      if (close(naive::value(got, i), naive::value(expected, i), tolerance)) continue;
+      report(where, " ", call.what, ": output ", n, "[", i, "] is ", naive::value(got, i), ", not ",
+             naive::value(expected, i));
+      break;
+    }
+  }
+}
+
+inline void check_same_bits(const std::string& where, const std::vector<Tensor>& got, const std::vector<Tensor>& want) {
+  for (size_t n = 0; n < want.size(); ++n) {
+    const size_t bytes = static_cast<size_t>(got[n].view.at.count()) * item_size(got[n].view.type);
+    if (std::memcmp(got[n].data(), want[n].data(), bytes) != 0) report(where, ": output ", n, " has other bits");
+  }
+}
+
+// ---- Backward passes.
+
+/// What a forward pass has written, handed to the backward pass at other strides against a page not to be touched.
+inline Tensor moved(Random& random, const float* saved, int64_t positions, int64_t each) {
+  return make_tensor(random, Scalar::kF32, {positions, each}, true, [&] { return static_cast<double>(*saved++); });
+}
+
+/// A gradient against the oracle's: within a rounding of its type, and one of float32 where terms cancel.
+inline void check_gradient(const std::string& where, const Tensor& gradient, int64_t vocab_size,
+                           const naive::Gradients& want) {
+  const Scalar type = gradient.view.type;
+  const double epsilon = type == Scalar::kBF16 ? 0x1p-8 : type == Scalar::kF16 ? 0x1p-11 : 0x1p-24;
+  const double most = type == Scalar::kF16 ? 65504 : std::numeric_limits<float>::max();
+  const double least = type == Scalar::kF16 ? 0x1p-25 : std::numeric_limits<float>::min();
+  const auto in_range = [&](double x) { return std::isnan(x) ? x : std::clamp(x, -most, most); };
+  for (size_t n = 0; n < want.rows.size(); ++n)
+    for (size_t v = 0; v < want.rows[n].size(); ++v) {
+      const double exact = want.rows[n][v],
+                   got = naive::value(gradient.view, static_cast<int64_t>(n), static_cast<int64_t>(v));
+      const double error = 1.01 * epsilon * std::abs(exact) + kTolerance / 10 * want.terms[n] + least;
+      if (static_cast<int64_t>(v) >= vocab_size ? got == 0
+          : std::isnan(exact)                   ? std::isnan(got)
+                                                : std::abs(in_range(got) - in_range(exact)) <= error)
+        continue;
+      return report(where, ": gradient[", n, "][", v, "] is ", got, ", not ", exact, "; its terms are ", want.terms[n]);
+    }
+}
+
+inline Tensor new_gradient(const Logits& student, int64_t positions, int64_t width) {
+  const std::vector<double> garbage(static_cast<size_t>(positions * width), -7);
+  return Tensor(student.rows.type, {positions, width}, {width, 1}, garbage, true);
+}
+
+/// What the gradients are to be multiplied by: 0 for positions that do not count.
+inline Tensor make_scale(Random& random, int64_t positions, const std::function<bool(int64_t)>& counts) {
+  int64_t n = 0;
+  return make_tensor(random, Scalar::kF32, {positions}, false, [&] {
+    return !counts(n++) || random.chance(.1) ? 0
+           : random.chance(.02)              ? random.pick<double>({naive::kNaN, naive::kInf})
+           : random.chance(.05)              ? random.pick<double>({1e38, 1e-30})
+                                             : random.normal();
+  });
+}
+
+/// The backward pass of a loss over candidates, on what its forward pass has written.
+template <class Args, class Compute>
+Tensor check_backward(const std::string& where, const Args& args, const View& ids, int64_t m, int64_t width,
+                      uint64_t seed, const Compute& compute) {
+  Random random(seed);
+  const Tensor scale = make_scale(random, args.positions, [](int64_t) { return true; });
+  const Tensor coefficients = moved(random, args.out.coefficients, args.positions, m),
+               state = moved(random, args.out.state, args.positions, kRowState),
+               gradient = new_gradient(args.student, args.positions, width);
+  compute(LogprobsBackwardArgs{args.student, ids, coefficients.view, state.view, scale.view, args.positions, m,
+                               gradient.data(), width});
+  check_gradient(where, gradient, args.student.vocab_size,
+                 naive::backward(args.student, ids, coefficients.view, scale.view, args.positions, m, width));
+  return gradient;
+}
+template <class Compute>
+Tensor check_backward(const std::string& where, const TopkPolicyLossArgs& args, int64_t width, uint64_t seed,
+                      const Compute& compute) {
+  return check_backward(where, args, args.topk_ids, args.m, width, seed, compute);
+}
+template <class Compute>
+Tensor check_backward(const std::string& where, const TopkForwardKlArgs& args, int64_t width, uint64_t seed,
+                      const Compute& compute) {
+  return check_backward(where, args, args.teacher_topk_ids, args.k, width, seed, compute);
+}
+template <class Compute>
+Tensor check_backward(const std::string& where, const ReverseKlArgs& args, int64_t width, uint64_t seed,
+                      const Compute& compute) {
+  Random random(seed);
+  const Tensor scale = make_scale(random, args.positions, [&](int64_t n) { return naive::weight_of(args, n) != 0; });
+  const Tensor state = moved(random, args.out.state, args.positions, kDivergenceState),
+               gradient = new_gradient(args.student, args.positions, width);
+  compute(ReverseKlBackwardArgs{args.student, args.teacher, state.view, scale.view, args.positions, gradient.data(),
+                                width});
+  check_gradient(where, gradient, args.student.vocab_size, naive::backward(args, scale.view, width));
+  return gradient;
+}
+
+/// One random call of an operator, and the backward pass of a loss, against the oracle. `in_each_way(visit)` calls
+/// visit(way, first_of_its_kind) for each way to compute it with `compute(args)`; those of a kind give the same bits.
+template <class Args, class Ways, class Compute>
+void check_call(RandomCall call, uint64_t seed, const Ways& in_each_way, const Compute& compute) {
+  naive::compute(call.template arguments<Args>());
+  const std::vector<Tensor> want = std::move(call.outputs);
+  std::vector<Tensor> first;
+  in_each_way([&](const std::string& way, bool first_of_its_kind) {
+    const Args args = call.template arguments<Args>();
+    compute(args);
+    check_outputs(way, call, want);
+    if constexpr (requires { args.out.state; })
+      call.outputs.push_back(check_backward(way + " " + call.what, args, call.width(), seed, compute));
+    if (first_of_its_kind)
+      first = call.outputs;
+    else
+      check_same_bits(way + " " + call.what, call.outputs, first);
+  });
+}
+
+/// cu_seqlens with any values lead nowhere outside of the outputs.
+template <class Compute>
+void check_lying_layouts(const Compute& compute) {
+  Random random(7);
+  const int64_t positions = 9;
+  const Tensor drift = make_tensor(random, Scalar::kBool, {positions}, false, [&] { return random.chance(.5); });
+  const Tensor x = make_tensor(random, Scalar::kF32, {positions, 7}, true, [&] { return random.normal(); }, true);
+  for (const std::vector<double>& starts : std::vector<std::vector<double>>{
+           {0, 9}, {-5, 30}, {9, 0}, {7, 3, 12}, {INT32_MIN, INT32_MAX}, {INT32_MAX, INT32_MIN}, {4, 4, 4}, {0}}) {
+    const auto size = static_cast<int64_t>(starts.size());
+    const Tensor cu_seqlens(Scalar::kI32, {size}, {1}, starts, false);
+    const Responses responses{size - 1, positions, cu_seqlens.view};
+    std::vector<float> floats(5 * positions);
+    std::vector<int32_t> counts(positions), lengths(starts.size());
+    std::vector<int64_t> ids(2 * positions);
+    bool drifts[positions];
+    const ScanOutputs scan{counts.data(), floats.data(), floats.data() + positions, lengths.data()};
+    compute(ReliabilityFromDriftArgs{drift.view, View{}, responses, ScanRule{}, scan});
+    for (const int32_t length : lengths) CHECK(length >= 0 && length <= positions);
+    const Logits logits{x.view, 1, 7};
+    compute(ReliabilityArgs{logits,
+                            logits,
+                            View{},
+                            View{},
+                            responses,
+                            2,
+                            DriftRule{},
+                            ScanRule{},
+                            RewardWeight::kNone,
+                            {floats.data() + 2 * positions, drifts, scan, ids.data(), floats.data() + 3 * positions}});
+  }
+}
