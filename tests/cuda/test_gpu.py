@@ -6,84 +6,85 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from test_all_operators import LOGITS_OPERATORS, example, raw
 
 import cases
-import comparison
+import operators
 import pruneopd_kernels
-from implementations import ON_GPU, OPERATORS, on_gpu
+from comparison import EXACT, differing, same_bits
+from implementations import (
+    ALONG_RESPONSES,
+    DECLARED,
+    LOGITS,
+    LOSSES,
+    ON_GPU,
+    OPERATORS,
+    Implementation,
+    compiled_alone,
+    on_gpu,
+    raw,
+)  # fmt: skip
 from processes import run
 from pruneopd_kernels.dispatch import implementations
 
 pytestmark = pytest.mark.gpu
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
-every_logits_operator = pytest.mark.parametrize("op", LOGITS_OPERATORS)
+every_logits_operator = pytest.mark.parametrize("op", LOGITS)
 every_impl = pytest.mark.parametrize("impl", [impl.name for impl in ON_GPU])
-
-EXACT = ["overlap", "drift", "drift_count", "reliability", "weight", "effective_length"]
-EXACT += ["topk_ids", "student_topk_ids", "teacher_topk_ids"]
 SECOND = 2 * 10**9  # of torch.cuda._sleep, which counts cycles: at least half a second on any GPU
 
 
-def operator(op, impl):
-    return functools.partial(getattr(pruneopd_kernels, op), impl=impl)
+def computing(op, impl):
+    """Outputs, and of a loss the gradient, all where the tensors are."""
+    return functools.partial(Implementation(impl).run, op)
 
 
-def gpu_example(op, layout="padded", device="cuda", **sizes):
-    args, kwargs = example(op, layout, **sizes)
-    return on_gpu(args, device), dict(zip(kwargs, on_gpu(kwargs.values(), device), strict=True))
-
-
-def overwrite(args, kwargs, new_args, new_kwargs):
-    for tensor, new in zip([*args, *kwargs.values()], [*new_args, *new_kwargs.values()], strict=True):
-        if isinstance(tensor, torch.Tensor):
-            tensor.copy_(new)
+def example(op, *args, device="cuda", **kwargs):
+    return on_gpu(operators.example(op, *args, **kwargs), device)
 
 
 def on_cpu(result):
-    return result._make(tensor.cpu() for tensor in result)
+    return {name: tensor.cpu() for name, tensor in result.items()}
 
 
-def logits(*shape, seed=0, dtype=torch.float32):
-    """Random ones, of a student and of a teacher that resembles it, made where they are needed."""
-    generator = torch.Generator("cuda").manual_seed(seed)
-    student = torch.randn(*shape, device="cuda", generator=generator) * 4
-    teacher = student + torch.randn(*shape, device="cuda", generator=generator)
-    return student.to(dtype), teacher.to(dtype)
+def overwrite(arguments, new):
+    with torch.no_grad():
+        for name, x in arguments.items():
+            if isinstance(x, torch.Tensor):
+                x.copy_(new[name])
+
+
+def part_of(arguments, part):
+    return {name: x[part] if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 # --- the same answers as on the CPU, at full size --------------------------------------------------------------------
 
 
+@every_logits_operator
 @every_impl
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
-@pytest.mark.parametrize("k", [1, 16, 64, 256])
-@pytest.mark.parametrize("rows", [(1, 1), (3, 40)], ids=str)
-def test_what_is_exact_equals_the_cpu_s(impl, dtype, k, rows):
-    student, teacher = logits(*rows, 151936, dtype=dtype)
-    for op in LOGITS_OPERATORS:
-        result = on_cpu(operator(op, impl)(student, teacher, k=k))
-        expected = operator(op, "cpp")(student.cpu(), teacher.cpu(), k=k)
-        assert set(comparison.differing(result, expected)) & set(EXACT) == set()
-        for got, wanted in zip(result, expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+@pytest.mark.parametrize("k", [1, 16, 256])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40)], ids=str)
+def test_as_on_the_cpu(op, impl, dtype, k, shape):
+    """What is exact, exactly."""
+    arguments = operators.example(op, shape, 151936, k, dtype=dtype)
+    result, expected = on_cpu(computing(op, impl)(**on_gpu(arguments))), Implementation("cpp").run(op, **arguments)
+    assert set(differing(result, expected)) & EXACT == set()
+    for name, wanted in expected.items():
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if wanted.dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-5}
+        torch.testing.assert_close(result[name], wanted, **tolerance, equal_nan=True)
 
 
 @every_impl
 @pytest.mark.parametrize("w_drop", [0.01, 1 / 3, 1e-5, 0.7])
 def test_long_responses(impl, w_drop):
     """Every bit along the response, in several blocks of a scan, with rounding that contraction would change."""
-    drift = torch.rand(5, 12289) < 0.3
-    mask = torch.rand(5, 12289) < 0.9
-    expected = pruneopd_kernels.reliability_from_drift(drift, mask, w_drop=w_drop, impl="cpp")
-    result = pruneopd_kernels.reliability_from_drift(drift.cuda(), mask.cuda(), w_drop=w_drop, impl=impl)
-    assert comparison.differing(on_cpu(result), expected) == []
-
-    ids = torch.randint(40, (2, 5, 4099, 16))
-    expected = pruneopd_kernels.reliability_from_topk(ids[0], ids[1], w_drop=w_drop, impl="cpp")
-    result = pruneopd_kernels.reliability_from_topk(*ids.cuda(), w_drop=w_drop, impl=impl)
-    assert comparison.differing(on_cpu(result), expected) == []
+    drift = {"drift": torch.rand(5, 12289) < 0.3, "mask": torch.rand(5, 12289) < 0.9}
+    ids = dict(zip(("student_topk_ids", "teacher_topk_ids"), torch.randint(40, (2, 5, 4099, 16)), strict=True))
+    for op, arguments in (("reliability_from_drift", drift), ("reliability_from_topk", ids)):
+        expected = Implementation("cpp").run(op, **arguments, w_drop=w_drop)
+        assert differing(on_cpu(computing(op, impl)(**on_gpu(arguments), w_drop=w_drop)), expected) == []
 
 
 @every_impl
@@ -91,13 +92,16 @@ def test_many_responses_most_of_them_empty(impl):
     count, positions = 20_000, 3000
     starts = torch.randint(positions + 1, (count + 1,)).sort().values.int()
     starts[0], starts[-1] = 0, positions
-    carried = torch.randint(5, (count,), dtype=torch.int32)
-    student, teacher = cases.randn(positions, 64, seed=1), cases.randn(positions, 64, seed=2)
-    kwargs = {"cu_seqlens": starts, "drift_count": carried, "w_drop": 0.1}
-    expected = pruneopd_kernels.reliability(student, teacher, impl="cpp", **kwargs)
-    args, on_device = on_gpu([student, teacher]), dict(zip(kwargs, on_gpu(kwargs.values()), strict=True))
-    result = on_cpu(pruneopd_kernels.reliability(*args, impl=impl, **on_device))
-    assert set(comparison.differing(result, expected)) <= {"rewards"}
+    arguments = {
+        "student_logits": cases.randn(positions, 64, seed=1),
+        "teacher_logits": cases.randn(positions, 64, seed=2),
+        "cu_seqlens": starts,
+        "drift_count": torch.randint(5, (count,), dtype=torch.int32),
+        "w_drop": 0.1,
+    }
+    expected = Implementation("cpp").run("reliability", **arguments)
+    result = on_cpu(computing("reliability", impl)(**on_gpu(arguments)))
+    assert set(differing(result, expected)) <= {"rewards"}
 
 
 @every_logits_operator
@@ -105,13 +109,12 @@ def test_many_responses_most_of_them_empty(impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_the_batch_around_a_row_changes_no_bit(op, impl, dtype):
     """Few rows are split over several blocks, many are not."""
-    student, teacher = logits(700, 1, 151936, dtype=dtype)
-    function = operator(op, impl)
-    whole = function(student, teacher)
-    assert comparison.differing(function(student, teacher), whole) == []
+    arguments, call = example(op, (700, 1), 151937, dtype=dtype), computing(op, impl)
+    whole = call(**arguments)
+    assert differing(call(**arguments), whole) == []
     for part in (slice(0, 1), slice(699, 700), slice(5, 7), slice(100, 117), slice(1, 65), slice(300, 600)):
-        result = function(student[part], teacher[part])
-        assert comparison.differing(result, result._make(x[part] for x in whole)) == [], part
+        expected = {name: x[part].contiguous() for name, x in whole.items()}
+        assert differing(call(**part_of(arguments, part)), expected) == [], part
 
 
 # --- streams, devices, threads, graphs -------------------------------------------------------------------------------
@@ -121,35 +124,35 @@ def test_the_batch_around_a_row_changes_no_bit(op, impl, dtype):
 @every_impl
 def test_it_runs_on_the_current_stream(op, impl):
     """Behind what was put there before, here a wait and the tensors' values."""
-    args, kwargs = gpu_example(op, seed=1, width=3000)
-    expected = operator(op, impl)(*args, **kwargs)
-    late_args, late_kwargs = gpu_example(op, seed=2, width=3000)
+    arguments, late = (example(op, width=3000, seed=seed) for seed in (1, 2))
+    expected = computing(op, impl)(**arguments)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(SECOND // 10)
-        overwrite(late_args, late_kwargs, args, kwargs)
-        result = operator(op, impl)(*late_args, **late_kwargs)
+        overwrite(late, arguments)
+        result = computing(op, impl)(**late)
     stream.synchronize()
-    assert comparison.differing(result, expected) == []
+    assert differing(result, expected) == []
 
 
 @every_operator
 @every_impl
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_it_waits_for_nothing(op, impl):
-    args, kwargs = gpu_example(op, width=3000)
-    operator(op, impl)(*args, **kwargs)  # compiles, and leaves memory to the allocator
+    arguments, call = example(op, width=3000), computing(op, impl)
+    upstream = torch.ones(2, 6, device="cuda") if op in LOSSES else None
+    call(upstream, **arguments)  # compiles, and leaves memory to the allocator
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         torch.cuda._sleep(SECOND)
-        result = operator(op, impl)(*args, **kwargs)
+        result = call(upstream, **arguments)
         assert not torch.cuda.current_stream().query(), "the GPU was done when the call returned"
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-    assert comparison.differing(result, operator(op, impl)(*args, **kwargs)) == []
+    assert differing(result, call(upstream, **arguments)) == []
 
 
 @every_operator
@@ -157,54 +160,54 @@ def test_it_waits_for_nothing(op, impl):
 def test_it_runs_where_the_tensors_are(op, impl):
     """On the last device, while the first is the current one."""
     last = torch.device("cuda", torch.cuda.device_count() - 1)
-    args, kwargs = gpu_example(op, device=last)
-    expected = operator(op, "cpp")(*example(op)[0], **example(op)[1])
+    expected = Implementation("cpp").run(op, **operators.example(op))
     with torch.cuda.device(0):
-        result = operator(op, impl)(*args, **kwargs)
+        result = computing(op, impl)(**example(op, device=last))
         assert torch.cuda.current_device() == 0
-    assert all(x.device == last for x in result)
-    assert set(comparison.differing(on_cpu(result), expected)) & set(EXACT) == set()
+    assert all(x.device == last for x in result.values())
+    assert set(differing(on_cpu(result), expected)) & EXACT == set()
 
 
 @every_impl
 def test_threads_with_streams_of_their_own(impl):
-    student, teacher = logits(4, 40, 30000)
-    expected = operator("reliability", impl)(student, teacher)
+    arguments, call = example("reliability", (4, 40), 30000), computing("reliability", impl)
+    expected = call(**arguments)
     torch.cuda.synchronize()
     together = threading.Barrier(4)
 
-    def call(_):
+    def call_often(_):
         with torch.cuda.stream(torch.cuda.Stream()):
             together.wait()
-            results = [operator("reliability", impl)(student, teacher) for _ in range(20)]
+            results = [call(**arguments) for _ in range(20)]
             torch.cuda.current_stream().synchronize()
-        return [comparison.differing(result, expected) for result in results]
+        return [differing(result, expected) for result in results]
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(call, range(4))) == [[[]] * 20] * 4
+        assert list(pool.map(call_often, range(4))) == [[[]] * 20] * 4
 
 
 @every_operator
 @every_impl
-@pytest.mark.parametrize("sizes", [(2, 6, 3000), (1, 1, 151936), (300, 2, 3000)], ids=str)
+@pytest.mark.parametrize("sizes", [((2, 6), 3000), ((1, 1), 151936), ((300, 2), 3000)], ids=str)
 def test_a_graph_captures_it(op, impl, sizes):
-    batch, length, width = sizes
-    inputs = [gpu_example(op, seed=seed, batch=batch, length=length, width=width) for seed in (0, 1)]
-    expected = [operator(op, impl)(*args, **kwargs) for args, kwargs in inputs]
-    args, kwargs = gpu_example(op, seed=2, batch=batch, length=length, width=width)
+    """Of a loss both passes."""
+    inputs, call = [example(op, *sizes, seed=seed) for seed in (0, 1)], computing(op, impl)
+    upstream = torch.ones(sizes[0], device="cuda") if op in LOSSES else None
+    expected = [call(upstream, **arguments) for arguments in inputs]
+    arguments = example(op, *sizes, seed=2)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        operator(op, impl)(*args, **kwargs)
+        call(upstream, **arguments)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = operator(op, impl)(*args, **kwargs)
+        result = call(upstream, **arguments)
     for n in (0, 1, 1, 0):
-        overwrite(args, kwargs, *inputs[n])
+        overwrite(arguments, inputs[n])
         graph.replay()
         torch.cuda.synchronize()
-        assert comparison.differing(result, expected[n]) == [], n
+        assert differing(result, expected[n]) == [], n
 
 
 def test_the_first_call_of_a_process_may_be_captured():
@@ -247,19 +250,20 @@ def test_importing_initialises_nothing():
 @every_logits_operator
 @every_impl
 @pytest.mark.parametrize("k", [16, 256])
-@pytest.mark.parametrize("rows", [1, 16, 64, 500, 4096])
+@pytest.mark.parametrize("rows", [1, 16, 64, 500, 2048])
 def test_memory_beyond_the_outputs(op, impl, k, rows):
-    student, teacher = (torch.empty(rows, 1, 151936, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2))
-    function = operator(op, impl)
-    function(student, teacher, k=k)  # what is compiled and loaded once
+    arguments, call = example(op, (rows, 1), 512, k), computing(op, impl)
+    for name in [name for name in arguments if name.endswith("logits")]:
+        arguments[name] = torch.empty(rows, 1, 151936, dtype=torch.bfloat16, device="cuda").normal_()
+    call(**arguments)  # what is compiled and loaded once
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    result = function(student, teacher, k=k)
+    result = call(**arguments)
     peak = torch.cuda.max_memory_allocated() - before
     outputs = torch.cuda.memory_allocated() - before  # as the allocator rounds them
-    assert peak - outputs <= 2**20
-    assert outputs <= sum(x.numel() * x.element_size() + 512 for x in result)
+    assert peak - outputs <= (3 if op in LOSSES else 1) * 2**20  # of a loss, also what is saved
+    assert outputs <= sum(x.numel() * x.element_size() + 512 for x in result.values()) + 2**20 * (op in LOSSES)
 
 
 @every_logits_operator
@@ -267,36 +271,42 @@ def test_memory_beyond_the_outputs(op, impl, k, rows):
 def test_more_than_2_to_the_31_elements(op, impl):
     width, length = 151936, 14200
     assert width * length > 2**31
+    arguments = example(op, (1, length), 64)
+    arguments = {name: x for name, x in arguments.items() if "logits" not in name and name != "drift_count"}
     generator = torch.Generator("cuda").manual_seed(0)
-    values = torch.empty(1, length, width, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
-    function = operator(op, impl)
-    kwargs = {"w_drop": 0.0} if op == "reliability" else {}
-    whole = function(values, values, **kwargs)
+    student = torch.empty(1, length, width, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
+    given = {"student_logits": student, "teacher_logits": student.roll(1, 1) if op in LOSSES else student}
+    arguments |= operators.of_op(op, given) | ({"w_drop": 0.0} if op in ALONG_RESPONSES else {})
+    whole = computing(op, impl)(**arguments)
     for t in (0, 7077, 14134, length - 2):  # the one before the last begins beyond 2**31
-        part = function(values[:, t : t + 2], values[:, t : t + 2], **kwargs)
-        along = {name for name in part._fields if getattr(whole, name).dim() == 1}  # E
-        expected = part._make(x if x.dim() == 1 else x[:, t : t + 2] for x in whole)
-        assert set(comparison.differing(part, expected)) <= along, t
+        part = computing(op, impl)(**operators.each_position(lambda x, t=t: x[:, t : t + 2], arguments))
+        names = [name for name in part if part[name].dim() > 1 and name != "drift_count"]
+        assert same_bits([part[n] for n in names], [whole[n][:, t : t + 2].contiguous() for n in names]), t
 
 
 @every_operator
 @every_impl
 def test_values_are_never_addresses(op, impl):
     """Device tensors are not looked into before the launch: whatever they hold, nothing is read out of bounds."""
-    compiled = operator(op, impl)
-    if op != "token_stats":
-        args, kwargs = gpu_example(op, "packed", batch=2, length=8)
+    call = computing(op, impl)
+    if op in ALONG_RESPONSES:
+        arguments = example(op, (2, 8), packed=True)
         for values in ((-(2**31), 2**31 - 1), (5, 3, 40), (2**31 - 1, -(2**31), 7), (0, 16, 0, 16), (7, 7, 7)):
-            kwargs["cu_seqlens"] = torch.tensor(values, dtype=torch.int32, device="cuda")
-            kwargs["drift_count"] = torch.full((len(values) - 1,), 2**31 - 1, dtype=torch.int32, device="cuda")
-            assert all(x.shape[0] in (16, len(values) - 1) for x in compiled(*args, **kwargs))
+            arguments["cu_seqlens"] = torch.tensor(values, dtype=torch.int32, device="cuda")
+            arguments["drift_count"] = torch.full((len(values) - 1,), 2**31 - 1, dtype=torch.int32, device="cuda")
+            assert all(x.shape[0] in (16, len(values) - 1) for x in call(**arguments).values())
             torch.cuda.synchronize()
-    if op in LOGITS_OPERATORS:
-        args, kwargs = gpu_example(op, width=64)
-        for value in (64, -1, 2**40, -(2**63)):
-            kwargs["token_ids"] = torch.full((2, 6), value, device="cuda")
-            result = compiled(args[0], args[1], **kwargs)
-            assert result.drift.all() if op == "reliability" else result.student_token_logprob.isnan().all()
+    arguments = example(op, width=64)
+    valid = arguments["mask"] != 0
+    for name in [name for name in arguments if name.endswith("ids") and op in LOGITS]:
+        for value in (64, 2**31, 2**40, 2**63 - 1, *((-1, -(2**63)) if op not in LOSSES else ())):
+            result = call(**arguments | {name: torch.full_like(arguments[name], value)})
+            if op in LOSSES:
+                assert result["loss"][valid].isnan().all() and result["gradient"][valid].isnan().all()
+            elif op == "reliability":
+                assert result["drift"][valid].all()
+            else:
+                assert result["student_token_logprob"][valid].isnan().all()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -305,32 +315,24 @@ def test_values_are_never_addresses(op, impl):
 @every_operator
 @every_impl
 def test_tensors_on_different_devices(op, impl):
-    args, kwargs = gpu_example(op)
-    names = [argument.name for argument in raw(op).default._schema.arguments]
-    arguments = dict(zip(names, args, strict=False)) | kwargs
-    for name in [name for name, value in arguments.items() if isinstance(value, torch.Tensor)][1:]:
+    arguments = example(op)
+    for name in [name for name in DECLARED[op].tensors if name in arguments][1:]:
         with pytest.raises(ValueError) as raised:
-            getattr(pruneopd_kernels, op)(**(arguments | {name: arguments[name].cpu()}), impl=impl)
+            getattr(pruneopd_kernels, op)(**arguments | {name: arguments[name].cpu()}, impl=impl)
         assert str(raised.value) == f"{op}: {name} must be on cuda:0, got cpu"
 
 
 @every_operator
 def test_the_library_itself_looks_at_devices(op):
     """On the compiled operators, without the checks of Python."""
-    args, kwargs = gpu_example(op)
-    compiled = getattr(torch.ops.pruneopd_cuda, op)
-    names = [argument.name for argument in compiled.default._schema.arguments]
-    defaults = {argument.name: argument.default_value for argument in compiled.default._schema.arguments}
-    arguments = defaults | dict(zip(names, args, strict=False)) | kwargs
-    tensors = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
-    compiled(**arguments)
-    for name in tensors[1:]:
+    arguments = example(op)
+    tensors = [name for name in DECLARED[op].tensors if name in arguments]
+    compiled_alone(op, "cuda", **arguments)
+    for name in tensors:
         with pytest.raises(RuntimeError) as raised:
-            compiled(**(arguments | {name: arguments[name].cpu()}))
-        assert str(raised.value).startswith(f"{op}: {name} must be on cuda:0, got cpu")
-    with pytest.raises(RuntimeError) as raised:
-        compiled(**(arguments | {tensors[0]: arguments[tensors[0]].cpu()}))
-    assert str(raised.value).startswith(f"{op}: {tensors[0]} must be on cuda, got cpu")
+            compiled_alone(op, "cuda", **arguments | {name: arguments[name].cpu()})
+        device = "cuda" if name == tensors[0] else "cuda:0"
+        assert str(raised.value).startswith(f"{op}: {name} must be on {device}, got cpu")
 
 
 # --- as operators of torch -------------------------------------------------------------------------------------------
@@ -340,17 +342,17 @@ def test_the_library_itself_looks_at_devices(op):
 def test_auto_takes_cuda_else_triton(op):
     expected = "triton" if torch.version.hip else "cuda"
     assert implementations.AUTO["cuda"][0] == expected
-    args, kwargs = gpu_example(op, width=3000)
-    result = getattr(pruneopd_kernels, op)(*args, **kwargs)
-    assert comparison.differing(result, operator(op, expected)(*args, **kwargs)) == []
+    arguments = example(op, width=3000)
+    assert differing(computing(op, "auto")(**arguments), computing(op, expected)(**arguments)) == []
 
 
 @every_operator
 @every_impl
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_opcheck(op, impl, layout):
-    args, kwargs = gpu_example(op, layout)
-    torch.library.opcheck(raw(op).default, args, {**kwargs, "impl": impl})
+def test_opcheck(op, impl):
+    arguments = example(op)
+    tensors = tuple(arguments.get(name) for name in DECLARED[op].tensors)
+    scalars = {name: x for name, x in arguments.items() if name not in DECLARED[op].tensors}
+    torch.library.opcheck(raw(op).default, tensors, {**scalars, "impl": impl})
 
 
 @every_operator
@@ -360,13 +362,13 @@ def test_opcheck(op, impl, layout):
 def test_compiles_with_the_default_backend_between_other_operations(op, impl, mode):
     torch._dynamo.reset()
 
-    def step(*args, **kwargs):
-        result = operator(op, impl)(*args, **kwargs)
-        return result, (result.overlap if op == "token_stats" else result.weight) * 2
+    def step(**arguments):
+        outputs = raw(op)(**arguments, impl=impl)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        return outputs, next(x for x in outputs if x.is_floating_point()) * 2
 
     compiled = torch.compile(step, fullgraph=True, mode=mode)
     for seed in (0, 1, 2):  # with reduce-overhead: warm up, capture, replay
-        args, kwargs = gpu_example(op, seed=seed)
-        result, doubled = compiled(*args, **kwargs)
-        expected, expected_doubled = step(*args, **kwargs)
-        assert comparison.differing(result, expected) == [] and torch.equal(doubled, expected_doubled)
+        arguments = example(op, seed=seed)
+        (outputs, doubled), (expected, twice) = compiled(**arguments), step(**arguments)
+        assert same_bits(outputs, expected) and torch.equal(doubled, twice)

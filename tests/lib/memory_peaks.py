@@ -1,4 +1,4 @@
-"""Run in a process of its own: what each operator allocates beyond its inputs and outputs.
+"""Run by test_compiled_files.py in a process of its own: what each operator allocates beyond its inputs and outputs.
 
 Prints a JSON line a call: implementation, operator, dtype, k, peak beyond inputs and outputs in bytes.
 """
