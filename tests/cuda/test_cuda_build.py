@@ -24,6 +24,9 @@ BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
 TWO_ROWS = ["reliability", "token_stats", "reverse_kl", "reverse_kl_backward"]  # which may be of two dtypes
 
 
+pytestmark = pytest.mark.thorough
+
+
 def why_not() -> str | None:
     """Why the library is rightly not there, or not whole."""
     if os.environ.get("PRUNEOPD_CUDA") == "OFF":

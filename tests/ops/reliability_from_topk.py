@@ -41,12 +41,14 @@ def problems(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
     logprobs = torch.where(teacher < 0, torch.nan, logprobs).to(dtype)
     logprobs[torch.rand(positions, k, generator=rng) < draw(st.sampled_from([0.0, 0.02]))] = torch.nan
+    tokens = teacher.gather(1, torch.randint(k, (positions, 1), generator=rng))
+    narrow = [torch.int64] if far else [torch.int32, torch.int64]
     return {
-        "student_topk_ids": student.view(*shape, k),
-        "teacher_topk_ids": teacher.view(*shape, k),
+        "student_topk_ids": student.view(*shape, k).to(draw(st.sampled_from(narrow))),
+        "teacher_topk_ids": teacher.view(*shape, k).to(draw(st.sampled_from(narrow))),
         "mask": (torch.rand(shape, generator=rng) < 0.8) if draw(st.booleans()) else None,
         "teacher_topk_logprobs": logprobs.view(*shape, k),
-        "token_ids": teacher.gather(1, torch.randint(k, (positions, 1), generator=rng)).view(shape),
+        "token_ids": tokens.view(shape).to(draw(st.sampled_from(narrow))),
         "metric": draw(st.sampled_from(["overlap", "top_p"])),
         "threshold": draw(st.sampled_from([0.7, 0.5, 1.0, 1e-9, 1 / 3])),
         "top_p": draw(st.sampled_from([0.95, 0.8, 0.3, 1.0])),

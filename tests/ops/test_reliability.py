@@ -41,14 +41,6 @@ def test_drift_by_acceptance(impl, dtype):
 
 
 @each_of(OP)
-def test_acceptance_of_equal_tokens_has_room_for_rounding(impl):
-    """19 of 20 equal tokens hold 0.95 but for rounding: the bound lies 1e-6 lower, so that all agree."""
-    logits = torch.full((1, 20, 20), -7.7)
-    result = run(impl, logits, logits, metric="top_p", token_ids=torch.arange(20)[None], k=20, top_p=0.95)
-    assert result.drift.tolist() == [[False] * 19 + [True]]
-
-
-@each_of(OP)
 def test_token_ids_are_read_where_valid_only(impl):
     student, teacher, _ = cases.make("random", (cases.F32, cases.F32))
     mask = torch.tensor([[1, 0, 1], [0, 0, 1]])

@@ -78,62 +78,22 @@ DEFAULTS = {
     "old_logprobs": None, "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "weight": None, "logprob_min": None,
     "impl": "auto",
 }  # fmt: skip
-ALONG = "overlap drift drift_count reliability weight effective_length"
-# operator: by position, by name, what it returns
-CONTRACT = {
-    "reliability": (
-        "student_logits teacher_logits mask",
-        "token_ids cu_seqlens drift_count k threshold w_drop w_base eps metric top_p reward_weight student_temperature "
-        "teacher_temperature vocab_size impl",
-        f"{ALONG} topk_ids rewards",
-    ),
-    "reliability_from_topk": (
-        "student_topk_ids teacher_topk_ids mask",
-        "teacher_topk_logprobs token_ids cu_seqlens drift_count threshold w_drop w_base eps metric top_p impl",
-        ALONG,
-    ),
-    "reliability_from_drift": (
-        "drift mask", "cu_seqlens drift_count w_drop w_base eps impl", "drift_count reliability weight effective_length"
-    ),
-    "token_stats": (
-        "student_logits teacher_logits mask",
-        "token_ids k student_temperature teacher_temperature vocab_size impl",
-        "student_topk_ids student_topk_logprobs teacher_topk_ids teacher_topk_logprobs teacher_on_student_logprobs "
-        "student_on_teacher_logprobs overlap student_lse teacher_lse student_entropy teacher_entropy reverse_kl "
-        "forward_kl student_token_logprob teacher_token_logprob",
-    ),
-    "topk_policy_loss": (
-        "student_logits topk_ids advantages mask",
-        "old_logprobs clip_low clip_high clip_dual student_temperature vocab_size impl",
-        "loss",
-    ),
-    "reverse_kl": (
-        "student_logits teacher_logits mask", "weight student_temperature teacher_temperature vocab_size impl", "loss"
-    ),
-    "topk_forward_kl": (
-        "student_logits teacher_topk_ids teacher_topk_logprobs mask",
-        "logprob_min student_temperature vocab_size impl",
-        "loss student_mass teacher_mass overlap overlap_token_advantage student_topk_ids",
-    ),
-}  # fmt: skip
 
 
 @every_operator
-def test_names_and_defaults(op):
-    by_position, by_name, outputs = (words.split() for words in CONTRACT[op])
-    parameters = inspect.signature(function(op)).parameters
-    assert [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY] == by_position
-    assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == by_name
+def test_signatures_and_schemas(op):
+    """Tensors up to the mask by position; everything else by name, with a default."""
+    parameters, schema = inspect.signature(function(op)).parameters, raw(op).default._schema
+    names = list(parameters)
+    by_name = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert names[: names.index("mask") + 1] + by_name == names
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     assert defaults == {name: DEFAULTS[name] for name in ["mask", *by_name]}
-    schema = raw(op).default._schema
     assert {a.name: a.default_value for a in schema.arguments if a.has_default_value()} == defaults
-    assert {a.name for a in schema.arguments} == set(parameters)
-    assert all("Tensor" not in str(a.type) for a in schema.arguments if a.kwarg_only)
-    assert [one.name for one in schema.returns] == outputs
+    assert {a.name for a in schema.arguments} == set(names)
     assert not schema.is_mutable and all(one.alias_info is None for one in schema.returns)
-    assert list(named(function(op)(**example(op)))) == outputs
-    assert list(DECLARED[op].fields) == outputs
+    outputs = list(named(function(op)(**example(op))))
+    assert outputs == [one.name for one in schema.returns] == list(DECLARED[op].fields)
 
 
 @every_layout
