@@ -31,31 +31,16 @@ def test_it_grows_when_enough_reach_the_boundary():
     assert b.update([280] + [0] * 10) == 300  # 1 of 11 is too few
 
 
-def test_it_grows_to_the_maximum_and_no_further():
-    b = budget(initial=330)
-    assert [b.update([400]) for _ in range(3)] == [380, 400, 400]
-
-
-def test_it_shrinks_when_patience_runs_out():
-    b = budget()
-    assert [b.update([0]) for _ in range(7)] == [200, 200, 150, 150, 150, 100, 100]
-    assert [b.update([0]) for _ in range(5)] == [100] * 5  # the minimum
-
-
-def test_shrinking_stops_at_the_minimum():
-    b = budget(initial=130, patience=1)
-    assert [b.update([0]) for _ in range(2)] == [100, 100]
-
-
-def test_a_hit_resets_the_counter():
-    b = budget()
-    lengths = [[0], [0], [400], [0], [0], [0]]
-    assert [b.update(x) for x in lengths] == [200, 200, 250, 250, 250, 200]
-
-
-def test_a_hit_at_the_maximum_resets_the_counter():
-    b = budget(initial=400)
-    assert [b.update(x) for x in ([0], [0], [400], [0], [0], [0])] == [400, 400, 400, 400, 400, 350]
+@pytest.mark.parametrize(("change", "batches", "lengths"), [
+    ({"initial": 330}, [400, 400, 400], [380, 400, 400]),  # grows to the maximum and no further
+    ({}, [0] * 10, [200, 200, 150, 150, 150, 100, 100, 100, 100, 100]),  # shrinks when patience runs out
+    ({"initial": 130, "patience": 1}, [0, 0], [100, 100]),  # to the minimum
+    ({}, [0, 0, 400, 0, 0, 0], [200, 200, 250, 250, 250, 200]),  # a hit resets the counter,
+    ({"initial": 400}, [0, 0, 400, 0, 0, 0], [400, 400, 400, 400, 400, 350]),  # at the maximum, too
+])  # fmt: skip
+def test_it_grows_and_shrinks(change, batches, lengths):
+    b = budget(**change)
+    assert [b.update([batch]) for batch in batches] == lengths
 
 
 def test_hit_ratio_is_reached_exactly():
@@ -88,55 +73,36 @@ def test_floor_of_the_hit_boundary():
     assert budget(initial=110, floor_hit_boundary=True).update([100]) == 160
 
 
-def test_what_update_takes():
-    for lengths in (
-        [180, 10],
-        (180, 10),
-        torch.tensor([180, 10], dtype=torch.int32),
-        torch.tensor([180, 10]),
-        np.array([180, 10], np.int32),
-    ):
-        b = budget()
-        assert b.update(lengths) == 250 and type(b.length) is int
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, np.array, lambda x: torch.tensor(x, dtype=torch.int32)])
+def test_what_update_takes(kind):
+    b = budget()
+    assert b.update(kind([180, 10])) == 250
+    assert type(b.length) is int
 
 
-def test_state_dict_continues_where_it_stood():
-    a = budget()
+def test_state_dict_continues_where_it_stood(tmp_path):
+    a, b = budget(), budget()
     for lengths in ([400], [0], [0]):
         a.update(lengths)
-    b = budget()
-    b.load_state_dict(a.state_dict())
+    torch.save(a.state_dict(), tmp_path / "state.pt")
+    b.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert b.length == a.length == 250
     assert b.update([0]) == a.update([0]) == 200
 
 
-def test_state_dict_can_be_saved(tmp_path):
-    a = budget()
-    a.update([400])
-    torch.save(a.state_dict(), tmp_path / "state.pt")
-    b = budget()
-    b.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert b.length == 250
+@pytest.mark.parametrize(("argument", "value"), [
+    ("minimum", 0), ("initial", 50), ("initial", 500), ("maximum", 50), ("step", 0), ("margin", -1), ("hit_ratio", 1.5),
+    ("hit_ratio", float("nan")), ("patience", 0),
+])  # fmt: skip
+def test_bad_arguments(argument, value):
+    with pytest.raises(ValueError, match=rf"^ResponseBudget: {argument} must .*, got {value}$"):
+        budget(**{argument: value})
 
 
-@pytest.mark.parametrize(
-    ("change", "argument"),
-    [
-        ({"minimum": 0}, "minimum"),
-        ({"initial": 50}, "initial"),
-        ({"initial": 500}, "initial"),
-        ({"maximum": 50}, "maximum"),
-        ({"step": 0}, "step"),
-        ({"margin": -1}, "margin"),
-        ({"hit_ratio": 1.5}, "hit_ratio"),
-        ({"hit_ratio": float("nan")}, "hit_ratio"),
-        ({"patience": 0}, "patience"),
-    ],
-    ids=str,
-)
-def test_bad_arguments(change, argument):
-    with pytest.raises(ValueError, match=r"^ResponseBudget: \w+ must .*, got "):
-        budget(**change)
+@pytest.mark.parametrize("state", [{"length": 250}, {"length": 450, "counter": 0}, {"length": 250, "counter": 3}])
+def test_bad_state(state):
+    with pytest.raises(ValueError, match=r"^ResponseBudget: (state|length|counter) must .*, got "):
+        budget().load_state_dict(state)
 
 
 RANK = """
@@ -156,14 +122,7 @@ RANK = """
 
 
 def test_counts_are_summed_over_a_group(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            processes.command(rank, tmp_path / "rendezvous", code=RANK),
-            stdout=subprocess.PIPE,
-            text=True,
-            env=processes.environment(),
-        )
-        for rank in range(2)
-    ]
+    commands = [processes.command(rank, tmp_path / "rendezvous", code=RANK) for rank in range(2)]
+    ranks = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True, env=processes.environment()) for c in commands]
     answers = [process.communicate(timeout=120)[0].strip() for process in ranks]
     assert answers == ["[250, 250, 300, 300, 300]"] * 2

@@ -1,3 +1,5 @@
+"""`PruneConfig`: the paper's defaults, the same rules as those of `reliability`."""
+
 import copy
 import dataclasses
 import pickle
@@ -10,16 +12,8 @@ from pruneopd_kernels import PruneConfig, reliability
 
 
 def test_fields_and_defaults_are_those_of_the_paper():
-    assert dataclasses.asdict(PruneConfig()) == {
-        "k": 16,
-        "threshold": 0.7,
-        "w_drop": 0.01,
-        "w_base": 0.5,
-        "top_p": 0.95,
-        "eps": 1e-8,
-        "metric": "overlap",
-        "reward_weight": "student",
-    }
+    defaults = {"k": 16, "threshold": 0.7, "w_drop": 0.01, "w_base": 0.5, "top_p": 0.95, "eps": 1e-8}
+    assert dataclasses.asdict(PruneConfig()) == defaults | {"metric": "overlap", "reward_weight": "student"}
     assert PruneConfig(10, 0.5, 0.1, 0.2, 0.9, 1e-3, "top_p", "none") == PruneConfig(
         k=10, threshold=0.5, w_drop=0.1, w_base=0.2, top_p=0.9, eps=1e-3, metric="top_p", reward_weight="none"
     )
@@ -40,12 +34,8 @@ def test_it_is_what_reliability_takes():
     expected = reliability(student, teacher, k=7, threshold=0.4, w_drop=0.3, w_base=0.1, reward_weight="teacher")
     result = reliability(student, teacher, **dataclasses.asdict(config))
     assert comparison.differing(result, expected) == []
-    assert (
-        comparison.differing(
-            reliability(student, teacher), reliability(student, teacher, **dataclasses.asdict(PruneConfig()))
-        )
-        == []
-    )
+    defaults = reliability(student, teacher, **dataclasses.asdict(PruneConfig()))
+    assert comparison.differing(reliability(student, teacher), defaults) == []
 
 
 @pytest.mark.parametrize(

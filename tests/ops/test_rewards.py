@@ -1,3 +1,7 @@
+"""Rewards over either side's candidates, or both, against the definition one position at a time."""
+
+import inspect
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -6,28 +10,24 @@ import torch
 
 import cases
 import gold
+import tiers
 from pruneopd_kernels import opd_rewards, reliability, token_stats
 
 INF, NAN = float("inf"), float("nan")
 STRATEGIES = ["student", "teacher", "intersection", "union", "symmetric_difference"]
 WEIGHTS = ["student", "teacher", "none"]
+SIX = list(inspect.signature(opd_rewards).parameters)[:6]
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 each_weight = pytest.mark.parametrize("reward_weight", WEIGHTS)
 
 
 def check(six, mask=None, weight=None, **kwargs):
     result = opd_rewards(*six, mask, weight=weight, **kwargs)
-    arrays = [
-        None if x is None else x.double().numpy() if x.is_floating_point() else x.numpy() for x in (*six, mask, weight)
-    ]
+    arrays = [None if x is None else cases.as_float64(x) for x in (*six, mask, weight)]
     ids, rewards, valid = gold.opd_rewards(*arrays[:7], weight=arrays[7], **kwargs)
-    if mask is not None:
-        on = mask != 0
-        ids, valid, got_ids, got_valid = ids[on], valid[on], result.ids[on], result.valid[on]
-    else:
-        got_ids, got_valid = result.ids, result.valid
-    np.testing.assert_array_equal(got_ids, ids)
-    np.testing.assert_array_equal(got_valid, valid)
+    on = ... if mask is None else mask != 0
+    np.testing.assert_array_equal(result.ids[on], ids[on])
+    np.testing.assert_array_equal(result.valid[on], valid[on])
     np.testing.assert_allclose(result.rewards.double(), rewards, rtol=2e-6, atol=1e-6)
     return result
 
@@ -37,14 +37,8 @@ def by_hand():
     student, teacher = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 4, 1]])
     p = {1: 0.5, 2: 0.25, 3: 0.125, 4: 0.0625}
     q = {1: 0.125, 2: 0.5, 3: 0.0625, 4: 0.25}
-    return (
-        student,
-        torch.tensor([[p[i] for i in (1, 2, 3)]]).log(),
-        teacher,
-        torch.tensor([[q[i] for i in (2, 4, 1)]]).log(),
-        torch.tensor([[q[i] for i in (1, 2, 3)]]).log(),
-        torch.tensor([[p[i] for i in (2, 4, 1)]]).log(),
-    )
+    of = lambda probabilities, *ids: torch.tensor([[probabilities[i] for i in ids]]).log()  # noqa: E731
+    return student, of(p, 1, 2, 3), teacher, of(q, 2, 4, 1), of(q, 1, 2, 3), of(p, 2, 4, 1)
 
 
 def test_worked_by_hand():
@@ -66,8 +60,7 @@ def test_worked_by_hand():
         assert result.ids.dtype == torch.int64 and result.valid.dtype == torch.bool
 
 
-@each_strategy
-@each_weight
+@pytest.mark.parametrize(("strategy", "reward_weight"), tiers.combinations(STRATEGIES, WEIGHTS))
 @hypothesis.given(
     seed=st.integers(0, 2**31),
     k=st.sampled_from([1, 2, 5, 16]),
@@ -76,7 +69,6 @@ def test_worked_by_hand():
     masked=st.booleans(),
     weighted=st.booleans(),
 )
-@hypothesis.settings(max_examples=25)
 def test_against_gold(strategy, reward_weight, seed, k, padding, infinite, masked, weighted):
     rng = torch.Generator().manual_seed(seed)
     shape = (2, 3)
@@ -96,35 +88,21 @@ def test_against_gold(strategy, reward_weight, seed, k, padding, infinite, maske
     check(six, mask, weight, strategy=strategy, reward_weight=reward_weight)
 
 
-@each_weight
-def test_student_strategy_equals_the_rewards_of_reliability(reward_weight):
-    for name in (
-        "random",
-        "minus_inf_some",
-        "minus_inf_disjoint",
-        "minus_inf_all_but_few",
-        "nan_many",
-        "both_underflow",
-    ):
-        student, teacher, _ = cases.make(name, (cases.F32, cases.F32))
-        whole = reliability(student, teacher, reward_weight=reward_weight, w_drop=0.2)
-        six = token_stats(student, teacher)[:6]
-        in_parts = [six[0], six[1], six[2], six[3], six[4], six[5]]
-        by_field = token_stats(student, teacher)
-        in_parts = [
-            by_field.student_topk_ids,
-            by_field.student_topk_logprobs,
-            by_field.teacher_topk_ids,
-            by_field.teacher_topk_logprobs,
-            by_field.teacher_on_student_logprobs,
-            by_field.student_on_teacher_logprobs,
-        ]
-        assert all(
-            a is not None and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(six, in_parts, strict=True)
-        )
-        result = opd_rewards(*six, reward_weight=reward_weight, weight=whole.weight)
-        torch.testing.assert_close(result.rewards, whole.rewards, rtol=5e-5, atol=1e-6, equal_nan=True)
-        assert torch.equal(result.ids, whole.topk_ids) and result.valid.all()
+@pytest.mark.parametrize(
+    ("name", "reward_weight"),
+    tiers.combinations(
+        ["random", "minus_inf_some", "minus_inf_disjoint", "minus_inf_all_but_few", "nan_many", "both_underflow"],
+        WEIGHTS,
+    ),
+)
+def test_student_strategy_equals_the_rewards_of_reliability(name, reward_weight):
+    student, teacher, _ = cases.make(name, (cases.F32, cases.F32))
+    whole, stats = reliability(student, teacher, reward_weight=reward_weight, w_drop=0.2), token_stats(student, teacher)
+    assert list(stats._fields[:6]) == SIX
+    result = opd_rewards(*stats[:6], reward_weight=reward_weight, weight=whole.weight)
+    torch.testing.assert_close(result.rewards, whole.rewards, rtol=5e-5, atol=1e-6, equal_nan=True)
+    assert torch.equal(result.ids, whole.topk_ids)
+    assert result.valid.all()
 
 
 @each_strategy
@@ -140,84 +118,35 @@ def test_masked_and_weightless_positions(strategy):
     torch.testing.assert_close(result.rewards[0], 2 * result.rewards[2])
 
 
-def test_what_is_not_needed_may_be_left_out():
-    s, a_s, t, b_t, b_s, a_t = by_hand()
-    for kwargs, strategy in (
-        ({"teacher_on_student_logprobs": b_s}, "student"),
-        ({"student_on_teacher_logprobs": a_t}, "teacher"),
-        ({}, "intersection"),
-    ):
-        result = opd_rewards(s, a_s, t, b_t, strategy=strategy, **kwargs)
-        assert torch.equal(result.rewards, opd_rewards(*by_hand(), strategy=strategy).rewards)
+@each_strategy
+def test_a_cross_tensor_is_left_out_if_it_is_not_needed(strategy):
+    six = dict(zip(SIX, by_hand(), strict=True))
+    expected = opd_rewards(**six, strategy=strategy).rewards
+    needed = {"student": SIX[4:5], "teacher": SIX[5:], "intersection": []}.get(strategy, SIX[4:])
+    for missing in SIX[4:]:
+        others = {name: x for name, x in six.items() if name != missing}
+        if missing not in needed:
+            assert torch.equal(opd_rewards(**others, strategy=strategy).rewards, expected)
+            continue
+        words = f"^opd_rewards: {missing} must be given when strategy is '{strategy}', got None$"
+        with pytest.raises(ValueError, match=words):
+            opd_rewards(**others, strategy=strategy)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "missing"),
-    [
-        ("student", "teacher_on_student_logprobs"),
-        ("teacher", "student_on_teacher_logprobs"),
-        ("union", "teacher_on_student_logprobs"),
-        ("union", "student_on_teacher_logprobs"),
-        ("symmetric_difference", "teacher_on_student_logprobs"),
-        ("symmetric_difference", "student_on_teacher_logprobs"),
-    ],
-)
-def test_a_cross_tensor_that_is_missing(strategy, missing):
-    six = by_hand()
-    given = {"teacher_on_student_logprobs": six[4], "student_on_teacher_logprobs": six[5]}
-    del given[missing]
-    with pytest.raises(
-        ValueError, match=rf"^opd_rewards: {missing} must be given when strategy is '{strategy}', got None$"
-    ):
-        opd_rewards(*six[:4], **given, strategy=strategy)
-
-
-@pytest.mark.parametrize(
-    ("change", "words", "error"),
-    [
-        (
-            {"strategy": "x"},
-            "strategy must be one of 'student', 'teacher', 'intersection', 'union', 'symmetric_difference', got 'x'",
-            ValueError,
-        ),
-        ({"reward_weight": "x"}, "reward_weight must be one of 'student', 'teacher', 'none', got 'x'", ValueError),
-        (
-            {"teacher_topk_ids": torch.zeros(1, 4).long()},
-            "teacher_topk_ids must have shape [1, 3], got [1, 4]",
-            ValueError,
-        ),
-        (
-            {"student_topk_logprobs": torch.zeros(1, 4)},
-            "student_topk_logprobs must have shape [1, 3], got [1, 4]",
-            ValueError,
-        ),
-        (
-            {"teacher_on_student_logprobs": torch.zeros(2, 3)},
-            "teacher_on_student_logprobs must have shape [1, 3], got [2, 3]",
-            ValueError,
-        ),
-        ({"mask": torch.zeros(2)}, "mask must have shape [1], got [2]", ValueError),
-        ({"weight": torch.zeros(2)}, "weight must have shape [1], got [2]", ValueError),
-        (
-            {"student_topk_ids": torch.zeros(1, 3)},
-            "student_topk_ids must have dtype int32 or int64, got float32",
-            TypeError,
-        ),
-    ],
-    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
-)
-def test_bad_input(change, words, error):
-    names = [
-        "student_topk_ids",
-        "student_topk_logprobs",
-        "teacher_topk_ids",
-        "teacher_topk_logprobs",
-        "teacher_on_student_logprobs",
-        "student_on_teacher_logprobs",
-    ]
+@pytest.mark.parametrize(("argument", "value", "words", "error"), [
+    ("strategy", "x", f"be one of {', '.join(map(repr, STRATEGIES))}, got 'x'", ValueError),
+    ("reward_weight", "x", "be one of 'student', 'teacher', 'none', got 'x'", ValueError),
+    ("teacher_topk_ids", torch.zeros(1, 4).long(), "have shape [1, 3], got [1, 4]", ValueError),
+    ("student_topk_logprobs", torch.zeros(1, 4), "have shape [1, 3], got [1, 4]", ValueError),
+    ("teacher_on_student_logprobs", torch.zeros(2, 3), "have shape [1, 3], got [2, 3]", ValueError),
+    ("mask", torch.zeros(2), "have shape [1], got [2]", ValueError),
+    ("weight", torch.zeros(2), "have shape [1], got [2]", ValueError),
+    ("student_topk_ids", torch.zeros(1, 3), "have dtype int32 or int64, got float32", TypeError),
+])  # fmt: skip
+def test_bad_input(argument, value, words, error):
     with pytest.raises(error) as raised:
-        opd_rewards(**{**dict(zip(names, by_hand(), strict=True)), **change})
-    assert str(raised.value) == f"opd_rewards: {words}"
+        opd_rewards(**dict(zip(SIX, by_hand(), strict=True)) | {argument: value})
+    assert str(raised.value) == f"opd_rewards: {argument} must {words}"
 
 
 @each_strategy
