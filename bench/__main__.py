@@ -19,6 +19,7 @@ python -m bench predict          computes from them what the kernels should take
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import time
@@ -161,24 +162,24 @@ def _memory_on_cpu(timed: list[results.Row], threads: int) -> list[results.Row]:
 
 
 def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
-    chosen = (options.only, options.dtype, options.isa, options.impl, options.k, options.rows)
-    whole = not any(chosen) and not options.no_peers
+    values = {name: getattr(options, name) for name in ("op", "dtype", "isa", "impl", "k", "rows")}
+    whole = not any(values.values()) and not options.no_peers
     slow = () if whole or options.compiled else ("compiled",)
     peers = () if options.no_peers else tuple(peer for peer in cases.PEERS if peer not in slow)
-    ops, dtypes, isas, impls, ks, rows = map(tuple, chosen)
-    return Wanted(ops, dtypes, isas, impls, ks, rows, peers=peers, reference=whole), whole
+    return Wanted(values, peers, reference=whole), whole
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("command", nargs="?", choices=("run", "table", "check"), default="run")
-    parser.add_argument("--only", action="append", default=[], choices=(*OPERATORS, *libraries.PARTS), metavar="OP")
-    parser.add_argument("--dtype", action="append", default=[], choices=inputs.DTYPES)
-    parser.add_argument("--isa", action="append", default=[], choices=("avx512", "avx2", "portable"))
-    parser.add_argument("--impl", action="append", default=[], choices=("cpp", "cuda", "triton", "reference"))
-    parser.add_argument("--k", action="append", default=[], type=int, choices=(16, 64, 256))
-    parser.add_argument("--rows", action="append", default=[], choices=("random", "ascending"))
+    choose = functools.partial(parser.add_argument, action="append", default=[])
+    choose("--only", dest="op", choices=(*OPERATORS, *libraries.PARTS), metavar="OP")
+    choose("--dtype", choices=inputs.DTYPES)
+    choose("--isa", choices=("avx512", "avx2", "portable"))
+    choose("--impl", choices=("cpp", "cuda", "triton", "reference"))
+    choose("--k", type=int, choices=(16, 64, 256))
+    choose("--rows", choices=("random", "ascending"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, help="turns of one run; a loss, half (default: 10; on a GPU, 2)")

@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -240,24 +240,35 @@ class Loop:
 
 def _loops(kernel: Kernel) -> list[Loop]:
     blocks, followers = _blocks(kernel.instructions)
-    before: dict[int, set[int]] = {start: set() for start in blocks}
-    for start, following in followers.items():
-        for one in following:
-            before[one].add(start)
-    dominators = _dominators(min(blocks), before, followers)
-    forward = {one: [other for other in followers[one] if other not in dominators[one]] for one in blocks}
+    entry = min(blocks)
+    reached = _reached(entry, followers)
+    without = {header: _reached(entry, followers, header) for header in blocks}
+
+    def dominates(header: int, one: int) -> bool:
+        """Return whether every path from the entry to `one` passes the header."""
+        return one == header or (one in reached and one not in without[header])
+
+    before: dict[int, set[int]] = {one: {start for start in blocks if one in followers[start]} for one in blocks}
+    forward = {one: [other for other in followers[one] if not dominates(other, one)] for one in blocks}
     loops = []
     for header in blocks:
-        latches = {one for one in before[header] if header in dominators[one]}
-        inside, open_ends = {header}, list(latches)
-        while open_ends:
-            start = open_ends.pop()
-            if start not in inside:
-                inside.add(start)
-                open_ends += before[start]
+        latches = {one for one in before[header] if dominates(header, one)}
         if latches:
+            inside = {header} | set().union(*(_reached(latch, before, header) for latch in latches))
             loops.append(Loop(header, {start: blocks[start] for start in sorted(inside)}, forward, latches))
     return loops
+
+
+def _reached(start: int, followers: Mapping[int, Iterable[int]], avoiding: int = -1) -> set[int]:
+    """Return the blocks that can be reached from one without entering another."""
+    reached: set[int] = set()
+    open_ends = [start]
+    while open_ends:
+        one = open_ends.pop()
+        if one not in reached and one != avoiding:
+            reached.add(one)
+            open_ends += followers[one]
+    return reached
 
 
 def _blocks(
@@ -278,24 +289,6 @@ def _blocks(
         falls_through = [] if last.ends_a_path or end not in starts else [end]
         followers[start] = falls_through + ([last.target] if last.target in starts else [])
     return blocks, followers
-
-
-def _dominators(entry: int, before: dict[int, set[int]], followers: dict[int, list[int]]) -> dict[int, set[int]]:
-    """Block -> the blocks that every way to it passes. What nothing leads to is dominated by itself only."""
-    reached, open_ends = {entry}, [entry]
-    while open_ends:
-        new = [one for one in followers[open_ends.pop()] if one not in reached]
-        reached.update(new)
-        open_ends += new
-    found = {start: set(reached) if start in reached - {entry} else {start} for start in before}
-    changed = True
-    while changed:
-        changed = False
-        for start in sorted(reached - {entry}):
-            passed = {start} | set.intersection(*(found[one] for one in before[start] & reached))
-            changed |= passed != found[start]
-            found[start] = passed
-    return found
 
 
 def _hot_path(loop: Loop) -> tuple[Instruction, ...]:
@@ -340,20 +333,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", nargs="+", type=Path)
     parser.add_argument("--arch", help="such as sm_90; all by default")
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
-    parser.add_argument("--listing", action="store_true", help="with the instructions that were counted")
     options = parser.parse_args(arguments)
     found = [kernel for file in options.file for kernel in kernels(file)]
     chosen = [one for one in found if options.kernel in one.name and options.arch in (None, one.arch)]
     for kernel in chosen:
         if line := report(kernel):
             print(line)
-            loop = row_loop(kernel)
-            if options.listing and loop:
-                print(
-                    *(
-                        f"  {one.address:05x} {one.predicate:5} {one.opcode} {one.operands}"
-                        for one in loop.instructions
-                    ),
-                    sep="\n",
-                )
     return 0 if chosen else 1

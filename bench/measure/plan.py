@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,23 +22,20 @@ LONGER_K = tuple(op for op in LOGIT_OPS if OPERATORS[op].longer_k)
 
 @dataclass(frozen=True)
 class Wanted:
-    """The command line's choice; an empty tuple is everything."""
+    """The command line's choice."""
 
-    ops: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    isas: tuple[str, ...] = ()
-    impls: tuple[str, ...] = ()
-    ks: tuple[int, ...] = ()
-    rows: tuple[str, ...] = ()
+    values: Mapping[str, Sequence[object]] = field(default_factory=dict)  # of a case's fields; none: everything
     peers: tuple[str, ...] = PEERS
     reference: bool = False  # on a CPU, in float32 only: it takes seconds a call
 
     def takes(self, case: Case) -> bool:
-        pairs = [
-            (case.op, self.ops), (case.dtype, () if case.op in TOPK_OPS else self.dtypes), (case.isa, self.isas),
-            (case.impl, self.impls), (case.k, self.ks), (case.rows, self.rows),
-        ]  # fmt: skip
-        return all(not wanted or value in wanted for value, wanted in pairs)
+        chosen = {name: values for name, values in self.values.items() if values}
+        if case.op in TOPK_OPS:
+            chosen.pop("dtype", None)
+        return all(getattr(case, name) in values for name, values in chosen.items())
+
+    def dtypes(self, of: tuple[str, ...]) -> Sequence[str]:
+        return self.values.get("dtype") or of  # type: ignore[return-value]
 
 
 # --- a CPU --------------------------------------------------------------------------------------------------------
@@ -46,9 +43,9 @@ class Wanted:
 
 def on_cpu(wanted: Wanted) -> Iterator[list[Case]]:
     """The runs: one a dtype of the logits, one a loss and dtype, one an operator without logits."""
-    for dtype in wanted.dtypes or DTYPES:
+    for dtype in wanted.dtypes(DTYPES):
         yield _logits_on_cpu(dtype, wanted)
-    for dtype in wanted.dtypes or LOSS_DTYPES:
+    for dtype in wanted.dtypes(LOSS_DTYPES):
         for loss in LOSSES:
             yield _loss_on_cpu(loss, dtype, wanted)
     for op in TOPK_OPS:

@@ -61,14 +61,14 @@ def plain(rows: Sequence[Row]) -> str:
 def write(path: Path | None) -> int:
     """Put the tables between the README's markers, and the others between those of the pages."""
     return max(
-        _between_markers(README, tables(path)),
-        _between_markers(PAGE, predictions()),
-        _between_markers(PAGE, linear(path), LINEAR_BEGIN, LINEAR_END),
-        _between_markers(VERL_PAGE, verl(path)),
+        between_markers(README, tables(path)),
+        between_markers(PAGE, predictions()),
+        between_markers(PAGE, linear(path), LINEAR_BEGIN, LINEAR_END),
+        between_markers(VERL_PAGE, verl(path)),
     )
 
 
-def _between_markers(file: Path, new: str, begin: str = BEGIN, end: str = END) -> int:
+def between_markers(file: Path, new: str, begin: str = BEGIN, end: str = END) -> int:
     text = file.read_text()
     if begin not in text or end not in text:
         print(f"bench: {file} must hold the markers {begin} and {end}")
@@ -150,7 +150,7 @@ def markdown(rows: Sequence[Row]) -> str:
     )
     isas = [isa for isa in ("portable", "avx2", "avx512") if any(row["isa"] == isa for row in rows)]
     lines = [line for line in _lines(rows) if (line[0]["op"], line[0]["rows"]) != ("read", "ascending")]
-    return _markdown(caption, _columns(isas, ["against eager"]), lines)
+    return markdown_table(caption, _columns(isas, ["against eager"]), lines)
 
 
 def on_gpu_markdown(rows: Sequence[Row]) -> str:
@@ -163,7 +163,7 @@ def on_gpu_markdown(rows: Sequence[Row]) -> str:
     )
     expected = {results.key(row)[1:]: row for row in _predictions() if row["gpu"] == copy["gpu"]}
     columns = _columns(["triton", "cuda"], ["against eager", "against torch.compile"], expected)
-    return _markdown(caption, columns, _lines(rows))
+    return markdown_table(caption, columns, _lines(rows))
 
 
 def _columns(
@@ -210,7 +210,7 @@ def usual_markdown(losses: Sequence[Row]) -> str:
     for way, words in WAYS.items():
         columns[words] = lambda line, way=way: cell(line[1].times.get(way), line[1].memory.get(way))  # type: ignore[misc]
     lines = _lines([row for row in losses if row["op"] == name and row["passes"] == "both"])
-    return _markdown(caption, columns, lines)
+    return markdown_table(caption, columns, lines)
 
 
 # --- other measurements -------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def linear_markdown(rows: Sequence[Row]) -> str:
         for row in rows
         if "time_over_not_skipping" in row
     ]
-    return _markdown(caption, columns, steps) + "".join(skipped)
+    return markdown_table(caption, columns, steps) + "".join(skipped)
 
 
 def verl(path: Path | None = None) -> str:
@@ -273,7 +273,7 @@ def verl_markdown(rows: Sequence[Row]) -> str:
         "against verl": lambda row: _times(row, "times_faster_than_verl"),
         "memory": _extra,
     }
-    return _markdown(caption, columns, rows)
+    return markdown_table(caption, columns, rows)
 
 
 def predictions() -> str:
@@ -288,7 +288,7 @@ def predictions() -> str:
         "of copying": _range,
     }
     machines = ", ".join(dict.fromkeys(row["gpu"] for row in _predictions()))
-    return _markdown(f"For {machines}:", columns, _predictions())
+    return markdown_table(f"For {machines}:", columns, _predictions())
 
 
 def _predictions() -> list[Row]:
@@ -298,7 +298,7 @@ def _predictions() -> list[Row]:
 # --- cells --------------------------------------------------------------------------------------------------------
 
 
-def _markdown(caption: str, columns: Columns[T], lines: Sequence[T]) -> str:
+def markdown_table(caption: str, columns: Columns[T], lines: Sequence[T]) -> str:
     rows = [list(columns), *([cell(line) for cell in columns.values()] for line in lines)]
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([caption, "", head, "|---" * len(columns) + "|", *body])

@@ -10,6 +10,7 @@ and the whole model scores every token. Both kinds of drift are of the same toke
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 import pruneopd_kernels as po
 from bench.report import rows as results
+from bench.report.tables import between_markers, markdown_table
 from pruneopd_lab.prompts import PROMPTS
 from pruneopd_lab.score import hidden_states
 from pruneopd_lab.students import least_needed_layers, load_teacher, remove_layers, smollm2_folder
@@ -65,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
         result = measure(options.length, options.seeds)
         options.file.write_text(json.dumps(result, indent=1) + "\n")
-    write(json.loads(options.file.read_text()), options.page)
-    return 0
+    return write(json.loads(options.file.read_text()), options.page)
 
 
 @torch.no_grad()
@@ -175,11 +176,9 @@ def _digits(value: float | Tensor) -> float | None:
     return None if math.isnan(float(value)) else float(f"{float(value):.4g}")
 
 
-def write(result: Row, page: Path) -> None:
-    """Puts the tables of a result between the page's marks."""
-    text = page.read_text()
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n{tables(result)}\n{MARKS[1]}{after}")
+def write(result: Row, page: Path) -> int:
+    """Put the tables of a result between the page's markers."""
+    return between_markers(page, tables(result), *MARKS)
 
 
 COLUMNS = {
@@ -198,6 +197,7 @@ COLUMNS = {
 
 def tables(result: Row) -> str:
     """A table for each student, with a line of what does not depend on the threshold."""
+    columns = {head: functools.partial(_cell, name) for name, head in COLUMNS.items()}
     parts = []
     for student in result["students"]:
         rate, quantiles = student["sweep"][0]["rate_by_overlap"], student["log_ratio_quantiles"]
@@ -208,12 +208,7 @@ def tables(result: Row) -> str:
             f"area under the ROC curve {student['area_under_roc']:.2f}",
             f"as many tokens drift as by overlap at a threshold of {student['matching_threshold']:.3f}",
         ]
-        parts.append("; ".join(facts) + ".\n")
-        parts.append("| " + " | ".join(COLUMNS.values()) + " |")
-        parts.append("|" + "---|" * len(COLUMNS))
-        for row in student["sweep"]:
-            parts.append("| " + " | ".join(_cell(row[name]) for name in COLUMNS) + " |")
-        parts.append("")
+        parts += [markdown_table("; ".join(facts) + ".", columns, student["sweep"]), ""]
     parts.append(
         f"{result['responses']} responses of up to {result['length']} tokens to {result['prompts']} questions; "
         f"k={result['k']}, an overlap below {result['threshold']:g} is drift, w_drop={result['w_drop']:g}; "
@@ -222,5 +217,5 @@ def tables(result: Row) -> str:
     return "\n".join(parts)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _cell(name: str, row: Row) -> str:
+    return "" if row[name] is None else f"{row[name]:.2f}"
