@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,8 @@ NEAR = {  # sources -> the tests closest to them
     "": "tests/ops",
 }
 Result = dict[str, str]
+RUNNING: set[subprocess.Popen[str]] = set()
+STOPPING = threading.Event()  # what a test says now is no result
 
 
 class InvalidMutationError(Exception):
@@ -134,15 +137,24 @@ def make(copy: Path, arguments: Sequence[str], minutes: float) -> tuple[bool, st
         ["make", *stamps, *arguments], cwd=copy, env=environment, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    RUNNING.add(child)
     try:
         output, _ = child.communicate(timeout=60 * minutes)
     except subprocess.TimeoutExpired:
         return False, f"more than {minutes:g} minutes"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        end(child)
+        RUNNING.remove(child)
+    if STOPPING.is_set():
+        raise InvalidMutationError("interrupted")
     return child.returncode == 0, output
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    """End a process with all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def noticed(copy: Path, file: str, tier: int, processes: int) -> str:
@@ -260,11 +272,19 @@ def run(
         print(f"{time.monotonic() - started:5.0f} s  {name}: {results[name]}", flush=True)
 
     left = [one for one in chosen if any(f"tier {tier}" not in results.get(title(one), {}) for tier in tiers)]
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         list(pool.map(one, left))
+    except BaseException:  # an interruption: nothing that it started goes on
+        STOPPING.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(RUNNING):
+            end(child)
+        raise
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as an interruption does
     try:
         sys.exit(main())
     except InvalidMutationError as error:
