@@ -39,9 +39,6 @@ def began(tmp_path):
     return [entry["run"] for entry in journal(tmp_path)]
 
 
-# --- methods ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_method_changes_its_own_values_alone():
     base = TrainConfig(steps=7, seed=5)
     found = parse_method("prune:w_drop=5e-2:weights=false", base)
@@ -90,9 +87,6 @@ def test_methods_take_turns_within_a_seed():
     assert {run.model for run in planned} == {None}
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_comparison(tmp_path, capsys):
     out = tmp_path / "out"
     compare(BASE, ["opd", "prune:w_drop=0.05"], [0, 1], out, command=COMMAND)
@@ -125,9 +119,6 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
     assert said == "compare: jobs must be at least 1, got 0"
 
 
-# --- prefix -----------------------------------------------------------------------------------------------------------
-
-
 def test_prefix_waits_for_prune_and_has_its_mean_length(tmp_path):
     """Prune's lengths are 40, 50, 60, 70 in the stand-in: their mean is that of a ramp from 40 to 70."""
     out = tmp_path / "out"
@@ -136,6 +127,8 @@ def test_prefix_waits_for_prune_and_has_its_mean_length(tmp_path):
     folders = [f"prefix-{field}" for field in FINAL]
     assert began(tmp_path) == [f"{name} seed-0" for name in ("opd", "prune", "prefix", *folders)]
     assert read_config(out / "prefix" / "seed-0" / "config.yaml").final_length == 70
+    (alone,) = plan(BASE, ["prefix"], [0], out)
+    assert alone.model is None and alone.config.final_length == BASE.final_length
     for folder, length in zip(folders, FINAL.values(), strict=True):
         assert read_config(out / folder / "seed-0" / "config.yaml").final_length == length
 
@@ -145,14 +138,6 @@ FINAL = {
     "initial_length=50": 60,  # another start is made up for
     "initial_length=100": 40,  # 10 would be needed, but no length is less than the minimum
 }
-
-
-def test_prefix_without_prune_keeps_its_length(tmp_path):
-    compare(BASE, ["prefix", "prune:w_drop=0.05"], [0], tmp_path / "out", command=COMMAND)
-    assert read_config(tmp_path / "out" / "prefix" / "seed-0" / "config.yaml").final_length == BASE.final_length
-
-
-# --- failure, and going on --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,15 +245,9 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
     said = refusal(compare, BASE, ["opd", "prune"], [0], tmp_path / "out", command=COMMAND)
     assert said == f"the run folder {folder} holds another run: steps is 5 there and 4 here"
     assert not (tmp_path / "journal").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "out").touch()
-    said = refusal(compare, BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
-    assert said == f"the run in {tmp_path / 'out' / 'opd' / 'seed-0'} cannot be started: Not a directory"
-
-
-# --- progress ---------------------------------------------------------------------------------------------------------
+    (tmp_path / "file").touch()
+    said = refusal(compare, BASE, ["opd"], [0], tmp_path / "file", command=COMMAND)
+    assert said == f"the run in {tmp_path / 'file' / 'opd' / 'seed-0'} cannot be started: Not a directory"
 
 
 def test_the_step_is_that_of_the_last_whole_line(tmp_path):

@@ -30,9 +30,6 @@ def answers():
     return MathAnswers()
 
 
-# --- endless tasks ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", [ChainSums, BilingualSums, WordProblems])
 def test_examples_follow_from_their_number(task):
     one, same, other = task(0), task(0), task(1)
@@ -44,14 +41,15 @@ def test_examples_follow_from_their_number(task):
     held_out = {one.held_out(number).prompt for number in range(50)}
     assert not held_out & {one.example(number).prompt for number in range(50)}
     assert one.held_out_count is None
-
-
-def test_chain_sums_are_not_those_of_the_models_training():
-    learnt = {problem(number, seed).prompt for seed in range(1, 10) for number in range(20)}
-    assert not learnt & {ChainSums(0).held_out(number).prompt for number in range(20)}
+    if task is WordProblems:
+        assert not one.graded
+        words = "the task of the preset smollm2 is not graded"
+        assert refusal(one.grade, Example("", None), "5", True) == words
 
 
 def test_a_worked_solution_is_right():
+    learnt = {problem(number, seed).prompt for seed in range(1, 10) for number in range(20)}
+    assert not learnt & {ChainSums(0).held_out(number).prompt for number in range(20)}
     task, tokenizer = ChainSums(0), make_tokenizer()
     for number in range(20):
         example = task.example(number)
@@ -93,15 +91,6 @@ def test_bilingual_sums_are_held_out_in_both_languages_and_answered_in_either():
             assert task.grade(theirs, response, True) == 1.0
             assert task.grade(theirs, response, False) == 0.0
             assert task.grade(theirs._replace(answer=str(int(ours.answer) + 1)), response, True) == 0.0
-
-
-def test_word_problems_are_not_graded():
-    assert not WordProblems(0).graded
-    words = "the task of the preset smollm2 is not graded"
-    assert refusal(WordProblems(0).grade, Example("", None), "5", True) == words
-
-
-# --- files of prompts -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -190,9 +179,6 @@ def test_a_group_advantage_needs_grades(numbered, tmp_path):
         assert said == words + str(source)
         assert not (tmp_path / "out").exists()
     assert load_task(TrainConfig(**group)).graded
-
-
-# --- grades -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pruneopd_kernels import PruneConfig, reliability
 from pruneopd_lab import cli, demo, demo_pictures
 from pruneopd_lab.cli import main
 from pruneopd_lab.students import least_needed_layers, remove_layers, round_weights
-from pruneopd_trainer.models import Pair
+from pruneopd_trainer.models import Pair, load_model
 from pruneopd_trainer.rollouts import sample, uniforms
 from trainer_models import refusal, save, word_tokenizer
 
@@ -51,14 +51,13 @@ def silence(layer):
     layer.mlp.down_proj.weight.zero_()
 
 
-# --- students ---------------------------------------------------------------------------------------------------------
-
-
-def test_removing_a_layer_is_silencing_it(teacher, prompts):
+def test_removing_a_layer_is_silencing_it(teacher, prompts, tmp_path):
     student = remove_layers(teacher, [1, 2])
     assert len(student.model.layers) == student.config.num_hidden_layers == 2
     assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1]
     assert len(teacher.model.layers) == 4
+    student.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path, "auto")(*prompts).logits, student(*prompts).logits)
     before = teacher(*prompts).logits
     for layer in teacher.model.layers[1:3]:
         silence(layer)
@@ -74,9 +73,6 @@ def test_rounded_weights_take_few_values_and_stay_close(teacher):
     assert ((weight - rounded).abs() <= step / 2 + 1e-6).all()
     assert all(len(row.unique()) <= 15 for row in rounded)
     assert torch.equal(teacher.model.embed_tokens.weight, student.model.embed_tokens.weight)
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -129,9 +125,6 @@ def test_lines_break_between_words_and_lose_nothing():
     assert max(lines) == 60 * 4 // demo_pictures.LINE_LENGTH
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_whole_run(model_folder, tmp_path, capsys):
     out = tmp_path / "runs" / "demo"
     assert main(["demo", "--model-dir", str(model_folder), "--out", str(out), "--length", "6", "--no-training"]) == 0
@@ -164,9 +157,6 @@ def test_the_example_from_hidden_states(model_folder, capsys):
     assert float(after) < float(before)
     assert 0 < float(re.search(r"mean overlap +(\d\.\d+)", printed)[1]) < 1
     assert re.search(r"peak memory +\d+ MiB", printed)
-
-
-# --- what can be wrong ------------------------------------------------------------------------------------------------
 
 
 def test_each_problem_is_one_sentence_and_status_1(model_folder, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,6 @@ import sys
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -25,9 +24,6 @@ CONFIG = TrainConfig()
 EVALUATION = {"step": 0, "method": "prune", "time_s": 0.0, "accuracy": 0.25, "accuracy_se": 0.04}
 STEP = {"step": 1, "method": "prune", "time_s": 2.0, "tokens_generated": 5000, "budget": 95, "overlap": 0.714,
         "loss": -0.5, "grad_norm": None, "band_overlap": [0.5, None]}  # fmt: skip
-
-
-# --- trackers
 
 
 def curves(folder):
@@ -151,9 +147,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(fol
     assert list(folder.iterdir()) == []
 
 
-# --- progress
-
-
 def test_without_a_terminal_there_is_a_line_a_step(capsys):
     with progress(20) as shown:
         assert isinstance(shown, Lines)
@@ -196,9 +189,6 @@ def test_on_a_terminal_there_is_a_bar_with_the_numbers_below(width):
         assert line.rstrip() == f"{numbers}  sampling"[: width - 1] + ("\N{HORIZONTAL ELLIPSIS}" if width < 59 else "")
     assert drawn(shown, width)[1].rstrip() == numbers[: width - 1]
     assert "22/40" in console.file.getvalue()
-
-
-# --- samples
 
 
 def sample(tokens, **change):
@@ -315,13 +305,3 @@ def test_the_terminal_shows_tokens_on_their_colours():
     assert f"\x1b[4;38;2;34;34;34;{orange}m\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\x1b[0m\n" in text
     for part in ("4 + 17 =", "3 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1", " 1.50 "):
         assert part in text
-
-
-def test_a_response_without_tokens_or_answer_is_shown(tmp_path):
-    console = Console(file=io.StringIO(), width=80)
-    empty = sample([], answer=None, grade=None, finished=False)
-    show([empty], console, w_base=0.5)
-    write_html([empty], tmp_path / "samples.html", "", w_base=0.5)
-    for text in (console.file.getvalue(), Path(tmp_path / "samples.html").read_text()):
-        assert "0 tokens, cut off, 0 drift" in text
-        assert "mean weight" not in text and "grade" not in text

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pruneopd_lab import presets
-from pruneopd_lab.students import remove_layers
 from pruneopd_lab.tiny.make_models import make_model
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import PRESETS, TrainConfig
@@ -35,9 +34,6 @@ def change_config(folder, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-# --- load_model -------------------------------------------------------------------------------------------------------
-
-
 def test_a_saved_model_is_loaded_bit_for_bit(folder, prompts):
     made = make_model()
     save(folder, made)
@@ -45,12 +41,9 @@ def test_a_saved_model_is_loaded_bit_for_bit(folder, prompts):
     assert loaded.dtype == torch.float32
     assert not loaded.training
     assert torch.equal(made.eval()(*prompts).logits, loaded(*prompts).logits)
-
-
-@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_the_precision_is_the_folders_or_the_one_that_is_asked_for(tmp_path, precision, expected):
-    assert load_model(save(tmp_path, make_model().bfloat16()), precision).dtype == expected
-    assert load_model(tmp_path, "bfloat16").dtype == torch.bfloat16
+    save(folder, made.bfloat16())
+    for precision, dtype in (("auto", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
+        assert load_model(folder, precision).dtype == getattr(torch, dtype)
 
 
 def llama(**sizes):
@@ -120,9 +113,6 @@ def test_a_broken_model_is_refused(folder, breakage):
     assert re.match(f"the model in {folder} cannot be loaded: {words}", said), said
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------
-
-
 def test_a_context_is_enough_up_to_its_last_position():
     pair = presets.load_pair(PRESETS["tiny"])
     limit = pair.teacher.config.max_position_embeddings
@@ -178,9 +168,6 @@ def test_tokenizers_that_differ_are_refused_with_the_ids():
         "the student and the teacher must have the same tokenizer, got 5 ids that differ: "
         "1 ('b' and 'c'), 2 ('c' and 'b'), 3 (no token and 'd'), ..."
     )
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
 
 
 def pair_of(student, teacher, **values):
@@ -261,12 +248,6 @@ def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypat
     known = "one of drop1, drop4, drop10, drop2 with the preset smollm2"
     assert refusal(presets.load_pair, TrainConfig(preset="smollm2")) == f"TrainConfig: pair must be {known}, got 'low'"
     assert PRESETS["smollm2"].pair in presets.REMOVED_LAYERS
-
-
-def test_a_model_without_some_layers_can_be_saved(tmp_path, prompts):
-    student = remove_layers(make_model(), [0, 2])
-    student.save_pretrained(tmp_path)
-    assert torch.equal(load_model(tmp_path, "auto")(*prompts).logits, student.eval()(*prompts).logits)
 
 
 def write_gguf(model, file):

@@ -133,9 +133,6 @@ def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
     assert capsys.readouterr().err == "pruneopd: score: threshold must be in (0, 1], got 2.0\n"
 
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------
-
-
 def test_what_is_broken_off_leaves_nothing(models, prompts, tmp_path, monkeypatch):
     def interrupt(scores, rows):
         raise KeyboardInterrupt
@@ -152,9 +149,6 @@ def test_a_full_disk_is_one_sentence(models, prompts, tmp_path):
     words = f"{tmp_path / 'scores.jsonl'} cannot be written: No space left on device"
     assert refusal(*models, prompts, out=tmp_path) == words
     assert not list(tmp_path.glob("*scores*"))
-
-
-def test_what_was_written_is_not_overwritten(models, prompts, tmp_path):
     file = tmp_path / "scores.jsonl"
     file.write_text("before")
     assert refusal(*models, prompts, out=tmp_path) == f"{file} cannot be written: File exists"
