@@ -7,7 +7,7 @@ import torch
 
 from pruneopd_kernels import reliability_from_drift
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, kept_by_prune, token_weight
+from pruneopd_trainer.methods import LengthRule, advantages, group_advantages, token_weight
 from pruneopd_trainer.scoring import Scores
 
 CONFIG = TrainConfig(w_drop=0.25, initial_length=8, minimum_length=4, maximum_length=20, truncate_length=6,
@@ -25,23 +25,6 @@ def scores(lengths=(20, 12, 3), columns=20, k=3, seed=0, config=CONFIG):
                   rewards, reverse_kl=mask.float(), entropy_gap=mask.float())  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "sampled", "trained"),
-    [
-        ({"method": "opd"}, 20, 20),
-        ({"method": "truncate"}, 6, 6),
-        ({"method": "prefix"}, 8, 8),
-        ({"method": "prune"}, 8, 8),
-        ({"method": "prune", "budget": False}, 20, 20),
-        ({"method": "random"}, 20, 8),
-        ({"method": "prune+grpo", "group_size": 2, "batch_size": 4}, 8, 8),
-    ],
-)
-def test_the_first_length(changes, sampled, trained):
-    rule = LengthRule(replace(CONFIG, **changes))
-    assert (rule.sampled, rule.trained) == (sampled, trained)
-
-
 def test_prefix_grows_linearly_to_its_final_length():
     rule = LengthRule(replace(CONFIG, method="prefix"))
     lengths = [rule.sampled] + [rule.update(torch.tensor([3])) for _ in range(4)]
@@ -52,6 +35,8 @@ def test_prefix_grows_linearly_to_its_final_length():
 def test_the_budget_follows_the_hit_ratio_and_random_only_imagines_it(method):
     rule = LengthRule(replace(CONFIG, method=method))
     reliable, not_reliable = torch.tensor([20, 1, 1]), torch.tensor([5, 1, 1])
+    assert (rule.sampled, rule.trained) == (8 if method == "prune" else 20, 8)
+    assert LengthRule(replace(CONFIG, method=method, budget=False)).sampled == 20
     assert rule.hits(reliable).tolist() == [True, False, False]
     assert [rule.update(reliable), rule.update(not_reliable), rule.update(not_reliable)] == [10, 10, 8]
     assert rule.sampled == (8 if method == "prune" else 20)
@@ -80,13 +65,6 @@ def test_weightless_positions_have_no_say_even_if_broken():
     given = advantages(s._replace(rewards=broken), config, None, s.candidates[..., 0], None)
     assert given.values.isfinite().all()
     assert (given.values[s.reliability == 1] != 0).all()
-
-
-def test_what_prune_would_keep():
-    s = scores()
-    kept = kept_by_prune(s.mask, 8)
-    assert kept.sum(1).tolist() == [8, 8, 3]
-    assert kept[0, :8].all()
 
 
 def test_group_advantages_compare_responses_to_one_prompt():

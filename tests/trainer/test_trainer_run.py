@@ -104,18 +104,6 @@ def test_a_run_writes_its_folder(unbroken):
 
 
 @pytest.mark.thorough
-def test_the_seed_reproduces_a_run_exactly(models, unbroken, tmp_path):
-    running = process(models, tmp_path / "again")
-    _, messages = running.communicate(timeout=200)
-    assert running.returncode == 0, messages
-    assert numbers(tmp_path / "again") == numbers(unbroken)
-    one, two = weights(unbroken, 6), weights(tmp_path / "again", 6)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert train(models, tmp_path / "other", "--seed", 1, "--steps", 1) == 0
-    assert numbers(tmp_path / "other")[1]["overlap"] != numbers(unbroken)[1]["overlap"]
-
-
-@pytest.mark.thorough
 def test_a_killed_run_continues_to_the_same_numbers(models, unbroken, tmp_path):
     out = tmp_path / "killed"
     running = process(models, out)
@@ -127,6 +115,8 @@ def test_a_killed_run_continues_to_the_same_numbers(models, unbroken, tmp_path):
     assert numbers(out) == numbers(unbroken)
     one, two = weights(unbroken, 6), weights(out, 6)
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert train(models, tmp_path / "other", "--seed", 1, "--steps", 1) == 0
+    assert numbers(tmp_path / "other")[1]["overlap"] != numbers(unbroken)[1]["overlap"]
 
 
 @pytest.mark.thorough
@@ -157,18 +147,6 @@ def test_a_finished_run_is_evaluated_and_has_nothing_left_to_do(unbroken, capsys
         assert float(printed[name]) == pytest.approx(last[name], rel=1e-3), name
     assert printed["step"] == "6"
     assert main(["eval", str(unbroken), "--prompts", "2"]) == 0
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(models, tmp_path, capsys):
-    teacher = random_model(1)
-    with torch.no_grad():
-        teacher.lm_head.weight[7] = float("nan")
-    save(tmp_path / "broken", teacher)
-    out = tmp_path / "out"
-    assert train(models, out, "--teacher", tmp_path / "broken") == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("pruneopd: step 1: loss and gradient norm must be finite, got nan and ")
-    assert said.endswith("; there is no checkpoint yet")
 
 
 def one_sentence(capsys, status):
@@ -223,9 +201,13 @@ def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
     assert said.startswith(words.removesuffix("...")) if words.endswith("...") else said == words
 
 
-def test_what_cannot_begin_leaves_no_run_behind(models, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_cannot_begin_leaves_none_behind(models, tmp_path, capsys):
     """The same folder serves when the mistake is mended."""
-    out = tmp_path / "out"
+    teacher, out = random_model(1), tmp_path / "out"
+    torch.nn.init.constant_(teacher.lm_head.weight, float("nan"))
+    said = one_sentence(capsys, train(models, tmp_path / "nan", "--teacher", save(tmp_path / "broken", teacher)))
+    assert said.startswith("step 1: loss and gradient norm must be finite, got nan and ")
+    assert said.endswith("; there is no checkpoint yet")
     for options in (["--student", tmp_path / "missing"], ["--data", tmp_path / "missing"],
                     ["--teacher-device", "cuda:99"], ["--teacher-device", "nowhere"]):  # fmt: skip
         one_sentence(capsys, train(models, out, *options))
