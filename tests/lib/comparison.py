@@ -1,5 +1,6 @@
 """How a result is held to a gold: what is exact, exactly; every other float within its error budget."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -106,12 +107,12 @@ def eager_logprobs(logits, temperature, vocab_size):
     return (logits[..., :vocab_size] / temperature).log_softmax(-1)
 
 
-def eager_loss(formula, upstream, student_logits, mask=None, **arguments):
-    """Outputs and gradient of a formula of float32 tensors, where the mask is set."""
-    logits = student_logits.detach().float().requires_grad_()
-    outputs = formula(logits, **{name: as_float32(value) for name, value in arguments.items()})
-    if mask is not None:
-        outputs = {name: torch.where(mask != 0, x, 0.0) for name, x in outputs.items()}
+def eager_loss(formula, upstream, a):
+    """Outputs and gradient of `formula(student_logits, a)` of float32 tensors, where the mask is set."""
+    logits = a.student_logits.detach().float().requires_grad_()
+    outputs = formula(logits, SimpleNamespace(**{name: as_float32(value) for name, value in vars(a).items()}))
+    if a.mask is not None:
+        outputs = {name: torch.where(a.mask != 0, x, 0.0) for name, x in outputs.items()}
     (gradient,) = torch.autograd.grad(outputs["loss"], logits, upstream)
     return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
 

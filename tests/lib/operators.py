@@ -6,9 +6,9 @@ Such a file has
   take (logits, mask, token_ids, cu_seqlens, drift_count), for these logits
 - `VARIANTS`: arguments that the table of cases gives in turn; `EXAMPLE`: those of an ordinary call
 - `RANDOM`: values that a random call draws from; or `problems()`, a Hypothesis strategy of all arguments
-- `gold(**arrays)`: every output in float64, and sizes (see `comparison.Answer`); of a loss `gold(upstream, **arrays)`,
-  with the gradient
-- `eager(gold, **arguments)`: the float outputs in float32; of a loss `eager(student_logits, **arguments)`
+- `gold(a)`: every output in float64, and sizes (see `comparison.Answer`); of a loss `gold(upstream, a)`, with the
+  gradient; `a` has the arguments as attributes, arrays for tensors
+- `eager(gold, a)`: the float outputs in float32; of a loss `eager(student_logits, a)`
 - `BASE` and `bad()`: a good call of zeros and what makes it bad (see bad_input.py)
 
 and may have `CASES`, the names of the cases of its table, where not all of them apply.
@@ -30,7 +30,7 @@ import comparison
 import gold
 import implementations
 import tiers
-from implementations import ALONG_RESPONSES, DECLARED, LOSSES, OPERATORS
+from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS
 
 MODULES = {op: import_module(op) for op in OPERATORS}
 
@@ -40,16 +40,25 @@ def of_op(op, given):
     return {name: given[name] for name in DECLARED[op].parameters if name in given}
 
 
+def record(op, arguments):
+    """All arguments of a call as attributes, defaults filled in; vocab_size is a number."""
+    a = SimpleNamespace(**DECLARED[op].arguments((), arguments)._asdict())
+    if op in LOGITS:
+        a.vocab_size = a.vocab_size or a.student_logits.shape[-1]
+    return a
+
+
 def answer(op, upstream=None, **arguments):
     """The gold and the eager peer of a call."""
-    arrays = {n: cases.as_float64(x) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-    module = MODULES[op]
+    module, a = MODULES[op], record(op, arguments)
+    arrays = {n: cases.as_float64(x) if isinstance(x, torch.Tensor) else x for n, x in vars(a).items()}
+    arrays = SimpleNamespace(**arrays)
     if op not in LOSSES:
-        values, sizes = module.gold(**arrays)
-        return comparison.Answer(values, module.eager(values, **arguments), sizes)
-    upstream = torch.ones(arguments["student_logits"].shape[:-1]) if upstream is None else upstream
-    values, sizes = module.gold(cases.as_float64(upstream), **arrays)
-    return comparison.Answer(values, comparison.eager_loss(module.eager, upstream, **arguments), sizes)
+        values, sizes = module.gold(arrays)
+        return comparison.Answer(values, module.eager(values, a), sizes)
+    upstream = torch.ones(a.student_logits.shape[:-1]) if upstream is None else upstream
+    values, sizes = module.gold(cases.as_float64(upstream), arrays)
+    return comparison.Answer(values, comparison.eager_loss(module.eager, upstream, a), sizes)
 
 
 def check(impl, op, upstream=None, *, least_size=0.0, **arguments):

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -31,67 +32,42 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {}
 
 
-def gold(
-    student_logits,
-    teacher_logits,
-    mask=None,
-    *,
-    token_ids=None,
-    k=16,
-    threshold=0.7,
-    metric="overlap",
-    top_p=0.95,
-    reward_weight="student",
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-    **along,
-):
-    shape = student_logits.shape[:-1]
-    options = {"k": k, "student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
-    stats, _ = token_stats.gold(student_logits, teacher_logits, mask, vocab_size=vocab_size, **options)
-    valid = validity(mask, shape).reshape(-1)
+def gold(a):
+    shape = a.student_logits.shape[:-1]
+    stats, _ = token_stats.gold(a)
+    valid = validity(a.mask, shape).reshape(-1)
     broken = np.isnan(stats["student_entropy"] + stats["teacher_entropy"]).reshape(-1)
     drift = np.zeros(valid.size, bool)
     for n in np.flatnonzero(valid):
-        if metric == "overlap":
-            drift[n] = stats["overlap"].reshape(-1)[n] < threshold
+        if a.metric == "overlap":
+            drift[n] = stats["overlap"].reshape(-1)[n] < a.threshold
         else:
-            ids = nucleus(rows(stats["teacher_topk_ids"])[n], rows(stats["teacher_topk_logprobs"])[n], top_p)
-            drift[n] = broken[n] or token_ids.reshape(-1)[n] not in ids
+            ids = nucleus(rows(stats["teacher_topk_ids"])[n], rows(stats["teacher_topk_logprobs"])[n], a.top_p)
+            drift[n] = broken[n] or a.token_ids.reshape(-1)[n] not in ids
     drift = drift.reshape(shape)
-    scan, _ = reliability_from_drift.gold(drift, mask, **along)
-    rewards, weight, size = np.zeros((valid.size, k)), scan["weight"].reshape(-1), 0.0
+    scan, _ = reliability_from_drift.gold(SimpleNamespace(**vars(a) | {"drift": drift}))
+    rewards, weight, size = np.zeros((valid.size, a.k)), scan["weight"].reshape(-1), 0.0
     for n in np.flatnonzero(valid & (weight != 0)):
         log_p = rows(stats["student_topk_logprobs"])[n]
         log_q = rows(stats["teacher_on_student_logprobs"])[n]
         if broken[n]:
             rewards[n] = math.nan
             continue
-        w = candidate_weights(log_p, log_q, reward_weight)
+        w = candidate_weights(log_p, log_q, a.reward_weight)
         rewards[n] = weight[n] * candidate_rewards(log_p, log_q, w)
         if w is not None:
             with np.errstate(invalid="ignore"):
                 size = max(size, *(greatest(weight[n] * w * terms) for terms in (log_p, log_q)))
     values = {"overlap": stats["overlap"], "drift": drift, **scan, "topk_ids": stats["student_topk_ids"]}
-    return values | {"rewards": rewards.reshape((*shape, k))}, {"rewards": max(size, greatest(rewards))}
+    return values | {"rewards": rewards.reshape((*shape, a.k))}, {"rewards": max(size, greatest(rewards))}
 
 
-def eager(
-    gold,
-    student_logits,
-    teacher_logits,
-    reward_weight="student",
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-    **_,
-):
-    vocab_size, ids = vocab_size or student_logits.shape[-1], torch.from_numpy(gold["topk_ids"])
-    log_p = eager_logprobs(student_logits.float(), student_temperature, vocab_size).gather(-1, ids)
-    log_q = eager_logprobs(teacher_logits.float(), teacher_temperature, vocab_size).gather(-1, ids)
+def eager(gold, a):
+    ids = torch.from_numpy(gold["topk_ids"])
+    log_p = eager_logprobs(a.student_logits.float(), a.student_temperature, a.vocab_size).gather(-1, ids)
+    log_q = eager_logprobs(a.teacher_logits.float(), a.teacher_temperature, a.vocab_size).gather(-1, ids)
     w = {"student": log_p.softmax(-1), "teacher": log_q.softmax(-1), "none": torch.tensor(1 / ids.shape[-1])}
-    return {"rewards": torch.from_numpy(gold["weight"]).float()[..., None] * w[reward_weight] * (log_q - log_p)}
+    return {"rewards": torch.from_numpy(gold["weight"]).float()[..., None] * w[a.reward_weight] * (log_q - log_p)}
 
 
 BASE = token_stats.BASE

@@ -36,27 +36,27 @@ def problems(draw):
     }
 
 
-def gold(drift, mask=None, *, cu_seqlens=None, drift_count=None, w_drop=0.01, w_base=0.5, eps=1e-8):
-    shape = drift.shape
-    drift, valid = drift.reshape(-1), validity(mask, shape).reshape(-1)
-    all_responses = responses(shape, cu_seqlens)
+def gold(a):
+    shape = a.drift.shape
+    drift, valid = a.drift.reshape(-1), validity(a.mask, shape).reshape(-1)
+    all_responses = responses(shape, a.cu_seqlens)
     count, kept, weight = np.zeros(drift.size, np.int64), np.zeros(drift.size), np.zeros(drift.size)
     effective_length = np.zeros(len(all_responses), np.int64)
     for b, response in enumerate(all_responses):
-        drifted = 0 if drift_count is None else int(drift_count[b])
+        drifted = 0 if a.drift_count is None else int(a.drift_count[b])
         for n in response:
             drifted += bool(valid[n] and drift[n])
             count[n] = drifted
             if valid[n]:
-                kept[n] = min(max(1.0 - float(w_drop) * drifted, 0.0), 1.0)
-                weight[n] = kept[n] + w_base
-                effective_length[b] += kept[n] > eps
+                kept[n] = min(max(1.0 - float(a.w_drop) * drifted, 0.0), 1.0)
+                weight[n] = kept[n] + a.w_base
+                effective_length[b] += kept[n] > a.eps
     per_position = {"drift_count": count, "reliability": kept, "weight": weight}
     values = {name: x.reshape(shape) for name, x in per_position.items()} | {"effective_length": effective_length}
     return values, {}
 
 
-def eager(gold, **_):
+def eager(gold, a):
     return {}  # all of it is exact
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import numpy as np
 import torch
@@ -63,30 +65,19 @@ def random_ids(rng, positions, k, below, padding):
     return torch.where(is_padding, torch.randint(-9, 0, (positions, k), generator=rng), ids)
 
 
-def gold(
-    student_topk_ids,
-    teacher_topk_ids,
-    mask=None,
-    *,
-    teacher_topk_logprobs=None,
-    token_ids=None,
-    threshold=0.7,
-    metric="overlap",
-    top_p=0.95,
-    **along,
-):
-    shape, k = student_topk_ids.shape[:-1], student_topk_ids.shape[-1]
-    student, teacher = rows(student_topk_ids), rows(teacher_topk_ids)
+def gold(a):
+    shape, k = a.student_topk_ids.shape[:-1], a.student_topk_ids.shape[-1]
+    student, teacher = rows(a.student_topk_ids), rows(a.teacher_topk_ids)
     overlap, drift = np.zeros(len(student)), np.zeros(len(student), bool)
-    for n in np.flatnonzero(validity(mask, shape)):
+    for n in np.flatnonzero(validity(a.mask, shape)):
         overlap[n] = sum(1 for i in student[n] if i >= 0 and i in teacher[n]) / k
-        if metric == "overlap":
-            drift[n] = overlap[n] < threshold
+        if a.metric == "overlap":
+            drift[n] = overlap[n] < a.threshold
         else:
-            logprobs = rows(teacher_topk_logprobs)[n].astype(np.float64)
-            drift[n] = token_ids.reshape(-1)[n] not in nucleus(teacher[n], logprobs, top_p)
+            logprobs = rows(a.teacher_topk_logprobs)[n].astype(np.float64)
+            drift[n] = a.token_ids.reshape(-1)[n] not in nucleus(teacher[n], logprobs, a.top_p)
     drift = drift.reshape(shape)
-    scan, sizes = reliability_from_drift.gold(drift, mask, **along)
+    scan, sizes = reliability_from_drift.gold(SimpleNamespace(**vars(a) | {"drift": drift}))
     return {"overlap": overlap.reshape(shape), "drift": drift, **scan}, sizes
 
 

@@ -19,47 +19,34 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"weight": torch.where(weight < 0.7, -weight, weight)}
 
 
-def gold(
-    upstream,
-    student_logits,
-    teacher_logits,
-    mask=None,
-    *,
-    weight=None,
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-):
-    shape = student_logits.shape[:-1]
-    valid = validity(mask, shape)
-    loss, gradient, sizes = np.zeros(shape), np.zeros(student_logits.shape), Sizes("loss", "gradient")
+def gold(upstream, a):
+    shape = a.student_logits.shape[:-1]
+    valid = validity(a.mask, shape)
+    loss, gradient, sizes = np.zeros(shape), np.zeros(a.student_logits.shape), Sizes("loss", "gradient")
     for n in np.ndindex(shape):
-        w = 1.0 if weight is None else float(weight[n])
+        w = 1.0 if a.weight is None else float(a.weight[n])
         if not valid[n] or w == 0:
             continue
-        log_p = logprobs(student_logits[n][:vocab_size].astype(np.float64), student_temperature)
-        log_q = logprobs(teacher_logits[n][:vocab_size].astype(np.float64), teacher_temperature)
+        log_p = logprobs(a.student_logits[n][: a.vocab_size].astype(np.float64), a.student_temperature)
+        log_q = logprobs(a.teacher_logits[n][: a.vocab_size].astype(np.float64), a.teacher_temperature)
         divergence = kl(log_p, log_q)
         loss[n] = w * divergence
         by_logits, magnitudes = np.zeros(len(log_p)), np.zeros(len(log_p))
         if math.isfinite(divergence):
             exists = log_p > -math.inf
             sizes.put("loss", w * (divergence + entropy(log_p)))  # the cross entropy, which it is a part of
-            p, a, b = np.exp(log_p[exists]), log_p[exists], log_q[exists]
-            by_logits[exists] = p * (a - b - divergence)
-            magnitudes[exists] = p * (np.abs(a) + np.abs(b) + divergence)
-        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] * w / student_temperature)
+            p, x, y = np.exp(log_p[exists]), log_p[exists], log_q[exists]
+            by_logits[exists] = p * (x - y - divergence)
+            magnitudes[exists] = p * (np.abs(x) + np.abs(y) + divergence)
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] * w / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
 
-def eager(
-    student_logits, teacher_logits, weight=None, student_temperature=1.0, teacher_temperature=1.0, vocab_size=None
-):
-    vocab_size = vocab_size or student_logits.shape[-1]
-    log_p = eager_logprobs(student_logits, student_temperature, vocab_size)
-    log_q = eager_logprobs(teacher_logits, teacher_temperature, vocab_size)
+def eager(student_logits, a):
+    log_p = eager_logprobs(student_logits, a.student_temperature, a.vocab_size)
+    log_q = eager_logprobs(a.teacher_logits, a.teacher_temperature, a.vocab_size)
     divergence = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-    return {"loss": divergence if weight is None else weight * divergence}
+    return {"loss": divergence if a.weight is None else a.weight * divergence}
 
 
 BASE = {"student_logits": bad_input.zeros(2, 8, 64), "teacher_logits": bad_input.zeros(2, 8, 64)}

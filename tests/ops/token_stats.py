@@ -16,26 +16,16 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {}
 
 
-def gold(
-    student_logits,
-    teacher_logits,
-    mask=None,
-    *,
-    token_ids=None,
-    k=16,
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-):
-    shape, vocab_size = student_logits.shape[:-1], vocab_size or student_logits.shape[-1]
-    valid, positions = validity(mask, shape), []
+def gold(a):
+    shape = a.student_logits.shape[:-1]
+    valid, positions = validity(a.mask, shape), []
     for n in np.ndindex(shape):
-        x, y = student_logits[n][:vocab_size].astype(np.float64), teacher_logits[n][:vocab_size].astype(np.float64)
-        token = -1 if token_ids is None else token_ids[n]
-        out = of_position(x, y, token, k, student_temperature, teacher_temperature) if valid[n] else {}
+        x, y = (logits[n][: a.vocab_size].astype(np.float64) for logits in (a.student_logits, a.teacher_logits))
+        token = -1 if a.token_ids is None else a.token_ids[n]
+        out = of_position(x, y, token, a.k, a.student_temperature, a.teacher_temperature) if valid[n] else {}
         positions.append(out)
-    masked = {name: np.zeros(k if "topk" in name or name.endswith("logprobs") else ()) for name in FIELDS}
-    masked |= {name: np.arange(k) for name in FIELDS if name.endswith("ids")}
+    masked = {name: np.zeros(a.k if "topk" in name or name.endswith("logprobs") else ()) for name in FIELDS}
+    masked |= {name: np.arange(a.k) for name in FIELDS if name.endswith("ids")}
     values = {name: np.array([(out or masked)[name] for out in positions]) for name in FIELDS}
     values = {name: array.reshape(shape + array.shape[1:]) for name, array in values.items()}
     sizes = {  # of a divergence: the cross entropy, which the entropy is subtracted from
@@ -75,31 +65,21 @@ def of_position(x, y, token, k, student_temperature, teacher_temperature):
     }
 
 
-def eager(
-    gold,
-    student_logits,
-    teacher_logits,
-    token_ids=None,
-    student_temperature=1.0,
-    teacher_temperature=1.0,
-    vocab_size=None,
-    **_,
-):
+def eager(gold, a):
     """At the candidates that the gold names. Masked positions are computed too."""
-    student, teacher = student_logits[..., :vocab_size].float(), teacher_logits[..., :vocab_size].float()
-    vocab_size = vocab_size or student.shape[-1]
-    log_p = eager_logprobs(student, student_temperature, vocab_size)
-    log_q = eager_logprobs(teacher, teacher_temperature, vocab_size)
+    student, teacher = a.student_logits[..., : a.vocab_size].float(), a.teacher_logits[..., : a.vocab_size].float()
+    log_p = eager_logprobs(student, a.student_temperature, a.vocab_size)
+    log_q = eager_logprobs(teacher, a.teacher_temperature, a.vocab_size)
     s, t = torch.from_numpy(gold["student_topk_ids"]), torch.from_numpy(gold["teacher_topk_ids"])
-    token = torch.zeros(s.shape[:-1], dtype=torch.int64) if token_ids is None else token_ids.long()
-    token = token.clamp(0, vocab_size - 1)[..., None]
+    token = torch.zeros(s.shape[:-1], dtype=torch.int64) if a.token_ids is None else a.token_ids.long()
+    token = token.clamp(0, a.vocab_size - 1)[..., None]
     return {
         "student_topk_logprobs": log_p.gather(-1, s),
         "teacher_topk_logprobs": log_q.gather(-1, t),
         "teacher_on_student_logprobs": log_q.gather(-1, s),
         "student_on_teacher_logprobs": log_p.gather(-1, t),
-        "student_lse": (student / student_temperature).logsumexp(-1),
-        "teacher_lse": (teacher / teacher_temperature).logsumexp(-1),
+        "student_lse": (student / a.student_temperature).logsumexp(-1),
+        "teacher_lse": (teacher / a.teacher_temperature).logsumexp(-1),
         "student_entropy": expectation(log_p, -log_p),
         "teacher_entropy": expectation(log_q, -log_q),
         "reverse_kl": expectation(log_p, log_p - log_q),

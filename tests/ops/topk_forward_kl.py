@@ -18,31 +18,21 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"teacher_topk_ids": ids, "teacher_topk_logprobs": log_q}
 
 
-def gold(
-    upstream,
-    student_logits,
-    teacher_topk_ids,
-    teacher_topk_logprobs,
-    mask=None,
-    *,
-    logprob_min=None,
-    student_temperature=1.0,
-    vocab_size=None,
-):
-    shape, k = student_logits.shape[:-1], teacher_topk_ids.shape[-1]
-    valid = validity(mask, shape)
+def gold(upstream, a):
+    shape, k = a.student_logits.shape[:-1], a.teacher_topk_ids.shape[-1]
+    valid = validity(a.mask, shape)
     measures = ["loss", "student_mass", "teacher_mass", "overlap", "overlap_token_advantage"]
     out = {name: np.zeros(shape) for name in measures} | {"student_topk_ids": np.zeros((*shape, k), np.int64)}
     out["student_topk_ids"][:] = np.arange(k)
-    gradient, sizes = np.zeros(student_logits.shape), Sizes(*measures, "gradient")
+    gradient, sizes = np.zeros(a.student_logits.shape), Sizes(*measures, "gradient")
     for n in np.ndindex(shape):
         if not valid[n]:
             continue
-        row = student_logits[n][:vocab_size].astype(np.float64)
-        log_p, students = logprobs(row, student_temperature), top(row, k)
-        given = teacher_topk_ids[n] >= 0
-        ids, log_q = teacher_topk_ids[n][given], teacher_topk_logprobs[n][given].astype(np.float64)
-        columns = [of_candidate(log_p[i], b, logprob_min) for i, b in zip(ids, log_q, strict=True)]
+        row = a.student_logits[n][: a.vocab_size].astype(np.float64)
+        log_p, students = logprobs(row, a.student_temperature), top(row, k)
+        given = a.teacher_topk_ids[n] >= 0
+        ids, log_q = a.teacher_topk_ids[n][given], a.teacher_topk_logprobs[n][given].astype(np.float64)
+        columns = [of_candidate(log_p[i], b, a.logprob_min) for i, b in zip(ids, log_q, strict=True)]
         terms, coefficients, magnitudes = np.array(columns).reshape(-1, 3).T
         shared, broken = np.isin(ids, students), is_broken(row)
         out["student_topk_ids"][n] = students
@@ -57,7 +47,7 @@ def gold(
         for name in ("loss", "overlap_token_advantage"):
             sizes.put(name, magnitudes.sum())
         by_logits, magnitudes = by_logits_of(log_p, ids, coefficients, np.abs(coefficients))
-        put_gradient(gradient[n], sizes, out["loss"][n], by_logits, magnitudes, upstream[n] / student_temperature)
+        put_gradient(gradient[n], sizes, out["loss"][n], by_logits, magnitudes, upstream[n] / a.student_temperature)
     return out | {"gradient": gradient}, sizes.of
 
 
@@ -74,23 +64,16 @@ def of_candidate(log_p, log_q, logprob_min):
     return q * (b - a), 0.0 if logprob_min is not None and log_p < logprob_min else -q, q * (abs(a) + abs(b))
 
 
-def eager(
-    student_logits,
-    teacher_topk_ids,
-    teacher_topk_logprobs,
-    logprob_min=None,
-    student_temperature=1.0,
-    vocab_size=None,
-):
-    given, ids = teacher_topk_ids >= 0, teacher_topk_ids.clamp(min=0).long()
-    log_p = eager_logprobs(student_logits, student_temperature, vocab_size).gather(-1, ids)
-    log_q = torch.where(given, teacher_topk_logprobs, -torch.inf)
+def eager(student_logits, a):
+    given, ids = a.teacher_topk_ids >= 0, a.teacher_topk_ids.clamp(min=0).long()
+    log_p = eager_logprobs(student_logits, a.student_temperature, a.vocab_size).gather(-1, ids)
+    log_q = torch.where(given, a.teacher_topk_logprobs, -torch.inf)
     student_mass, teacher_mass = (torch.where(given, x.exp(), 0.0).sum(-1) for x in (log_p, log_q))
-    if logprob_min is not None:
-        log_p, log_q = log_p.clamp(min=logprob_min), log_q.clamp(min=logprob_min)
+    if a.logprob_min is not None:
+        log_p, log_q = log_p.clamp(min=a.logprob_min), log_q.clamp(min=a.logprob_min)
     terms = torch.where(given & (log_q > -torch.inf), log_q.exp() * (log_q - log_p), 0.0)
-    first = cases.top(student_logits.detach(), ids.shape[-1], vocab_size)
-    shared = (teacher_topk_ids[..., :, None] == first[..., None, :]).any(-1)
+    first = cases.top(student_logits.detach(), ids.shape[-1], a.vocab_size)
+    shared = (a.teacher_topk_ids[..., :, None] == first[..., None, :]).any(-1)
     return {
         "loss": terms.sum(-1),
         "student_mass": student_mass,

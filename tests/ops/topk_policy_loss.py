@@ -20,42 +20,29 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"topk_ids": ids, "advantages": advantages, "old_logprobs": old}
 
 
-def gold(
-    upstream,
-    student_logits,
-    topk_ids,
-    advantages,
-    mask=None,
-    *,
-    old_logprobs=None,
-    clip_low=0.2,
-    clip_high=0.2,
-    clip_dual=3.0,
-    student_temperature=1.0,
-    vocab_size=None,
-):
-    shape = student_logits.shape[:-1]
-    valid = validity(mask, shape)
-    loss, gradient, sizes = np.zeros(shape), np.zeros(student_logits.shape), Sizes("loss", "gradient")
+def gold(upstream, a):
+    shape = a.student_logits.shape[:-1]
+    valid = validity(a.mask, shape)
+    loss, gradient, sizes = np.zeros(shape), np.zeros(a.student_logits.shape), Sizes("loss", "gradient")
     for n in np.ndindex(shape):
-        counting = np.flatnonzero((topk_ids[n] >= 0) & (advantages[n] != 0))
+        counting = np.flatnonzero((a.topk_ids[n] >= 0) & (a.advantages[n] != 0))
         if not valid[n] or len(counting) == 0:
             continue
-        log_p = logprobs(student_logits[n][:vocab_size].astype(np.float64), student_temperature)
-        ids, terms, coefficients, amplified = topk_ids[n][counting], [], [], []
+        log_p = logprobs(a.student_logits[n][: a.vocab_size].astype(np.float64), a.student_temperature)
+        ids, terms, coefficients, amplified = a.topk_ids[n][counting], [], [], []
         for j, i in zip(counting, ids, strict=True):
             if log_p[i] == -math.inf:
                 term = 0.0, 0.0
             else:
-                log_ratio = log_p[i] * 0.0 if old_logprobs is None else log_p[i] - float(old_logprobs[n][j])
-                term = of_candidate(float(advantages[n][j]), log_ratio, clip_low, clip_high, clip_dual)
+                log_ratio = log_p[i] * 0.0 if a.old_logprobs is None else log_p[i] - float(a.old_logprobs[n][j])
+                term = of_candidate(float(a.advantages[n][j]), log_ratio, a.clip_low, a.clip_high, a.clip_dual)
             terms.append(term[0]), coefficients.append(term[1])
             # A relative eps of log p is one of the ratio so many times.
-            amplified.append(1.0 if old_logprobs is None or log_p[i] == -math.inf else 1.0 + abs(log_p[i]))
+            amplified.append(1.0 if a.old_logprobs is None or log_p[i] == -math.inf else 1.0 + abs(log_p[i]))
         loss[n] = sum(terms)
         sizes.put("loss", (np.abs(terms) * amplified).sum())
         by_logits, magnitudes = by_logits_of(log_p, ids, np.array(coefficients), np.abs(coefficients) * amplified)
-        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] / student_temperature)
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
 
@@ -76,24 +63,15 @@ def of_candidate(advantage, log_ratio, clip_low, clip_high, clip_dual):
     return unclipped, 0.0 if abs(log_ratio) > 20 else unclipped
 
 
-def eager(
-    student_logits,
-    topk_ids,
-    advantages,
-    old_logprobs=None,
-    clip_low=0.2,
-    clip_high=0.2,
-    clip_dual=3.0,
-    student_temperature=1.0,
-    vocab_size=None,
-):
+def eager(student_logits, a):
     """As in PPO."""
-    logprobs = eager_logprobs(student_logits, student_temperature, vocab_size).gather(-1, topk_ids.clamp(min=0).long())
-    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    logprobs = eager_logprobs(student_logits, a.student_temperature, a.vocab_size)
+    logprobs = logprobs.gather(-1, a.topk_ids.clamp(min=0).long())
+    old = logprobs.detach() if a.old_logprobs is None else a.old_logprobs
     ratio = (logprobs - old).clamp(-20, 20).exp()
-    terms = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
-    terms = torch.where(advantages < 0, torch.minimum(terms, -advantages * clip_dual), terms)
-    counts = (topk_ids >= 0) & (advantages != 0) & (logprobs != -torch.inf)
+    terms = torch.maximum(-a.advantages * ratio, -a.advantages * ratio.clamp(1 - a.clip_low, 1 + a.clip_high))
+    terms = torch.where(a.advantages < 0, torch.minimum(terms, -a.advantages * a.clip_dual), terms)
+    counts = (a.topk_ids >= 0) & (a.advantages != 0) & (logprobs != -torch.inf)
     return {"loss": torch.where(counts, terms, 0.0).sum(-1)}
 
 
