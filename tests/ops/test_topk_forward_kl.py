@@ -14,7 +14,7 @@ of_stats, _ = by_position("token_stats")
 
 
 @each_of(OP)
-@pytest.mark.parametrize("k", [1, 2, 15, 17, 255, 256])
+@pytest.mark.parametrize("k", [1, 2, 17, 256])
 def test_numbers_of_candidates(impl, k):
     """In any order, up to all ids that there are; some given twice."""
     for width in {k, 600}:

@@ -12,7 +12,7 @@ run, check = by_position(OP)
 
 
 @each_of(OP)
-@pytest.mark.parametrize("m", [1, 2, 3, 15, 17, 64, 255, 511, 512])
+@pytest.mark.parametrize("m", [1, 2, 17, 512])
 def test_numbers_of_candidates(impl, m):
     """Also more than there are ids."""
     for width in (1, 40, 600):
