@@ -55,7 +55,7 @@ def steps(out: Path, results_name: str) -> list[Step]:
     """In the order of their worth."""
     python = (sys.executable, "-u")
     pytest: tuple[str, ...] = (*python, "-m", "pytest", "-q", "-o", "filterwarnings=default", "-p", "no:cacheprovider")
-    pytest += ("-m", "gpu", "--require-gpu", "--maxfail=40", "--continue-on-collection-errors")
+    pytest += ("--all", "-m", "gpu", "--require-gpu", "--maxfail=40", "--continue-on-collection-errors")
     pytest += ("-n", "8") if find_spec("xdist") else ()
     small = (*python, "-m", "scripts.gpu_small")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20")

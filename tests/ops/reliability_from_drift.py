@@ -45,7 +45,7 @@ def gold(a):
     for b, response in enumerate(all_responses):
         drifted = 0 if a.drift_count is None else int(a.drift_count[b])
         for n in response:
-            drifted += bool(valid[n] and drift[n])
+            drifted = min(drifted + bool(valid[n] and drift[n]), 2**31 - 1)
             count[n] = drifted
             if valid[n]:
                 kept[n] = min(max(1.0 - float(a.w_drop) * drifted, 0.0), 1.0)

@@ -26,7 +26,7 @@ from implementations import (
     quick,
     raw,
     saving,
-)  # fmt: skip
+)
 from operators import example, required
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
