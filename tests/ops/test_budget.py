@@ -1,12 +1,9 @@
 """Algorithm 1, lines 12-19, worked by hand."""
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
 
-import processes
 from pruneopd_kernels import ResponseBudget
 
 
@@ -103,26 +100,3 @@ def test_bad_arguments(argument, value):
 def test_bad_state(state):
     with pytest.raises(ValueError, match=r"^ResponseBudget: (state|length|counter) must .*, got "):
         budget().load_state_dict(state)
-
-
-RANK = """
-    import sys
-    import torch
-    import torch.distributed as dist
-    from pruneopd_kernels import ResponseBudget
-
-    rank = int(sys.argv[1])
-    dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-    budget = ResponseBudget(200, 100, 400, 50, 20, 0.5, 2, group=dist.group.WORLD)
-    # of each rank: hits 1 of 1 and 0 of 1; 0 of 3 and 1 of 1; nothing and 1 of 1; nothing and nothing; 0 and 0 of 1
-    batches = [([400], [0]), ([0, 0, 0], [400]), ([], [400]), ([], []), ([0], [0])]
-    print([budget.update(torch.tensor(batch[rank], dtype=torch.int32)) for batch in batches])
-    dist.destroy_process_group()
-"""
-
-
-def test_counts_are_summed_over_a_group(tmp_path):
-    commands = [processes.command(rank, tmp_path / "rendezvous", code=RANK) for rank in range(2)]
-    ranks = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True, env=processes.environment()) for c in commands]
-    answers = [process.communicate(timeout=120)[0].strip() for process in ranks]
-    assert answers == ["[250, 250, 300, 300, 300]"] * 2

@@ -1,4 +1,7 @@
-"""Bad input to the functions from hidden states: the words, one by one, before any product is made."""
+"""Bad input to the functions from hidden states: the words, before any product is made.
+
+Of rules that the operators share, one row shows that they are asked.
+"""
 
 import inspect
 
@@ -45,7 +48,6 @@ def table():
 
     # shapes
     add({"student_hidden": zeros(6)}, "student_hidden must have shape [B, T, H] or [N, H], got [6]")
-    add({"student_hidden": zeros(1, 2, 8, 6)}, "student_hidden must have shape [B, T, H] or [N, H], got [1, 2, 8, 6]")
     add({"student_weight": zeros(64, 5)}, "student_weight must have shape [V, 6], got [64, 5]")
     add({"student_weight": zeros(6)}, "student_weight must have shape [V, 6], got [6]")
     add({"student_bias": zeros(63)}, "student_bias must have shape [64], got [63]")
@@ -55,12 +57,9 @@ def table():
     add({"teacher_weight": zeros(64, 6)}, "teacher_weight must have shape [V, 5], got [64, 6]")
     add({"teacher_bias": zeros(64, 1)}, "teacher_bias must have shape [64], got [64, 1]")
     add({"mask": zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]")
-    add({"mask": zeros(2, 8)}, "mask must have shape [16], got [2, 8]", base=PACKED)
     add({"token_ids": ids(2, 7)}, "token_ids must have shape [2, 8], got [2, 7]")
-    add({"cu_seqlens": None}, "cu_seqlens must be given when student_hidden is [N, H], got None", base=PACKED)
     words = "cu_seqlens must be None when student_hidden is [B, T, H], got shape [2]"
     add({"cu_seqlens": i32(0, 16)}, words)
-    add({"drift_count": i32(0, 0, 0)}, "drift_count must have shape [2], got [3]")
 
     # dtypes and devices
     for name in ("student_hidden", "teacher_hidden"):
@@ -75,24 +74,14 @@ def table():
         add({f"{side}_bias": zeros(64, dtype=torch.float16)}, words, InvalidType)
         add({name: PADDED[name].to("meta")}, f"{name} must be on cpu, got meta")
     add({"student_hidden": [[0.0]]}, "student_hidden must be a tensor, got list", InvalidType)
-    add({"mask": zeros(2, 8, dtype=torch.complex64)}, "mask must have dtype bool, integer or float, got complex64",
-        InvalidType)  # fmt: skip
 
     # scalars
     add({"chunk_size": 0}, "chunk_size must be >= 1, got 0")
     add({"chunk_size": 2.5}, "chunk_size must be an int, got float", InvalidType)
     add({"k": 65}, "k must be between 1 and min(vocab_size, 256) = 64, got 65")
     add({"threshold": 0.0}, "threshold must be in (0, 1], got 0.0")
-    for name in ("w_drop", "w_base", "eps"):
-        add({name: -1.0}, f"{name} must be finite and >= 0, got -1.0")
-    add({"metric": "x"}, "metric must be one of 'overlap', 'top_p', got 'x'")
     add({"metric": "top_p"}, "token_ids must be given when metric is 'top_p', got None")
-    add({"top_p": 2.0}, "top_p must be in (0, 1], got 2.0")
-    add({"reward_weight": "x"}, "reward_weight must be one of 'student', 'teacher', 'none', got 'x'")
-    for name in ("student_temperature", "teacher_temperature"):
-        add({name: 0.0}, f"{name} must be finite and > 0, got 0.0")
     add({"vocab_size": 65}, "vocab_size must be between 1 and min(student, teacher) width = 64, got 65")
-    add({"vocab_size": 0}, "vocab_size must be between 1 and min(student, teacher) width = 64, got 0")
     words = "vocab_size must be given when the first axes of student_weight and teacher_weight differ, got 64 and 72"
     add({"teacher_weight": zeros(72, 5)}, words)
     add({"impl": "x"}, "impl must be one of 'auto', 'reference', 'cpp', 'cuda', 'triton', got 'x'")
@@ -101,7 +90,6 @@ def table():
     words = "token_ids must be between 0 and vocab_size - 1 = 63 where the position is valid, got -1"
     add({"metric": "top_p", "token_ids": ids(2, 8) - 1}, words)
     add({"cu_seqlens": i32(0, 15)}, "cu_seqlens must end at N = 16, got 15", base=PACKED)
-    add({"drift_count": i32(0, -1)}, "drift_count must be >= 0, got -1")
 
     # a loss
     losses = "'topk_policy', 'reverse_kl', 'topk_forward_kl'"

@@ -1,7 +1,6 @@
 """`linear_opd_loss`: what a pass computes, keeps and refuses, and how it goes with the rest of torch."""
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import linear_memory
-import linear_ranks
 from hidden_states import (
     LOSSES,
     REDUCTIONS,
@@ -25,7 +23,7 @@ from hidden_states import (
     problem,
     with_gradients,
 )
-from processes import ROOT, command, environment, run
+from processes import ROOT, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
 from pruneopd_kernels.linear import _products
 from pruneopd_kernels.linear._products import head_of
@@ -325,26 +323,6 @@ def test_tied_embeddings(loss, reduction):
 
     got = gradient(lambda tied: linear_opd_loss(**tied.arguments(loss=loss, reduction=reduction)).loss.sum())
     exactly(got, gradient(lambda tied: loss_at_once(loss, *tied.logits(), None, **OPTIONS)[0].sum()))
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("loss", "reduction"), [("topk_policy", "sum"), ("reverse_kl", "none")])
-def test_two_ranks_have_the_gradients_of_one_process(loss, reduction, tmp_path):
-    script = Path(linear_ranks.__file__)
-    ranks = [
-        subprocess.Popen(command(script, rank, tmp_path / "meeting", loss, reduction, tmp_path), stderr=subprocess.PIPE,
-                         text=True, env=environment(f"{ROOT}:{script.parent}"))
-        for rank in range(linear_ranks.RANKS)
-    ]  # fmt: skip
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=240)
-        assert rank.returncode == 0, errors[-4000:]
-    model = linear_ranks.student(loss, reduction)
-    model(*linear_ranks.batch(None)).backward()
-    for rank in range(linear_ranks.RANKS):
-        for one, other in zip(torch.load(tmp_path / f"{rank}.pt"), linear_ranks.gradients(model), strict=True):
-            assert other.any()
-            exactly(linear_ranks.RANKS * one, other)  # DistributedDataParallel takes the mean
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it, from itself
