@@ -91,8 +91,8 @@ def linear() -> str:
 from ..checks import Metric, RewardWeight
 from ..ops import Reliability, TokenStats
 from ..ops._operator import Impl
-from ._checks import Loss, Reduction
 from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss
+from .linear_opd_loss import Loss, Reduction
 
 """
     functions = (linear.linear_opd_loss, linear.linear_reliability, linear.linear_token_stats)

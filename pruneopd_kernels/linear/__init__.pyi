@@ -5,8 +5,8 @@ from torch import Tensor
 from ..checks import Metric, RewardWeight
 from ..ops import Reliability, TokenStats
 from ..ops._operator import Impl
-from ._checks import Loss, Reduction
 from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss
+from .linear_opd_loss import Loss, Reduction
 
 def linear_opd_loss(
     student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor | None = ...,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from .. import checks
 from ..dispatch import implementations
 from ..formulas import has_values
 from ._products import autocast_dtype
 
-Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]
-Reduction = Literal["none", "sum"]
-
 
 def check(op: str, a: Any) -> None:
-    """Check a record of arguments. Those about responses, or about a loss, may be missing."""
+    """Check a record of arguments: those that the functions share, of which some may be missing."""
     hidden = a.student_hidden
     impl = implementations.choose(op, a.impl, hidden.device)
     implementations.require_usable(op, impl, hidden.device)
@@ -23,7 +20,7 @@ def check(op: str, a: Any) -> None:
         checks.bad_value(op, "student_hidden", "have shape [B, T, H] or [N, H]", list(hidden.shape))
     dtypes = checks.FLOATS if impl == "reference" else checks.LOGITS
     _side(op, "student", a, dtypes)
-    from_server = any(getattr(a, f"teacher_topk_{name}", None) is not None for name in ("ids", "logprobs"))
+    from_server = is_from_server(a)
     if from_server:
         _candidates(op, a)
     else:
@@ -44,8 +41,6 @@ def check(op: str, a: Any) -> None:
     checks.scalars(op, a)
     if has_responses:
         checks.needed_by_top_p(op, a, "token_ids")
-    if hasattr(a, "loss"):
-        _loss(op, a, from_server)
     if has_values(hidden):
         if has_responses and a.metric == "top_p":
             checks.token_id_values(op, a.token_ids, a.mask, vocab_size)
@@ -53,6 +48,11 @@ def check(op: str, a: Any) -> None:
             checks.response_values(op, a.cu_seqlens, a.drift_count, shape)
         if from_server:
             checks.candidate_values(op, "teacher_topk_ids", a.teacher_topk_ids, a.mask, vocab_size)
+
+
+def is_from_server(a: Any) -> bool:
+    """Return whether the caller gives a server's candidates in place of the teacher."""
+    return any(getattr(a, f"teacher_topk_{name}", None) is not None for name in ("ids", "logprobs"))
 
 
 def _side(op: str, side: str, a: Any, dtypes: Sequence[str]) -> None:
@@ -95,19 +95,3 @@ def _candidates(op: str, a: Any) -> None:
     if a.teacher_temperature != 1:
         rule = "be 1 when teacher_topk_ids are given"
         checks.bad_value(op, "teacher_temperature", rule, a.teacher_temperature)
-
-
-def _loss(op: str, a: Any, from_server: bool) -> None:
-    checks.one_of(op, "loss", a.loss, get_args(Loss))
-    if from_server and a.loss != "topk_forward_kl":
-        checks.bad_value(op, "loss", "be 'topk_forward_kl' when teacher_topk_ids are given", repr(a.loss))
-    checks.one_of(op, "reduction", a.reduction, get_args(Reduction))
-    if a.scale is not None:
-        shape = a.student_hidden.shape[:-1]
-        if a.reduction == "none":
-            checks.bad_value(op, "scale", "be None when reduction is 'none'", f"shape {list(a.scale.shape)}")
-        if a.scale.ndim != 0 and a.scale.shape != shape:
-            checks.bad_value(op, "scale", f"have shape [] or {list(shape)}", list(a.scale.shape))
-        checks.has_one_for_each(op, "scale", a.scale, a.student_hidden, a.scale.shape)
-    if a.skip_exhausted and a.w_base != 0:
-        checks.bad_value(op, "w_base", "be 0 when skip_exhausted is True", a.w_base)

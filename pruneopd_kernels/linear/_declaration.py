@@ -38,7 +38,8 @@ ENTRIES = """
 def from_hidden_states(op: str) -> Callable[[Function], Function]:
     """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's.
 
-    The function that is returned checks its arguments and calls `compute(a)` of the same module with a record of them.
+    The function that is returned checks its arguments, also by `check(name, a)` of the same module if there is one, and
+    calls its `compute(a)` with a record of them.
     """
 
     def decorate(function: Function) -> Function:
@@ -61,6 +62,8 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
                 checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
             a = record(**bound.arguments)
             check(name, a)
+            if hasattr(module, "check"):
+                module.check(name, a)
             return module.compute(a)
 
         @functools.wraps(function)

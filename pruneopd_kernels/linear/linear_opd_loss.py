@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ._checks import Loss, Reduction
+from .. import checks
+from ._checks import is_from_server
 from ._declaration import from_hidden_states
 from ._forward import problem_of
 from ._passes import FormedInBackward, FormedInForward, forward_pass
 from ._products import autocast_dtype, without_autocast
+
+Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]
+Reduction = Literal["none", "sum"]
 
 
 class LinearOpdLoss(NamedTuple):
@@ -104,6 +108,24 @@ def linear_opd_loss(  # noqa: D417 the other arguments are described once, for a
         (torch.Size([2, 5, 8]), torch.Size([100, 8]))
     """
     ...
+
+
+def check(op: str, a: Any) -> None:
+    """Check what only a loss has."""
+    losses = get_args(Loss)
+    checks.one_of(op, "loss", a.loss, losses)
+    if is_from_server(a) and a.loss != losses[-1]:
+        checks.bad_value(op, "loss", f"be {losses[-1]!r} when teacher_topk_ids are given", repr(a.loss))
+    checks.one_of(op, "reduction", a.reduction, get_args(Reduction))
+    if a.scale is not None:
+        shape = a.student_hidden.shape[:-1]
+        if a.reduction == "none":
+            checks.bad_value(op, "scale", "be None when reduction is 'none'", f"shape {list(a.scale.shape)}")
+        if a.scale.ndim != 0 and a.scale.shape != shape:
+            checks.bad_value(op, "scale", f"have shape [] or {list(shape)}", list(a.scale.shape))
+        checks.has_one_for_each(op, "scale", a.scale, a.student_hidden, a.scale.shape)
+    if a.skip_exhausted and a.w_base != 0:
+        checks.bad_value(op, "w_base", "be 0 when skip_exhausted is True", a.w_base)
 
 
 def compute(a: Any) -> LinearOpdLoss:

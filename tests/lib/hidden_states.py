@@ -1,15 +1,18 @@
 """Problems for the tests of the functions from hidden states, and the same computed from all logits at once."""
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from pruneopd_kernels import linear_opd_loss, reference
+from pruneopd_kernels.linear.linear_opd_loss import Loss
 
 B, T, V, K = 3, 7, 50, 4
 H, TEACHER_H = 6, 5
-LOSSES = ["topk_policy", "reverse_kl", "topk_forward_kl"]
+LOSSES = list(get_args(Loss))
+OF_SERVERS = LOSSES[-1]  # which needs no more of the teacher than its candidates
 REDUCTIONS = ["none", "sum"]
 STUDENT = ("student_hidden", "student_weight", "student_bias")
 OPTIONS = {"k": K, "w_drop": 0.2}
@@ -106,7 +109,7 @@ def loss_at_once(loss, student, teacher, mask, vocab_size=None, **options):
     else:
         stats = reference.token_stats(student.detach(), teacher, mask, k=options["k"], **temperatures, **cut)
         ids, logprobs = stats.teacher_topk_ids, stats.teacher_topk_logprobs
-        value = reference.topk_forward_kl(student, ids, logprobs, mask, **of_student, **cut).loss
+        value = getattr(reference, OF_SERVERS)(student, ids, logprobs, mask, **of_student, **cut).loss
         value = torch.where(scored.weight == 0, 0.0, scored.weight * value)
     return value, scored
 

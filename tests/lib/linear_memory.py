@@ -9,6 +9,7 @@ import json
 import torch
 
 from bench.measure import memory
+from hidden_states import LOSSES
 from pruneopd_kernels import linear_opd_loss
 
 # A chunk's logits of 40 MiB: what is larger than 32 MiB glibc gives back to the system at once.
@@ -40,7 +41,7 @@ def few():
 def main():
     torch.set_num_threads(2)
     for dtype in (torch.float32, torch.bfloat16):
-        for loss in ("topk_policy", "reverse_kl", "topk_forward_kl"):
+        for loss in LOSSES:
             for reduction in ("none", "sum"):
                 if dtype == torch.float32 or (loss, reduction) == ("reverse_kl", "sum"):
                     peak = extra(dtype, loss=loss, reduction=reduction)

@@ -11,6 +11,7 @@ import torch
 from comparison import EPS, differing
 from hidden_states import (
     LOSSES,
+    OF_SERVERS,
     OPTIONS,
     REDUCTIONS,
     STUDENT,
@@ -276,7 +277,7 @@ def test_skipping_exhausted_responses_is_masking_them(chunk_size, loss, reductio
     options = {"loss": loss, "reduction": reduction, "chunk_size": chunk_size, **EXHAUSTING}
     if loss == "server":
         given, sent = from_server(given)
-        options |= {"loss": "topk_forward_kl", **sent}
+        options |= {"loss": OF_SERVERS, **sent}
     expected, gradients = with_gradients(replace(given, mask=by_hand), **options)
     got, skipping = with_gradients(given, skip_exhausted=True, **options)
     check_counted(got, expected)
@@ -314,7 +315,7 @@ def test_without_drop_nothing_is_exhausted():
 def test_teacher_as_topk_equals_the_local_one(reduction_and_metric, chunk_size, ids):
     reduction, metric = reduction_and_metric
     given = problem()
-    options = {"loss": "topk_forward_kl", "reduction": reduction, "metric": metric, "chunk_size": chunk_size}
+    options = {"loss": OF_SERVERS, "reduction": reduction, "metric": metric, "chunk_size": chunk_size}
     options["token_ids"] = torch.randint(V, given.mask.shape)
     expected, gradients = with_gradients(given, **options)
     remote, sent = from_server(given, ids)
@@ -336,7 +337,7 @@ def test_a_broken_row_agrees_with_no_server():
     sent["teacher_topk_ids"][1, 4] = torch.arange(K)  # what a row of NaN has for its first candidates
     sent["teacher_topk_logprobs"][1, 4] = -1.0
     for options in ({}, {"metric": "top_p", "token_ids": torch.zeros(3, T, dtype=torch.int64)}):
-        out = linear_opd_loss(**remote.arguments(**sent, loss="topk_forward_kl", **options))
+        out = linear_opd_loss(**remote.arguments(**sent, loss=OF_SERVERS, **options))
         assert out.overlap[1, 4] == 0
         assert out.drift[1, 4]
         assert out.loss[1, 4].isnan()

@@ -8,6 +8,7 @@ import inspect
 import pytest
 import torch
 
+from hidden_states import LOSSES, OF_SERVERS
 from pruneopd_kernels import InvalidType, InvalidValue, linear_opd_loss, linear_reliability
 from pruneopd_kernels.linear import linear_token_stats
 
@@ -31,7 +32,7 @@ HEADS = {"student_weight": zeros(64, 6), "teacher_weight": zeros(64, 5)}
 PADDED = {"student_hidden": zeros(2, 8, 6), "teacher_hidden": zeros(2, 8, 5), **HEADS}
 PACKED = {"student_hidden": zeros(16, 6), "teacher_hidden": zeros(16, 5), "cu_seqlens": i32(0, 16), **HEADS}
 SERVER = {
-    "student_hidden": zeros(2, 8, 6), "student_weight": zeros(64, 6), "loss": "topk_forward_kl",
+    "student_hidden": zeros(2, 8, 6), "student_weight": zeros(64, 6), "loss": OF_SERVERS,
     "teacher_topk_ids": ids(2, 8, 16), "teacher_topk_logprobs": zeros(2, 8, 16),
 }  # fmt: skip
 
@@ -92,7 +93,7 @@ def table():
     add({"cu_seqlens": i32(0, 15)}, "cu_seqlens must end at N = 16, got 15", base=PACKED)
 
     # a loss
-    losses = "'topk_policy', 'reverse_kl', 'topk_forward_kl'"
+    losses = ", ".join(map(repr, LOSSES))
     add({"loss": "x"}, f"loss must be one of {losses}, got 'x'")
     add({"reduction": "mean"}, "reduction must be one of 'none', 'sum', got 'mean'")
     add({"scale": zeros(2, 8)}, "scale must be None when reduction is 'none', got shape [2, 8]")
@@ -122,7 +123,7 @@ def table():
     add({"teacher_topk_ids": zeros(2, 8, 16)}, words, InvalidType, base=SERVER)
     add({"teacher_temperature": 2.0}, "teacher_temperature must be 1 when teacher_topk_ids are given, got 2.0",
              base=SERVER)  # fmt: skip
-    words = "loss must be 'topk_forward_kl' when teacher_topk_ids are given, got 'reverse_kl'"
+    words = f"loss must be {OF_SERVERS!r} when teacher_topk_ids are given, got 'reverse_kl'"
     add({"loss": "reverse_kl"}, words, base=SERVER)
     add({"vocab_size": 65}, "vocab_size must be between 1 and the student's width = 64, got 65", base=SERVER)
     words = "teacher_topk_ids must be below vocab_size = 64 where the position is valid, got 64"

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import linear_memory
 from hidden_states import (
     LOSSES,
+    OF_SERVERS,
     REDUCTIONS,
     STUDENT,
     H,
@@ -93,7 +94,7 @@ def test_products_are_those_that_each_reduction_needs(loss, chunk_size, mask):
 
 def test_a_server_saves_the_teachers_products():
     given, sent = from_server(problem(mask="none", bias=False))
-    options = {"loss": "topk_forward_kl", **sent}
+    options = {"loss": OF_SERVERS, **sent}
     assert products(given, STUDENT[:2], reduction="sum", **options) == ((21, 21, 21), (0, 0, 0))
     assert products(given, STUDENT[:2], reduction="none", **options) == ((21, 0, 0), (21, 21, 21))
 
