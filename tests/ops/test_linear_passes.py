@@ -20,7 +20,6 @@ from hidden_states import (
     V,
     at_once,
     from_server,
-    loss_at_once,
     problem,
     with_gradients,
 )
@@ -28,7 +27,7 @@ from processes import ROOT, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
 from pruneopd_kernels.linear import _products
 from pruneopd_kernels.linear._products import head_of
-from test_linear import EXHAUSTING, OPTIONS, check_gradients, each_loss, each_pass, exactly
+from test_linear import EXHAUSTING, OPTIONS, check_gradients, each_loss, each_pass
 from tiers import combinations
 
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -311,19 +310,6 @@ def test_activation_checkpointing(loss, reduction, reentrant):
     expected = torch.autograd.grad(loss_of(*leaves), leaves)
     checkpoint(loss_of, *leaves, use_reentrant=reentrant).backward()
     assert all(torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True))
-
-
-@each_pass
-def test_tied_embeddings(loss, reduction):
-    given = problem(mask="none", bias=False)
-    token_ids = torch.randint(V, given.student_hidden.shape[:-1])
-
-    def gradient(loss_of):
-        wanting, (weight,) = given.wanting("student_weight")
-        return torch.autograd.grad(loss_of(replace(wanting, student_hidden=weight[token_ids].tanh())), weight)[0]
-
-    got = gradient(lambda tied: linear_opd_loss(**tied.arguments(loss=loss, reduction=reduction)).loss.sum())
-    exactly(got, gradient(lambda tied: loss_at_once(loss, *tied.logits(), None, **OPTIONS)[0].sum()))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it, from itself
