@@ -67,6 +67,12 @@ struct View {
   explicit operator bool() const { return data != nullptr; }
 };
 
+/// One flag per position, side by side.
+inline View view_of_flags(const bool* flags, int64_t positions) {
+  const int64_t stride = 1;
+  return {flags, Scalar::kBool, Positions(&positions, &stride, 1)};
+}
+
 /// Which positions form a response: packed ones by cu_seqlens, padded ones as `count` rows of one length.
 struct Responses {
   int64_t count = 0;      // B

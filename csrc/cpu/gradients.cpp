@@ -137,18 +137,16 @@ void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_s
   if (!is_tame(state.reference, log2_scale(student.temperature)) ||
       !is_tame(state.teacher_reference, log2_scale(teacher.temperature)) || !is_tame(total))
     return divergence_gradient_exact(student, teacher, vocab_size, state, factor, out);
-  with_logits(student.logits, student.type, [&]<class TX>(const TX* x) {
-    with_logits(teacher.logits, teacher.type, [&]<class TY>(const TY* y) {
-      const double t = student.temperature, u = teacher.temperature;
-      TX* const row = static_cast<TX*>(out);
-      if (!state.is_peaked()) {
-        write_divergence_gradient<false>(x, y, vocab_size, state, t, u, total, row);
-        return;
-      }
-      const int64_t peak = write_divergence_gradient<true>(x, y, vocab_size, state, t, u, total, row);
-      if (peak < 0) return;  // this part of the vocabulary does not hold it
-      row[peak] = from_float<TX>(static_cast<float>(total * state.peak_excess));
-    });
+  with_logits(student, teacher, [&]<class TX, class TY>(const TX* x, const TY* y) {
+    const double t = student.temperature, u = teacher.temperature;
+    TX* const row = static_cast<TX*>(out);
+    if (!state.is_peaked()) {
+      write_divergence_gradient<false>(x, y, vocab_size, state, t, u, total, row);
+      return;
+    }
+    const int64_t peak = write_divergence_gradient<true>(x, y, vocab_size, state, t, u, total, row);
+    if (peak < 0) return;  // this part of the vocabulary does not hold it
+    row[peak] = from_float<TX>(static_cast<float>(total * state.peak_excess));
   });
 }
 

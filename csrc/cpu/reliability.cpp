@@ -80,15 +80,12 @@ template <>
 void compute(const ReliabilityArgs& args, const ParallelFor& parallel_for) {
   for_each_position(args.responses.positions, args.student.vocab_size, args.k, parallel_for,
                     [&](int64_t n, RowScratch& scratch) { pass_position(args, n, scratch); });
-  scan_responses(
-      args.responses, args.mask, args.scan_rule, args.out.scan, parallel_for,
-      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.out.drift + n, count, drift); },
-      [&](int64_t n, int64_t count) {
-        for (int64_t i = 0; i < count * args.k; ++i) {
-          float& reward = args.out.rewards[n * args.k + i];
-          reward = weighted_reward(args.out.scan.weight[n + i / args.k], reward);
-        }
-      });
+  scan_responses(args.responses, args.mask, view_of_flags(args.out.drift, args.responses.positions), args.scan_rule,
+                 args.out.scan, parallel_for, [&](int64_t n, int64_t count) {
+                   for (int64_t slot = n * args.k; slot < (n + count) * args.k; ++slot)
+                     args.out.rewards[slot] =
+                         weighted_reward(args.out.scan.weight[slot / args.k], args.out.rewards[slot]);
+                 });
 }
 
 }  // namespace pruneopd

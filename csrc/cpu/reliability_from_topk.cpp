@@ -72,10 +72,8 @@ void compute(const ReliabilityFromTopkArgs& args, const ParallelFor& parallel_fo
   parallel_for(args.responses.positions, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) pass_position(args, n);
   });
-  scan_responses(
-      args.responses, args.mask, args.scan_rule, args.out.scan, parallel_for,
-      [&](int64_t n, int64_t count, bool* drift) { std::copy_n(args.out.drift + n, count, drift); },
-      [](int64_t, int64_t) {});
+  scan_responses(args.responses, args.mask, view_of_flags(args.out.drift, args.responses.positions), args.scan_rule,
+                 args.out.scan, parallel_for, [](int64_t, int64_t) {});
 }
 
 }  // namespace pruneopd

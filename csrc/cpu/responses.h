@@ -41,11 +41,10 @@ inline int32_t scan_block(const bool* valid, const int32_t* counts, int64_t coun
   return effective;
 }
 
-/// Walks every response: load_drift(n, count, flags) tells which of some positions drift, stored(n, count) is told that
-/// their weights are there.
-template <class LoadDrift, class Stored>
-void scan_responses(const Responses& responses, const View& mask, const ScanRule& rule, const ScanOutputs& out,
-                    const ParallelFor& parallel_for, LoadDrift load_drift, Stored stored) {
+/// Walks every response. stored(n, count) is called when the weights of some positions are there.
+template <class Stored>
+void scan_responses(const Responses& responses, const View& mask, const View& drift, const ScanRule& rule,
+                    const ScanOutputs& out, const ParallelFor& parallel_for, Stored stored) {
   parallel_for(responses.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const Extent extent = extent_of(responses, b);
@@ -53,11 +52,11 @@ void scan_responses(const Responses& responses, const View& mask, const ScanRule
       int32_t effective_length = 0;
       for (int64_t n = extent.begin; n < extent.end; n += kScanBlock) {
         const int64_t count = std::min(kScanBlock, extent.end - n);
-        bool valid[kScanBlock], drift[kScanBlock];
+        bool valid[kScanBlock], drifts[kScanBlock];
         load_flags(mask, n, count, valid);
-        load_drift(n, count, drift);
+        load_flags(drift, n, count, drifts);
         int32_t counts[kScanBlock];
-        for (int64_t i = 0; i < count; ++i) counts[i] = stored_count(drift_count += valid[i] & drift[i]);
+        for (int64_t i = 0; i < count; ++i) counts[i] = stored_count(drift_count += valid[i] & drifts[i]);
         effective_length += scan_block(valid, counts, count, rule, out.reliability + n, out.weight + n);
         std::copy_n(counts, count, out.drift_count + n);
         stored(n, count);

@@ -94,25 +94,23 @@ RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, RowScratch& 
 RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
                               RowScratch& scratch) {
   RowPairSummary out;
-  with_logits(student.logits, student.type, [&](auto x) {
-    with_logits(teacher.logits, teacher.type, [&](auto y) {
-      const double p_temperature = student.temperature, q_temperature = teacher.temperature;
-      const RowSummary p =
-          summarize_and_select(x, p_temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
-      const RowSummary q =
-          summarize_and_select(y, q_temperature, vocab_size, k, scratch.teacher_candidates, scratch.capacity);
-      out.student = p;
-      out.teacher = q;
-      if (stats) {
-        out.reverse_kl = out.broken() ? kNaN : kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
-        out.forward_kl = out.broken() ? kNaN : kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
-        const auto* const peak =
-            std::find_if(x, x + vocab_size, [&](auto logit) { return to_float(logit) == p.reference; });
-        if (!out.broken())
-          out.peak_excess =
-              p.logprob(p.reference, p_temperature) - q.logprob(to_float(y[peak - x]), q_temperature) - out.reverse_kl;
-      }
-    });
+  with_logits(student, teacher, [&](auto x, auto y) {
+    const double p_temperature = student.temperature, q_temperature = teacher.temperature;
+    const RowSummary p =
+        summarize_and_select(x, p_temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
+    const RowSummary q =
+        summarize_and_select(y, q_temperature, vocab_size, k, scratch.teacher_candidates, scratch.capacity);
+    out.student = p;
+    out.teacher = q;
+    if (stats) {
+      out.reverse_kl = out.broken() ? kNaN : kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
+      out.forward_kl = out.broken() ? kNaN : kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
+      const auto* const peak =
+          std::find_if(x, x + vocab_size, [&](auto logit) { return to_float(logit) == p.reference; });
+      if (!out.broken())
+        out.peak_excess =
+            p.logprob(p.reference, p_temperature) - q.logprob(to_float(y[peak - x]), q_temperature) - out.reverse_kl;
+    }
   });
   return out;
 }
@@ -128,18 +126,16 @@ void scaled_softmax_exact(const Row& row, int64_t vocab_size, const RowState& st
 
 void divergence_gradient_exact(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                                double factor, void* out) {
-  with_logits(student.logits, student.type, [&]<class T>(const T* x) {
-    with_logits(teacher.logits, teacher.type, [&](auto y) {
-      for (int64_t i = 0; i < vocab_size; ++i) {
-        const double logit = to_float(x[i]), teacher_logit = to_float(y[i]);
-        const double p = std::exp((logit - state.reference) / student.temperature) / state.mass;
-        const double excess = (logit - state.reference) / student.temperature -
-                              (teacher_logit - state.teacher_reference) / teacher.temperature - state.offset;
-        const bool is_peak = state.is_peaked() && logit == state.reference;
-        const double gradient = p == 0 ? 0 : factor * p * (is_peak ? state.peak_excess : excess);
-        static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(gradient));
-      }
-    });
+  with_logits(student, teacher, [&]<class T>(const T* x, auto y) {
+    for (int64_t i = 0; i < vocab_size; ++i) {
+      const double logit = to_float(x[i]), teacher_logit = to_float(y[i]);
+      const double p = std::exp((logit - state.reference) / student.temperature) / state.mass;
+      const double excess = (logit - state.reference) / student.temperature -
+                            (teacher_logit - state.teacher_reference) / teacher.temperature - state.offset;
+      const bool is_peak = state.is_peaked() && logit == state.reference;
+      const double gradient = p == 0 ? 0 : factor * p * (is_peak ? state.peak_excess : excess);
+      static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(gradient));
+    }
   });
 }
 

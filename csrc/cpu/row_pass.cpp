@@ -349,38 +349,34 @@ void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, 
   sort_candidates(candidates, k);
 }
 
-/// The sums of both rows. False: some value needs row_pair_exact.
-template <class TX, class TY>
-bool sum_rows(const TX* x, const TY* y, int64_t vocab_size, bool stats, Side& student, Side& teacher,
-              const RowScratch& scratch) {
-  if (!is_usable_scale(student.scale) || !is_usable_scale(teacher.scale)) return false;
-  if (stats)
-    return sum_row_pair<true>(x, y, vocab_size, student, teacher, scratch.student_tile_max, scratch.teacher_tile_max);
-  return sum_row(x, vocab_size, student, scratch.student_tile_max) &&
-         sum_row(y, vocab_size, teacher, scratch.teacher_tile_max);
+/// The sums of both rows by sum(x, y). False: some value needs row_pair_exact, or a row has no finite logit.
+template <class Sum>
+bool sum_both(const Row& student_row, const Row& teacher_row, const Side& student, const Side& teacher,
+              const Sum& sum) {
+  return is_usable_scale(student.scale) && is_usable_scale(teacher.scale) &&
+         with_logits(student_row, teacher_row, sum) && student.limit != kNegativeInfinity &&
+         teacher.limit != kNegativeInfinity;
+}
+
+void select(const Row& row, int64_t vocab_size, int64_t k, const float* tile_max, Candidate* candidates,
+            const RowScratch& scratch) {
+  with_logits(row.logits, row.type,
+              [&](auto x) { select(x, vocab_size, k, tile_max, scratch.tiles, candidates, scratch.capacity); });
 }
 
 RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t vocab_size, int64_t k, bool stats,
                         RowScratch& scratch) {
   Side student(student_row.temperature), teacher(teacher_row.temperature);
-  const bool summed = with_logits(student_row.logits, student_row.type, [&](auto x) {
-    return with_logits(teacher_row.logits, teacher_row.type,
-                       [&](auto y) { return sum_rows(x, y, vocab_size, stats, student, teacher, scratch); });
-  });
-  // No mass: no finite logit.
-  const bool done = summed && student.limit != kNegativeInfinity && teacher.limit != kNegativeInfinity;
-  if (!done) return row_pair_exact(student_row, teacher_row, vocab_size, k, stats, scratch);
-
-  with_logits(student_row.logits, student_row.type, [&](auto x) {
-    select(x, vocab_size, k, scratch.student_tile_max, scratch.tiles, scratch.student_candidates, scratch.capacity);
-  });
-  with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
-    select(y, vocab_size, k, scratch.teacher_tile_max, scratch.tiles, scratch.teacher_candidates, scratch.capacity);
-  });
+  float *const student_max = scratch.student_tile_max, *const teacher_max = scratch.teacher_tile_max;
+  if (!sum_both(student_row, teacher_row, student, teacher, [&](auto x, auto y) {
+        return stats ? sum_row_pair<true>(x, y, vocab_size, student, teacher, student_max, teacher_max)
+                     : sum_row(x, vocab_size, student, student_max) && sum_row(y, vocab_size, teacher, teacher_max);
+      }))
+    return row_pair_exact(student_row, teacher_row, vocab_size, k, stats, scratch);
+  select(student_row, vocab_size, k, student_max, scratch.student_candidates, scratch);
+  select(teacher_row, vocab_size, k, teacher_max, scratch.teacher_candidates, scratch);
   const RowSums p = student.sums(), q = teacher.sums();
-  RowPairSummary out;
-  out.student = RowSummary(p, student_row.temperature, stats);
-  out.teacher = RowSummary(q, teacher_row.temperature, stats);
+  RowPairSummary out{RowSummary(p, student_row.temperature, stats), RowSummary(q, teacher_row.temperature, stats)};
   if (stats) {
     out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
     out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);
@@ -394,28 +390,20 @@ RowSummary row(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratc
                         return sum_row(x, vocab_size, side, scratch.student_tile_max);
                       });
   if (!summed || side.limit == kNegativeInfinity) return row_exact(row, vocab_size, k, scratch);
-  if (k > 0)
-    with_logits(row.logits, row.type, [&](auto x) {
-      select(x, vocab_size, k, scratch.student_tile_max, scratch.tiles, scratch.student_candidates, scratch.capacity);
-    });
+  if (k > 0) select(row, vocab_size, k, scratch.student_tile_max, scratch.student_candidates, scratch);
   return RowSummary(side.sums(), row.temperature, /*stats=*/false);
 }
 
 RowPairSummary divergence(const Row& student_row, const Row& teacher_row, int64_t vocab_size, RowScratch& scratch) {
   Side student(student_row.temperature), teacher(teacher_row.temperature);
-  const bool summed = is_usable_scale(student.scale) && is_usable_scale(teacher.scale) &&
-                      with_logits(student_row.logits, student_row.type, [&](auto x) {
-                        return with_logits(teacher_row.logits, teacher_row.type, [&](auto y) {
-                          return sum_row_pair<false>(x, y, vocab_size, student, teacher, scratch.student_tile_max,
-                                                     scratch.teacher_tile_max);
-                        });
-                      });
-  const bool done = summed && student.limit != kNegativeInfinity && teacher.limit != kNegativeInfinity;
-  if (!done) return row_pair_exact(student_row, teacher_row, vocab_size, /*k=*/0, /*stats=*/true, scratch);
+  if (!sum_both(student_row, teacher_row, student, teacher, [&](auto x, auto y) {
+        return sum_row_pair<false>(x, y, vocab_size, student, teacher, scratch.student_tile_max,
+                                   scratch.teacher_tile_max);
+      }))
+    return row_pair_exact(student_row, teacher_row, vocab_size, /*k=*/0, /*stats=*/true, scratch);
   const RowSums p = student.sums(), q = teacher.sums();
-  RowPairSummary out;
-  out.student = RowSummary(p, student_row.temperature, /*stats=*/false);
-  out.teacher = RowSummary(q, teacher_row.temperature, /*stats=*/false);
+  RowPairSummary out{RowSummary(p, student_row.temperature, /*stats=*/false),
+                     RowSummary(q, teacher_row.temperature, /*stats=*/false)};
   out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
   out.peak_excess = excess_of_peak(p, student_row.temperature, teacher_row.temperature,
                                    static_cast<double>(student.peak_partner) - q.reference);
@@ -435,29 +423,27 @@ int count_common(const IdBlocks& ids, const int32_t* among, int64_t k) {
 }
 
 void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max) {
-  with_logits(student.logits, student.type, [&](auto x) {
-    with_logits(teacher.logits, teacher.type, [&](auto y) {
-      const Vec bottom = broadcast(kNegativeInfinity);
-      Vec s[2] = {bottom, bottom}, t[2] = {bottom, bottom};
-      int64_t i = 0;
-      for (; i + kStep <= vocab_size; i += kStep) {
-        prefetch_ahead(x + i);
-        prefetch_ahead(y + i);
-        Vec vx[2], vy[2];
-        load_two<false>(x + i, vx);
-        load_two<false>(y + i, vy);
-        for (int j = 0; j < 2; ++j) {
-          s[j] = max(vx[j], s[j]);
-          t[j] = max(vy[j], t[j]);
-        }
+  with_logits(student, teacher, [&](auto x, auto y) {
+    const Vec bottom = broadcast(kNegativeInfinity);
+    Vec s[2] = {bottom, bottom}, t[2] = {bottom, bottom};
+    int64_t i = 0;
+    for (; i + kStep <= vocab_size; i += kStep) {
+      prefetch_ahead(x + i);
+      prefetch_ahead(y + i);
+      Vec vx[2], vy[2];
+      load_two<false>(x + i, vx);
+      load_two<false>(y + i, vy);
+      for (int j = 0; j < 2; ++j) {
+        s[j] = max(vx[j], s[j]);
+        t[j] = max(vy[j], t[j]);
       }
-      *student_max = max_lane(max(s[0], s[1]));
-      *teacher_max = max_lane(max(t[0], t[1]));
-      for (; i < vocab_size; ++i) {
-        if (to_float(x[i]) > *student_max) *student_max = to_float(x[i]);
-        if (to_float(y[i]) > *teacher_max) *teacher_max = to_float(y[i]);
-      }
-    });
+    }
+    *student_max = max_lane(max(s[0], s[1]));
+    *teacher_max = max_lane(max(t[0], t[1]));
+    for (; i < vocab_size; ++i) {
+      if (to_float(x[i]) > *student_max) *student_max = to_float(x[i]);
+      if (to_float(y[i]) > *teacher_max) *teacher_max = to_float(y[i]);
+    }
   });
 }
 

@@ -11,6 +11,7 @@
 #include "../math/loss.h"
 #include "../math/order.h"
 #include "../math/softmax.h"
+#include "scalars.h"
 #include "views.h"
 
 namespace pruneopd {
@@ -23,6 +24,14 @@ struct Row {
   Scalar type;
   double temperature;
 };
+
+/// Calls visit with typed pointers to the logits of both rows.
+template <class Visit>
+auto with_logits(const Row& student, const Row& teacher, Visit&& visit) {
+  return with_logits(student.logits, student.type, [&](auto x) {
+    return with_logits(teacher.logits, teacher.type, [&](auto y) { return visit(x, y); });
+  });
+}
 
 /// Working memory of one thread, and where the candidates of the last pass lie. Plain pointers: row_pass.cpp must not
 /// instantiate templates of the standard library (see simd.h).

@@ -29,9 +29,20 @@ constexpr float kNegativeInfinity = -__builtin_inff();
 PRUNEOPD_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 #if PRUNEOPD_LEVEL == 2
-
 using Vec = __m512;
-constexpr int kLanes = 16;
+#elif PRUNEOPD_LEVEL == 1
+using Vec = __m256;
+#else
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t IntVec __attribute__((vector_size(16)));
+#endif
+constexpr int kLanes = sizeof(Vec) / sizeof(float);
+
+PRUNEOPD_INLINE Vec add(Vec a, Vec b) { return a + b; }
+PRUNEOPD_INLINE Vec sub(Vec a, Vec b) { return a - b; }
+PRUNEOPD_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+
+#if PRUNEOPD_LEVEL == 2
 
 PRUNEOPD_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 PRUNEOPD_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -48,9 +59,6 @@ PRUNEOPD_INLINE void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-PRUNEOPD_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-PRUNEOPD_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-PRUNEOPD_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 PRUNEOPD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 /// b where a is NaN.
 PRUNEOPD_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
@@ -157,9 +165,6 @@ PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (
 
 #elif PRUNEOPD_LEVEL == 1
 
-using Vec = __m256;
-constexpr int kLanes = 8;
-
 PRUNEOPD_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 PRUNEOPD_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 PRUNEOPD_INLINE Vec load(const BFloat16* p) {
@@ -174,9 +179,6 @@ PRUNEOPD_INLINE void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
   odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
-PRUNEOPD_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
-PRUNEOPD_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
-PRUNEOPD_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 PRUNEOPD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 PRUNEOPD_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 PRUNEOPD_INLINE Vec where_nonzero(Vec test, Vec v) {
@@ -269,10 +271,6 @@ PRUNEOPD_INLINE void exp2_scaled(const Vec (&d)[2], const Vec (&scale)[2], Vec (
 
 #else
 
-typedef float Vec __attribute__((vector_size(16)));
-typedef int32_t IntVec __attribute__((vector_size(16)));
-constexpr int kLanes = 4;
-
 PRUNEOPD_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
 PRUNEOPD_INLINE Vec load(const float* p) {
   Vec v;
@@ -289,9 +287,6 @@ PRUNEOPD_INLINE void load_even_odd(const BFloat16* p, Vec& even, Vec& odd) {
   even = reinterpret_cast<Vec>(both << 16);
   odd = reinterpret_cast<Vec>(both & static_cast<int32_t>(0xffff0000u));
 }
-PRUNEOPD_INLINE Vec add(Vec a, Vec b) { return a + b; }
-PRUNEOPD_INLINE Vec sub(Vec a, Vec b) { return a - b; }
-PRUNEOPD_INLINE Vec mul(Vec a, Vec b) { return a * b; }
 PRUNEOPD_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 PRUNEOPD_INLINE Vec masked(Vec v, IntVec mask) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(v) & mask); }
 PRUNEOPD_INLINE Vec max(Vec a, Vec b) {

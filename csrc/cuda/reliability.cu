@@ -116,7 +116,7 @@ __device__ void arrive(const Params& params, int n, bool& is_last) {
 __device__ void write_empty_responses(const Scan& scan) {
   if (!scan.responses.cu_seqlens) return;
   for (int64_t b = thread_in_block(); b < scan.responses.count; b += kThreads)
-    if (scan.responses.begin(b) >= scan.responses.end(b)) scan.effective_length[b] = 0;
+    if (scan.responses.begin(b) >= scan.responses.end(b)) scan.out.effective_length[b] = 0;
 }
 
 template <class T>
@@ -144,13 +144,14 @@ void compute(const ReliabilityArgs& args, const Queue& queue) {
     const auto bytes = static_cast<size_t>(args.responses.count) * sizeof(int32_t);
     return require(cudaMemsetAsync(args.out.scan.effective_length, 0, bytes, queue.stream));
   }
-  Params params{make_rows(args.k, args.student, args.teacher),
-                args.mask,
-                args.token_ids,
-                args.drift_rule,
-                args.reward_weight,
-                args.out,
-                Scan(args.mask, DeviceView(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan)};
+  Params params{
+      make_rows(args.k, args.student, args.teacher),
+      args.mask,
+      args.token_ids,
+      args.drift_rule,
+      args.reward_weight,
+      args.out,
+      Scan(args.mask, view_of_flags(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan)};
   params.scan.rewards = args.out.rewards;
   params.scan.k = static_cast<int>(args.k);
   with_logit_type(args.student, args.teacher, [&]<class T>() {

@@ -79,8 +79,8 @@ void compute(const ReliabilityFromTopkArgs& args, const Queue& queue) {
   if (positions > 0)
     launch(&drift_kernel, (positions + positions_per_block - 1) / positions_per_block, kThreads, sizeof(Memory), queue,
            params);
-  scan_responses(Scan(args.mask, DeviceView(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan),
-                 queue);
+  scan_responses(
+      Scan(args.mask, view_of_flags(args.out.drift, positions), args.responses, args.scan_rule, args.out.scan), queue);
 }
 
 }  // namespace pruneopd::cuda

@@ -12,30 +12,23 @@ namespace pruneopd::cuda {
 constexpr int kScanThreads = 256, kScanWarps = kScanThreads / kWarpSize;
 
 struct Scan {
-  DeviceView mask, drift, drift_count;  // drift is that of the positions, or what another kernel wrote
+  DeviceView mask, drift;  // drift is an argument, or what another kernel has written
   DeviceResponses responses;
   double w_drop, w_base, eps;
-  int32_t* counts;
-  float *reliability, *weight;
-  int32_t* effective_length;
-  float* rewards;  // [positions, k], to be weighted; null: none
-  int k;
+  DeviceView drift_count;
+  ScanOutputs out;
+  float* rewards = nullptr;  // [positions, k], to be weighted; null: none
+  int k = 0;
 
-  Scan(const View& mask, const DeviceView& drift, const Responses& responses, const ScanRule& rule,
-       const ScanOutputs& out)
+  Scan(const View& mask, const View& drift, const Responses& responses, const ScanRule& rule, const ScanOutputs& out)
       : mask(mask),
         drift(drift),
-        drift_count(rule.drift_count),
         responses(responses),
         w_drop(rule.w_drop),
         w_base(rule.w_base),
         eps(rule.eps),
-        counts(out.drift_count),
-        reliability(out.reliability),
-        weight(out.weight),
-        effective_length(out.effective_length),
-        rewards(nullptr),
-        k(0) {}
+        drift_count(rule.drift_count),
+        out(out) {}
 };
 
 /// The beginning of the shared memory, whatever lay there before.
@@ -90,9 +83,9 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
         const int32_t count = stored_count(count_before + __popc(ballot & here_included));
         const double reliability = reliability_of(count, scan.w_drop);
         weight = is_valid ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
-        scan.counts[n] = count;
-        scan.reliability[n] = is_valid ? static_cast<float>(reliability) : 0;
-        scan.weight[n] = weight;
+        scan.out.drift_count[n] = count;
+        scan.out.reliability[n] = is_valid ? static_cast<float>(reliability) : 0;
+        scan.out.weight[n] = weight;
         effective += is_valid && is_effective(reliability, scan.eps);
       }
       count_before += __popc(ballot);
@@ -112,7 +105,7 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
   __syncthreads();
   if (lane == 0) atomicAdd(&memory.effective_length, effective);
   __syncthreads();
-  if (threadIdx.x == 0) scan.effective_length[b] = memory.effective_length;
+  if (threadIdx.x == 0) scan.out.effective_length[b] = memory.effective_length;
 }
 
 /// Scans every response, a block each.

@@ -39,17 +39,12 @@ struct DevicePositions {
 };
 
 struct DeviceView {
-  static constexpr int64_t kSideBySide = 1;
-
   const void* data;
   Scalar type;
   DevicePositions at;
   int64_t step;
 
   DeviceView(const View& view) : data(view.data), type(view.type), at(view.at), step(view.step) {}
-  /// One flag a position, side by side.
-  DeviceView(const bool* flags, int64_t positions)
-      : data(flags), type(Scalar::kBool), at(Positions(&positions, &kSideBySide, 1)), step(1) {}
 
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ const void* row(int64_t n) const { return static_cast<const char*>(data) + at.offset(n) * bytes_of(type); }

@@ -54,7 +54,7 @@ class RandomCall : public Call {
         random_.pick<int64_t>({1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 255, 256});  // on each side of 8 and 16, and the most
     if (op_name_ != "reliability_from_topk") k_ = std::min(k_, vocab_size_);
     m_ = random_.pick<int64_t>({1, 2, 16, 33, 511, 512});
-    const int64_t length = random_.integer(0, longest), responses = random_.integer(1, 3);
+    const int64_t length = random_.chance(.1) ? 0 : random_.integer(1, longest), responses = random_.integer(1, 3);
     packed_ = random_.chance(.5);
     positions_ = packed_ ? Shape{responses * length} : Shape{responses, length};
     for (int64_t b = 0; b < responses; ++b)

@@ -39,11 +39,7 @@ struct Thread {
   uint64_t value = 0, got = 0;
   int source = 0;
 
-  // What orders memory, for ThreadSanitizer. Two tags, used in turn: who runs ahead to the next barrier must not tell
-  // those that have yet to leave this one.
-  char tags[2] = {};
-  const char* tag = nullptr;
-  unsigned warp_barriers = 0;
+  // What orders memory, for ThreadSanitizer.
   bool fenced = false;
   const void* last_atomic = nullptr;
 };
@@ -52,7 +48,8 @@ struct Thread {
 /// would find nothing between blocks that share their fibres: then blocks in a row do not.
 struct Fibres {
   std::unique_ptr<Thread> threads[kMostThreads];
-  char tags[2] = {};
+  char tags[2] =
+      {};  // used in turn: a thread that runs ahead to the next barrier must not release those still in this one
 };
 #ifdef EMULATOR_THREAD_SANITIZER
 constexpr size_t kSets = 4;
@@ -307,22 +304,6 @@ int block_barrier(const char* name, bool condition, Place place) {
   return block.counted;
 }
 
-void warp_barrier(uint32_t mask, Place place) {
-  if (ignored("__syncwarp", place)) return;
-  Thread& me = *running;
-  me.mask = mask;
-  me.place = place;
-  // The lane that comes first lends its tag to the others.
-  me.tag = &me.tags[me.warp_barriers++ % 2];
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    const Thread* other = mask >> lane & 1 ? lane_of_warp(lane) : nullptr;
-    if (other && is_with(*other, me)) me.tag = other->tag;
-  }
-  release(me.tag);
-  meet("__syncwarp", mask, place, [] {});
-  acquire(me.tag);
-}
-
 uint64_t shuffle(const char* name, uint32_t mask, uint64_t value, int source, Place place) {
   Thread& me = *running;
   me.value = value;
@@ -394,12 +375,6 @@ struct KernelLimit {
   int shared_bytes;
 };
 std::vector<KernelLimit> limits;
-cudaError_t last_error = cudaSuccess;
-
-cudaError_t result(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
 
 int shared_limit(const void* kernel) {
   constexpr int kWithoutAsking = 48 << 10;
@@ -413,16 +388,16 @@ int shared_limit(const void* kernel) {
 cudaError_t emulator_launch(const void* kernel, dim3 grid, dim3 threads, size_t shared_bytes,
                             const std::function<void()>& thread) {
   if (grid.x < 1 || grid.x > INT32_MAX || threads.x < 1 || threads.x > emulator::kMostThreads)
-    return result(cudaErrorInvalidConfiguration);
-  if (grid.y != 1 || grid.z != 1 || threads.y != 1 || threads.z != 1) return result(cudaErrorNotSupported);
-  if (shared_bytes > static_cast<size_t>(shared_limit(kernel))) return result(cudaErrorInvalidValue);
+    return cudaErrorInvalidConfiguration;
+  if (grid.y != 1 || grid.z != 1 || threads.y != 1 || threads.z != 1) return cudaErrorNotSupported;
+  if (shared_bytes > static_cast<size_t>(shared_limit(kernel))) return cudaErrorInvalidValue;
   emulator::run_grid(grid.x, threads.x, shared_bytes, thread);
   return cudaSuccess;
 }
 
 cudaError_t emulator_set_shared_limit(const void* kernel, cudaFuncAttribute attribute, int bytes) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return result(cudaErrorNotSupported);
-  if (bytes < 0 || bytes > emulator::settings.shared_bytes_of_a_block) return result(cudaErrorInvalidValue);
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
+  if (bytes < 0 || bytes > emulator::settings.shared_bytes_of_a_block) return cudaErrorInvalidValue;
   limits.erase(
       std::remove_if(limits.begin(), limits.end(), [&](const KernelLimit& limit) { return limit.kernel == kernel; }),
       limits.end());
@@ -435,8 +410,6 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t)
   return cudaSuccess;
 }
 
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "no error";
@@ -447,11 +420,6 @@ const char* cudaGetErrorString(cudaError_t error) {
   return "unrecognized error code";
 }
 
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulator::settings.multiprocessors; return cudaSuccess;
@@ -459,5 +427,5 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = emulator::settings.shared_bytes_of_a_block;
       return cudaSuccess;
   }
-  return result(cudaErrorInvalidValue);
+  return cudaErrorInvalidValue;
 }

@@ -29,7 +29,7 @@ struct Settings {
 };
 inline Settings settings;
 
-/// The places of all barriers (__syncthreads and its kin, __syncwarp) and of all __threadfence that have been reached
+/// The places of all barriers (__syncthreads and its kin) and of all __threadfence that have been reached
 /// since the last call.
 std::vector<std::string> take_fences();
 /// One of them that does nothing: threads pass by, each as if it were alone.
@@ -51,8 +51,6 @@ void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std:
 /// All threads of the block wait for each other; returns how many hold the condition.
 int block_barrier(const char* name, bool condition, Place place);
 
-/// Lanes of a warp wait for each other, all that are in the mask.
-void warp_barrier(uint32_t mask, Place place);
 /// The value of another lane.
 uint64_t shuffle(const char* name, uint32_t mask, uint64_t value, int source, Place place);
 /// For each lane whether it holds the condition.

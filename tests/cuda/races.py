@@ -21,7 +21,7 @@ def fences_of_the_source():
     """As the emulator names them; `__syncthreads csrc/cuda/scan.cuh:75`."""
     for path in sorted((ROOT / "csrc" / "cuda").iterdir()):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            for name in re.findall(r"\b(?:__syncthreads\w*|__syncwarp|__threadfence)\b", line.partition("//")[0]):
+            for name in re.findall(r"\b(?:__syncthreads\w*|__threadfence)\b", line.partition("//")[0]):
                 yield f"{name} {path.relative_to(ROOT)}:{number}"
 
 

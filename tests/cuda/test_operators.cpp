@@ -1,113 +1,78 @@
-// The CUDA operators against the naive ones: the random cases of the CPU's tests, in several orders of threads and
-// blocks, with rows whole and split over blocks. All of these must agree to the last bit.
+// The CUDA operators and their backward passes against the oracle, in several orders of threads and blocks, with rows
+// whole and split over blocks. All of these must agree to the last bit.
+#include <cstring>
+#include <memory>
 #include <stdexcept>
 
-#include "../cpp/logits_cases.h"
-#include "../cpp/responses_cases.h"
-#include "device.h"
+#include "../cpp/cases.h"
+#include "cuda/launch.h"
+#include "emulator.h"
 
 namespace {
 
-void check_same_bits(const std::string& where, const TokenStats& got, const TokenStats& want) {
-  check_bits(where, "student_topk_ids", got.student_ids, want.student_ids);
-  check_bits(where, "teacher_topk_ids", got.teacher_ids, want.teacher_ids);
-  for (size_t f = 0; f < got.floats.size(); ++f) check_bits(where, kFloatNames[f], got.floats[f], want.floats[f]);
-}
+using emulator::Order;
 
-/// What is not equal to the last bit anyway.
-void check_same_bits(const std::string& where, const Reliability& got, const Reliability& want) {
-  check_bits(where, "rewards", got.rewards, want.rewards);
-}
+/// Rows are cut into units of 16384 ids, which several blocks may share.
+const std::vector<int64_t> kWideWidths = {16383, 16384, 16385, 50000};
 
-/// Runs case n by its settings: compares with what `naive` says, and the settings with each other.
-template <class Outputs, class AnyCase, class Naive>
-void check_case(int n, const std::string& what, const AnyCase& c, const Naive& naive) {
-  Outputs want, first;
-  naive(c.args(want));
-  int run = 0;
-  for (const emulator::Settings& settings : settings_of(n)) {
-    emulator::settings = settings;
-    const std::string where = "#" + std::to_string(n) + " " + what + " by settings " + std::to_string(run);
-    Outputs got;
-    compute(c.args(got));
-    got.check(where, want);
-    if (run++ == 0)
-      first = std::move(got);
-    else
-      check_same_bits(where, got, first);
-  }
-}
-
-struct TokenStatsCase : Case {
-  TokenStatsArgs args(TokenStats& outputs) const { return outputs.args(*this); }
+/// Threads, blocks, seed, multiprocessors: rows are split over many blocks, over none, over some.
+const std::vector<emulator::Settings> kSettings = {
+    {Order::kForward, Order::kForward, 0, 132},
+    {Order::kBackward, Order::kBackward, 0, 1},
+    {Order::kShuffled, Order::kShuffled, 1, 5},
 };
 
-void check_token_stats(uint64_t seed, int count, const std::vector<int64_t>& widths) {
-  Random random(seed);
-  for (int n = 0; n < count; ++n) {
-    const TokenStatsCase c{make_case(random, widths)};
-    check_case<TokenStats>(n, c.what, c, [](const auto& args) { naive::token_stats(args); });
-  }
+/// Memory of the device lives as long as the queue, and holds garbage at first.
+template <class Args>
+void compute(const Args& args) {
+  std::vector<std::unique_ptr<unsigned char[]>> memory;
+  cuda::compute(args, cuda::Queue{nullptr, 0, [&](int64_t bytes) -> void* {
+                                    memory.emplace_back(new unsigned char[static_cast<size_t>(bytes)]);
+                                    return std::memset(memory.back().get(), 0xa5, static_cast<size_t>(bytes));
+                                  }});
 }
 
-void check_reliability(uint64_t seed, int count, const std::vector<int64_t>& widths) {
-  Random random(seed);
-  for (int n = 0; n < count; ++n) {
-    const ReliabilityCase c = make_reliability_case(random, widths);
-    check_case<Reliability>(n, c.logits.what, c, [](const auto& args) { naive::reliability(args); });
-  }
+/// ThreadSanitizer takes its time and asks for no particular order: it runs each call by one of the settings.
+template <class Args>
+void check_operator(uint64_t calls, const std::vector<int64_t>& widths = kWidths, int64_t longest = 3) {
+  for (uint64_t seed = 0; seed < calls; ++seed)
+    check_call<Args>(
+        RandomCall(Args::kName, seed, widths, longest), seed,
+        [&](const auto& visit) {
+          for (size_t n = 0; n < kSettings.size(); ++n) {
+            if (emulator::kFindsRaces && n != seed % kSettings.size()) continue;
+            emulator::settings = kSettings[n];
+            visit("settings " + std::to_string(n), n == 0 || emulator::kFindsRaces);
+          }
+        },
+        [](const auto& args) { compute(args); });
 }
 
-TEST(token_stats_agree_with_the_naive_ones) { check_token_stats(1, some(300), kWidths); }
-TEST(token_stats_of_wide_rows) { check_token_stats(11, some(30), kWideWidths); }
-TEST(reliability_agrees_with_the_naive_one) { check_reliability(2, some(300), kWidths); }
-TEST(reliability_of_wide_rows) { check_reliability(12, some(30), kWideWidths); }
-
-/// Along a response nothing can differ in the last bit: Scan::check is without tolerance.
-template <class AnyCase, class Naive>
-void check_responses(int n, const AnyCase& c, const Naive& naive) {
-  Scan want(c.layout.responses());
-  naive(c.args(want));
-  for (const emulator::Settings& settings : settings_of(n)) {
-    emulator::settings = settings;
-    Scan got(c.layout.responses());
-    compute(c.args(got));
-    got.check("#" + std::to_string(n), want);
-  }
+/// Rows of one unit and of several.
+template <class Args>
+void check_operator_over_logits() {
+  check_operator<Args>(60);
+  check_operator<Args>(10, kWideWidths, 1);
 }
 
-TEST(reliability_from_drift_agrees_with_the_naive_one) {
-  Random random(5);
-  for (int n = 0; n < some(500); ++n) {
-    const DriftCase c = make_drift_case(random, random.chance(.1) ? 1500 : 6);
-    check_responses(n, c, [](const auto& args) { naive::reliability_from_drift(args); });
-  }
+TEST(token_stats_agrees_with_the_oracle) { check_operator_over_logits<TokenStatsArgs>(); }
+TEST(reliability_agrees_with_the_oracle) { check_operator_over_logits<ReliabilityArgs>(); }
+TEST(topk_policy_loss_agrees_with_the_oracle) { check_operator_over_logits<TopkPolicyLossArgs>(); }
+TEST(topk_forward_kl_agrees_with_the_oracle) { check_operator_over_logits<TopkForwardKlArgs>(); }
+TEST(reverse_kl_agrees_with_the_oracle) { check_operator_over_logits<ReverseKlArgs>(); }
+TEST(reliability_from_topk_agrees_with_the_oracle) {
+  check_operator<ReliabilityFromTopkArgs>(150);
+  check_operator<ReliabilityFromTopkArgs>(10, kWidths, 40);
 }
-
-TEST(reliability_from_topk_agrees_with_the_naive_one) {
-  Random random(6);
-  for (int n = 0; n < some(500); ++n) {
-    const TopkCase c = make_topk_case(random, random.chance(.05) ? 40 : 6);
-    check_responses(n, c, [](const auto& args) { naive::reliability_from_topk(args); });
-  }
+TEST(reliability_from_drift_agrees_with_the_oracle) {
+  check_operator<ReliabilityFromDriftArgs>(150);
+  check_operator<ReliabilityFromDriftArgs>(20, kWidths, 1500);  // beyond the chunks of 1024 positions
 }
 
 TEST(cu_seqlens_that_lie_are_no_addresses) {
-  Random random(7);
-  const int64_t positions = 9;
-  const Tensor drift = values(random, Scalar::kBool, {positions}, false, [&] { return random.chance(.5); });
-  Case logits = make_case(random, {7});
-  for (const std::vector<int32_t>& starts : std::vector<std::vector<int32_t>>{
-           {0, 9}, {-5, 30}, {9, 0}, {7, 3, 12}, {INT32_MIN, INT32_MAX}, {INT32_MAX, INT32_MIN}, {4, 4, 4}, {0}}) {
-    for (const emulator::Settings& settings : kSettings) {
-      emulator::settings = settings;
-      const Responses responses{static_cast<int64_t>(starts.size()) - 1, positions, view_of(starts)};
-      Scan scan(responses);
-      compute(ReliabilityFromDriftArgs{drift.view, View{}, responses, ScanRule{}, scan.outputs()});
-      for (const int32_t length : scan.effective_length) CHECK(length >= 0 && length <= positions);
-      Reliability outputs;
-      compute(outputs.args(logits, {responses.count, logits.positions, view_of(starts)}));
-    }
+  for (const emulator::Settings& settings : kSettings) {
+    emulator::settings = settings;
+    check_lying_layouts([](const auto& args) { compute(args); });
   }
 }
 
@@ -122,15 +87,13 @@ std::string refusal(const Args& args) {
 }
 
 TEST(what_a_device_cannot_take_is_refused) {
-  Random random(9);
-  Case c = make_case(random);
-  TokenStats stats;
-  Reliability outputs;
   emulator::settings = {};
-  c.vocab_size = 1 << 24;  // nothing is read before the refusal
+  const float logit = 0;
+  const Logits wide{{&logit, Scalar::kF32, {}, 1}, 1, 1 << 24};  // nothing is read before the refusal
   const std::string too_wide = "vocab_size must be small enough for the tile maxima to fit in 232448 bytes";
-  CHECK(refusal(stats.args(c)).find("token_stats: " + too_wide) == 0);
-  CHECK(refusal(outputs.args(c, {1, c.positions, View{}})).find("reliability: " + too_wide) == 0);
+  CHECK(refusal(TokenStatsArgs{wide, wide, {}, {}, 1, 1, {}}).find("token_stats: " + too_wide) == 0);
+  CHECK(refusal(ReliabilityArgs{wide, wide, {}, {}, {1, 1, {}}, 1, {}, {}, {}, {}}).find("reliability: " + too_wide) ==
+        0);
 
   // Axes that cannot be walked as one.
   const std::vector<char> flags(2000);
@@ -139,26 +102,18 @@ TEST(what_a_device_cannot_take_is_refused) {
     Shape strides = {1};
     while (strides.size() < axes) strides.insert(strides.begin(), 3 * strides[0]);
     const Positions at(sizes.data(), strides.data(), static_cast<int64_t>(axes));
-    const Responses responses{1, at.count(), View{}};
-    Scan scan(responses);
-    return refusal(ReliabilityFromDriftArgs{{flags.data(), Scalar::kBool, at}, View{}, responses, {}, scan.outputs()});
+    std::vector<float> floats(2 * static_cast<size_t>(at.count()));
+    std::vector<int32_t> counts(static_cast<size_t>(at.count()) + 1);
+    return refusal(
+        ReliabilityFromDriftArgs{{flags.data(), Scalar::kBool, at},
+                                 {},
+                                 {1, at.count(), {}},
+                                 {},
+                                 {counts.data(), floats.data(), floats.data() + at.count(), &counts.back()}});
   };
   CHECK(refusal_of_axes(6) == "none");
   CHECK(refusal_of_axes(7) ==
         "impl='cuda': a tensor must have at most 6 leading axes that cannot be walked as one, got 7");
-}
-
-TEST(no_positions_are_no_work) {
-  Random random(4);
-  Case c = make_case(random);
-  c.positions = 0;
-  for (const int64_t count : {0, 3}) {
-    Reliability outputs;
-    compute(outputs.args(c, {count, 0, View{}}));
-    for (const int32_t length : outputs.effective_length) CHECK(length == 0);
-  }
-  TokenStats stats;
-  compute(stats.args(c));
 }
 
 }  // namespace

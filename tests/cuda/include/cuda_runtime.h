@@ -21,8 +21,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__
-#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
@@ -31,26 +29,12 @@
 
 // --- types ---------------------------------------------------------------------------------------------------------
 
-struct uint2 {
-  unsigned x, y;
-} __align__(8);
 struct uint3 {
   unsigned x, y, z;
 };
 struct uint4 {
   unsigned x, y, z, w;
 } __align__(16);
-struct float2 {
-  float x, y;
-} __align__(8);
-struct float4 {
-  float x, y, z, w;
-} __align__(16);
-
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 struct dim3 {
   unsigned x, y, z;
@@ -70,9 +54,6 @@ inline int __syncthreads_or(int condition, emulator::Place place = emulator::Pla
 }
 inline int __syncthreads_count(int condition, emulator::Place place = emulator::Place::current()) {
   return emulator::block_barrier("__syncthreads_count", condition != 0, place);
-}
-inline void __syncwarp(unsigned mask = 0xffffffffu, emulator::Place place = emulator::Place::current()) {
-  emulator::warp_barrier(mask, place);
 }
 inline void __threadfence(emulator::Place place = emulator::Place::current()) { emulator::thread_fence(place); }
 
@@ -107,18 +88,6 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32, emulator::Plac
   return emulator::shuffle("__shfl_sync", mask, value, from, place);
 }
 template <emulator::Shuffled T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 emulator::Place place = emulator::Place::current()) {
-  const int lane = emulator::lane(), from = lane - static_cast<int>(delta);
-  return emulator::shuffle("__shfl_up_sync", mask, value, from < (lane & -width) ? lane : from, place);
-}
-template <emulator::Shuffled T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   emulator::Place place = emulator::Place::current()) {
-  const int lane = emulator::lane(), from = lane + static_cast<int>(delta);
-  return emulator::shuffle("__shfl_down_sync", mask, value, from > (lane | (width - 1)) ? lane : from, place);
-}
-template <emulator::Shuffled T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
                   emulator::Place place = emulator::Place::current()) {
   const int lane = emulator::lane(), from = lane ^ lanes;
@@ -130,9 +99,6 @@ inline unsigned __ballot_sync(unsigned mask, int condition, emulator::Place plac
 }
 inline int __any_sync(unsigned mask, int condition, emulator::Place place = emulator::Place::current()) {
   return emulator::ballot("__any_sync", mask, condition != 0, place) != 0;
-}
-inline int __all_sync(unsigned mask, int condition, emulator::Place place = emulator::Place::current()) {
-  return emulator::ballot("__all_sync", mask, condition != 0, place) == mask;
 }
 
 template <class T>
@@ -157,27 +123,12 @@ T __reduce_add_sync(unsigned mask, T value, emulator::Place place = emulator::Pl
 // --- numbers -------------------------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __popcll(unsigned long long x) { return std::popcount(x); }
 inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
-inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-
-/// The four bytes of y:x that the nibbles of the selector name.
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-  const uint64_t bytes = uint64_t{y} << 32 | x;
-  unsigned result = 0;
-  for (unsigned n = 0; n < 4; ++n)
-    result |= static_cast<unsigned>(bytes >> (selector >> 4 * n & 7) * 8 & 0xff) << 8 * n;
-  return result;
-}
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
-inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fadd_rn(float x, float y) { return x + y; }
 
@@ -212,9 +163,7 @@ enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedM
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 using cudaStream_t = struct CUstream_st*;
 
-cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
-cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream = nullptr);
 
