@@ -47,9 +47,3 @@ def store_coefficients(coefficients, at, values, exists, loss):
 def store_floats(outputs, at, values):
     for i in tl.static_range(len(outputs)):
         tl.store(outputs[i] + at, values[i].to(tl.float32))
-
-
-@triton.jit
-def store_zeros(outputs, at, exists):
-    for i in tl.static_range(len(outputs)):
-        tl.store(outputs[i] + at, tl.zeros(at.shape, tl.float32), mask=exists)

@@ -1,7 +1,8 @@
-"""Where a position's rows and its program's working memory lie, and the launches that the logits operators share."""
+"""The kernel that walks over positions, and its launch. An operator says what happens at one position."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -12,43 +13,39 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float32, float64_bits
-from .order import KEY_SHIFT
+from .arguments import device_of, flags, float64_bits, per_position
 from .row_pass import BLOCK, FIELDS, NUM_WARPS, SEGMENT, TILE, TILES, sum_segment
-from .selection import list_size
-from .summary import float64
-
-# Arguments of which nothing is gained by compiling for a 1 or a multiple of 16.
-DO_NOT_SPECIALIZE = ["positions", "words", "segments", "x_scale", "y_scale"]
-DO_NOT_SPECIALIZE += ["x_temperature", "y_temperature"]
+from .selection import list_size, select
+from .summary import float64_pair, summarize, summarize_exactly
 
 
 @triton.jit
-def row_at(logits, n, inner, outer_stride, inner_stride, VEC: tl.constexpr, ALIGNED: tl.constexpr):
-    """The row of position n; with ALIGNED its address is known to allow loads of 16 bytes."""
-    offset = n // inner * outer_stride + n % inner * inner_stride
-    if ALIGNED:
-        offset = tl.multiple_of(offset, VEC)
-    return logits + offset
+def row_at(rows, n, VEC: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the row of position n, None if there are no rows. ALIGNED: its address allows loads of 16 bytes."""
+    if rows is None:
+        return None
+    else:
+        logits, inner, outer_stride, inner_stride = rows
+        offset = n // inner * outer_stride + n % inner * inner_stride
+        if ALIGNED:
+            offset = tl.multiple_of(offset, VEC)
+        return logits + offset
 
 
 @triton.jit
-def is_valid(mask, n):
-    if mask is None:
+def is_due(mask, needs_exact, n, PASS: tl.constexpr):
+    """Return whether the pass computes a position: the exact pass those that need it, the others all valid ones."""
+    if PASS == "exact":
+        return tl.load(needs_exact + n) != 0
+    elif mask is None:
         return True
     else:
         return tl.load(mask + n) != 0
 
 
-@triton.constexpr_function
-def span_of(pass_):
-    """Positions that a program looks at together: for needs_exact ones, whether there are any."""
-    return 32 if pass_ == "exact" else 1
-
-
 @triton.jit
 def end_of_span(needs_exact, first, positions, SPAN: tl.constexpr):
-    """Where the positions of a span end; where it begins if there is nothing to do in it."""
+    """Return where the positions of a span end, or where it begins if it has nothing to compute."""
     if SPAN == 1:
         return first + 1
     else:
@@ -57,155 +54,176 @@ def end_of_span(needs_exact, first, positions, SPAN: tl.constexpr):
         return tl.where(some > 0, tl.minimum(first + SPAN, positions), first)
 
 
-@triton.jit
-def is_due(mask, needs_exact, n, PASS: tl.constexpr):
-    """Whether the rows of a position are to be read: it is valid, or on the exact way needs_exact."""
-    if PASS == "exact":
-        return tl.load(needs_exact + n) != 0
-    else:
-        return is_valid(mask, n)
-
-
 @triton.constexpr_function
 def type_of_maxima(x_type, y_type):
-    return x_type if y_type is None or x_type == y_type else tl.pointer_type(tl.float32)
+    """Return the type of the tile maxima: the logits' own, float32 if they differ."""
+    return x_type if x_type == y_type else tl.pointer_type(tl.float32)
 
 
 @triton.jit
-def memory_of(scratch, slot, words, x_logits, y_logits, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
-              K_PADDED: tl.constexpr):  # fmt: skip
-    """A program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
+def memory_of(scratch, slot, words, x, y, K: tl.constexpr, SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr):
+    """Return a program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
 
-    The maxima of both rows' tiles take turns, as logits where they have one type, else as float32; without y_logits
-    every second place stays empty. Without candidates there is memory for the records alone.
+    The maxima of both rows' tiles alternate. Without a second row every other place stays empty. Without TILES_PADDED
+    nothing is selected and there are only the records.
     """
     x_candidates = scratch + slot.to(tl.int64) * words
-    y_candidates = x_candidates + K_PADDED
-    lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
-    records = (lists + LISTS).to(tl.pointer_type(tl.float32), bitcast=True)
-    logits: tl.constexpr = type_of_maxima(x_logits.dtype, None if y_logits is None else y_logits.dtype)
-    maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
-    return x_candidates, y_candidates, lists, records, maxima
+    records = x_candidates.to(tl.pointer_type(tl.float32), bitcast=True)
+    if TILES_PADDED > 0:
+        K_PADDED: tl.constexpr = triton.next_power_of_2(K)
+        y_candidates = x_candidates + K_PADDED
+        lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
+        records = (lists + list_size(K_PADDED)).to(tl.pointer_type(tl.float32), bitcast=True)
+        logits: tl.constexpr = type_of_maxima(x[0].dtype, x[0].dtype if y is None else y[0].dtype)
+        maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
+        return (x_candidates, y_candidates), lists, records, maxima
+    else:
+        return None, None, records, None
 
 
-@triton.jit(do_not_specialize=["words", "segments", "x_scale", "y_scale"])
-def segments_kernel(x_logits, y_logits, mask, scratch, words, x_inner, x_outer_stride, x_inner_stride, y_inner,
-                    y_outer_stride, y_inner_stride, vocab_size, segments, x_scale, y_scale,
-                    VEC: tl.constexpr, ALIGNED: tl.constexpr, STATS: tl.constexpr, LISTS: tl.constexpr,
-                    SEGMENTS: tl.constexpr, K_PADDED: tl.constexpr):  # fmt: skip
-    """One segment of one position a program: where there are few positions."""
-    x_scale, y_scale = float64(x_scale).to(tl.float32), float64(y_scale).to(tl.float32)
+@triton.jit
+def store_masked(outputs, n, WIDTHS: tl.constexpr):
+    """Store the results of a position that is masked out: 0 .. k-1 as ids, 0 as everything else."""
+    for i in tl.static_range(len(outputs)):
+        j = tl.arange(0, triton.next_power_of_2(WIDTHS[i]))
+        values = j if outputs[i].dtype.element_ty == tl.int64 else tl.zeros(j.shape, tl.float32)
+        tl.store(outputs[i] + n * WIDTHS[i] + j, values, mask=j < WIDTHS[i])
+
+
+@triton.jit(do_not_specialize=["words", "segments", "scales"])
+def segments_kernel(x, y, mask, scratch, words, vocab_size, segments, scales, VEC: tl.constexpr, ALIGNED: tl.constexpr,
+                    K: tl.constexpr, SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr,
+                    STATS: tl.constexpr):  # fmt: skip
+    """Sum one segment of one position in each program, so that few positions keep all of the device reading."""
     n = (tl.program_id(0) // segments).to(tl.int64)
-    segment = tl.program_id(0) % segments
-    if is_valid(mask, n):
-        x_row = row_at(x_logits, n, x_inner, x_outer_stride, x_inner_stride, VEC, ALIGNED)
-        y_row = row_at(y_logits, n, y_inner, y_outer_stride, y_inner_stride, VEC, ALIGNED)
-        _, _, _, records, maxima = memory_of(scratch, n, words, x_logits, y_logits, LISTS, SEGMENTS, K_PADDED)
-        maxima = maxima if K_PADDED > 0 else None
-        sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale, SEGMENTS, VEC, STATS)
+    if is_due(mask, None, n, "merge"):
+        _, _, records, maxima = memory_of(scratch, n, words, x, y, K, SEGMENTS, TILES_PADDED)
+        sum_segment(row_at(x, n, VEC, ALIGNED), row_at(y, n, VEC, ALIGNED), maxima, records,
+                    tl.program_id(0) % segments, vocab_size, float64_pair(scales), SEGMENTS, VEC, STATS)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["words", "segments", "scale"])
-def segments_of_one_kernel(logits, mask, scratch, words, inner, outer_stride, inner_stride, vocab_size, segments, scale,
-                           VEC: tl.constexpr, ALIGNED: tl.constexpr, LISTS: tl.constexpr, SEGMENTS: tl.constexpr,
-                           K_PADDED: tl.constexpr):  # fmt: skip
-    """The same for a row that is alone."""
-    scale = float64(scale).to(tl.float32)
-    n = (tl.program_id(0) // segments).to(tl.int64)
-    if is_valid(mask, n):
-        row = row_at(logits, n, inner, outer_stride, inner_stride, VEC, ALIGNED)
-        _, _, _, records, maxima = memory_of(scratch, n, words, logits, None, LISTS, SEGMENTS, K_PADDED)
-        segment = tl.program_id(0) % segments
-        maxima = maxima if K_PADDED > 0 else None
-        sum_segment(row, None, maxima, records, segment, vocab_size, scale, scale, SEGMENTS, VEC, 0)
+# Compiling for a 1 or a multiple of 16 gains nothing for these arguments.
+@triton.jit(do_not_specialize=["positions", "words", "segments", "scales", "temperatures", "scalars"],
+            repr=lambda kernel: f"{kernel.constants['COMPUTE'].__name__}_kernel")  # fmt: skip
+def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact, positions, words, vocab_size, segments,
+                     scales, temperatures, COMPUTE: tl.constexpr, OPTION: tl.constexpr, WIDTHS: tl.constexpr,
+                     PASS: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr, K: tl.constexpr,
+                     SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
+    """Run COMPUTE at each position that is not masked out.
 
+    x is the student (logits, then the numbers of positions_of), y the teacher or None. Each pass is a launch:
 
-class Launch:
-    """The launches of a kernel over logits, one or a pair: what it takes of them, its working memory, its programs.
-
-    Many positions: as many programs as the device holds walk over them, each with working memory of its own. Few: a
-    kernel with a program for each segment of each position comes first, so that all of the device reads.
-
-    `k` is None where nothing is selected; `stats` says which sums are wanted of a pair (row_pass.STATS).
+    - "fused" reads a position's rows and computes its results,
+    - "merge" computes them from the sums that segments_kernel stored,
+    - "exact" computes them again, in float64, where the pass before it stored needs_exact.
     """
+    SPAN: tl.constexpr = 32 if PASS == "exact" else 1  # positions that a program looks at together
+    scales, temperatures = float64_pair(scales), float64_pair(temperatures)
+    candidates, lists, records, maxima = memory_of(scratch, tl.program_id(0), words, x, y, K, SEGMENTS, TILES_PADDED)
+    for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
+        for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
+            n = position + tl.zeros([], tl.int64)
+            if is_due(mask, needs_exact, n, PASS):
+                x_row, y_row = row_at(x, n, VEC, ALIGNED), row_at(y, n, VEC, ALIGNED)
+                if PASS == "exact":
+                    summaries, divergences, broken = summarize_exactly(
+                        x_row, y_row, maxima, vocab_size, temperatures, STATS
+                    )
+                else:
+                    if PASS == "fused":
+                        for segment in range(segments):
+                            sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGMENTS, VEC,
+                                        STATS)  # fmt: skip
+                        tl.debug_barrier()
+                    summaries, divergences, broken = summarize(
+                        records, segments, scales, temperatures, SEGMENTS, STATS, y is not None
+                    )
+                    tl.store(needs_exact + n, broken.to(tl.int8))
+                if TILES_PADDED > 0:
+                    select(x_row, maxima, vocab_size, lists, candidates[0], K, TILES_PADDED)
+                    if y_row is not None:
+                        select(y_row, maxima + 1, vocab_size, lists, candidates[1], K, TILES_PADDED)
+                COMPUTE(n, (x_row, y_row), vocab_size, temperatures, summaries, divergences, broken, candidates,
+                        inputs, outputs, scalars, K, OPTION)  # fmt: skip
+                tl.debug_barrier()  # the memory is free for the next position
+            elif PASS != "exact":
+                tl.store(needs_exact + n, 0)
+                store_masked(outputs, n, WIDTHS)
 
-    def __init__(
-        self,
-        logits: Sequence[Tensor],
-        temperatures: Sequence[float],
-        mask: Tensor | None,
-        k: int | None,
-        vocab_size: int | None,
-        stats: int = 0,
-    ) -> None:
-        vocab_size = logits[0].shape[-1] if vocab_size is None else vocab_size
-        self.logits, self.mask, self.stats = logits, flags(mask), stats
-        self.per_processor = programs_per_processor(len(logits), k)
-        self.positions = math.prod(logits[0].shape[:-1])
-        self.segments = triton.cdiv(vocab_size, SEGMENT.value)
-        segments_padded = triton.next_power_of_2(self.segments)
-        k_padded = 0 if k is None else triton.next_power_of_2(k)
-        lists = 0 if k is None else list_size(k_padded)
-        tile_slots = 0 if k is None else triton.cdiv(vocab_size, BLOCK.value) * TILES.value
-        bytes_of_memory = 16 * k_padded + 4 * (lists + 2 * FIELDS.value * segments_padded)
+
+def run_at_positions(
+    compute: Any,
+    a: Any,
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    scalars: Sequence[float | None] = (),
+    *,
+    mask: Tensor | None,
+    k: int = 1,
+    selects: bool = False,
+    stats: int = 0,
+    option: str | None = None,
+) -> None:
+    """Fill the outputs by a JIT function that computes one position.
+
+    Many positions: as many programs as the device holds share them, each with working memory of its own. Few: a kernel
+    with a program for each segment of each position comes first, so that all of the device reads.
+
+    `k` is the number of candidates, `selects` says whether the k best of each row are wanted, and `stats` which sums
+    over a pair of rows (row_pass).
+    """
+    logits = logits_of(a)
+    positions = math.prod(logits[0].shape[:-1])
+    if positions == 0:
+        return
+    device, temperatures = logits[0].device, temperatures_of(a)
+    vocab_size = logits[0].shape[-1] if a.vocab_size is None else a.vocab_size
+    segments = triton.cdiv(vocab_size, SEGMENT.value)
+    layout = {"VEC": vector_size(logits), "ALIGNED": all(map(is_aligned, logits)), "K": k, "STATS": stats,
+              "SEGMENTS": triton.next_power_of_2(segments), "TILES_PADDED": 0}  # fmt: skip
+    size = 4 * 2 * FIELDS.value * layout["SEGMENTS"]
+    if selects:
+        k_padded = triton.next_power_of_2(k)
+        layout["TILES_PADDED"] = max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value)))
+        maxima = 2 * triton.cdiv(vocab_size, BLOCK.value) * TILES.value
         same = len({x.dtype for x in logits}) == 1
-        bytes_of_memory += 2 * tile_slots * (logits[0].element_size() if same else 4)
-        self.words = bytes_of_memory // 8
-        addresses = [number for x in logits for number in positions_of(x)] if self.positions else []
-        self.shape = [*addresses, vocab_size, self.segments]
-        self.scales = [float64_bits(scale_of(temperature)) for temperature in temperatures]
-        self.temperatures = [float64_bits(temperature) for temperature in temperatures]
-        self.layout = {
-            "VEC": vector_size(logits),
-            "ALIGNED": self.positions > 0 and all(is_aligned(x) for x in logits),
-            "LISTS": lists,
-            "SEGMENTS": segments_padded,
-            "K_PADDED": k_padded,
-        }
-        self.selection: dict[str, int] = {}
-        if k is not None:
-            tiles_padded = triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value))
-            self.selection = {"K": k, "TILES_PADDED": max(k_padded, tiles_padded)}
-            shifts = ("X_SHIFT", "Y_SHIFT") if len(logits) == 2 else ("SHIFT",)
-            self.selection |= {name: KEY_SHIFT[x.dtype] for name, x in zip(shifts, logits, strict=True)}
+        size += 16 * k_padded + 4 * list_size(k_padded) + maxima * (logits[0].element_size() if same else 4)
+    per_processor = programs_per_processor(len(logits), k if selects else None)
+    at_once = per_processor * processors(device)
+    fused = 2 * positions >= at_once
+    programs = min(positions, at_once) if fused else positions
+    scratch = torch.empty(programs * (size // 8), dtype=torch.int64, device=device)
+    needs_exact = torch.empty(positions, dtype=torch.int8, device=device)
+    x, y = [*((x, *positions_of(x)) for x in logits), None][:2]
+    shape = (size // 8, vocab_size, segments, tuple(float64_bits(scale_of(x)) for x in temperatures))
+    with device_of(scratch):
+        if not fused:
+            segments_kernel[(positions * segments,)](
+                x, y, flags(mask), scratch, *shape, **layout, num_warps=NUM_WARPS,
+            )  # fmt: skip
+        for pass_ in ("fused" if fused else "merge", "exact"):
+            positions_kernel[(programs,)](
+                x, y, flags(mask), tuple(map(per_position, inputs)), tuple(outputs), tuple(map(float64_bits, scalars)),
+                scratch, needs_exact, positions, *shape, tuple(map(float64_bits, temperatures)), COMPUTE=compute,
+                OPTION=option, WIDTHS=tuple(x.numel() // positions for x in outputs), PASS=pass_, **layout,
+                num_warps=NUM_WARPS, **registers(per_processor if pass_ == "fused" else 1),
+            )  # fmt: skip
 
-    def run(
-        self,
-        kernel: Any,
-        inputs: Sequence[Tensor | None],
-        outputs: Sequence[Tensor],
-        scalars: Sequence[int | None],
-        **constants: Any,
-    ) -> None:
-        if self.positions == 0:
-            return
-        device = self.logits[0].device
-        at_once = self.per_processor * processors(device)
-        fused = 2 * self.positions >= at_once
-        programs = min(self.positions, at_once) if fused else self.positions
-        scratch = torch.empty(programs * self.words, dtype=torch.int64, device=device)
-        needs_exact = torch.empty(self.positions, dtype=torch.int8, device=device)
-        with device_of(scratch):
-            if not fused:
-                pair = {"STATS": self.stats} if len(self.logits) == 2 else {}
-                (segments_kernel if pair else segments_of_one_kernel)[(self.positions * self.segments,)](
-                    *self.logits, self.mask, scratch, self.words, *self.shape, *self.scales,
-                    **self.layout, **pair, num_warps=NUM_WARPS,
-                )  # fmt: skip
-            for pass_ in ("fused" if fused else "merge", "exact"):
-                kernel[(programs,)](
-                    *self.logits, self.mask, *inputs, scratch, needs_exact, *outputs, self.positions, self.words,
-                    *self.shape, *self.scales, *self.temperatures, *scalars,
-                    PASS=pass_, **self.layout, **self.selection, **constants, num_warps=NUM_WARPS,
-                    **registers(self.per_processor if pass_ == "fused" else 1),
-                )  # fmt: skip
+
+def logits_of(a: Any) -> list[Tensor]:
+    """Return the arguments that are logits, the student's first."""
+    return [x for name, x in a._asdict().items() if name.endswith("_logits")]
+
+
+def temperatures_of(a: Any) -> list[float]:
+    """Return the temperatures of the logits."""
+    return [x for name, x in a._asdict().items() if name.endswith("_temperature")]
 
 
 def programs_per_processor(rows: int, k: int | None) -> int:
-    """How many row passes a multiprocessor is to hold at a time: while one selects, the others read.
+    """Return how many row passes a multiprocessor holds at a time: while one selects, the others read.
 
-    Each is 4 warps with 8 loads of 16 bytes under way, 4 of a row that is alone. Their share of the registers is enough
-    for nothing to be spilled, which tests see to.
+    Each is 4 warps with 8 loads of 16 bytes in flight, 4 for a single row. Tests check that no registers are spilled.
     """
     if rows == 2:
         return 3 if k is None or k <= 32 else 2
@@ -220,23 +238,23 @@ def processors(device: torch.device) -> int:
 
 
 def scale_of(temperature: float) -> float:
-    """What a logit is multiplied by to be in log2 units: a float32."""
-    return float32(1 / (math.log(2) * temperature))
+    """Return the float32 that turns a logit into log2 units."""
+    return ctypes.c_float(1 / (math.log(2) * temperature)).value
 
 
 def vector_size(logits: Sequence[Tensor]) -> int:
-    """How many adjoining elements are loaded at a time: 16 bytes of the widest."""
+    """Return how many adjacent elements are loaded at a time: 16 bytes of the widest."""
     return 16 // max(x.element_size() for x in logits)
 
 
 def registers(programs: int) -> dict[str, int]:
-    """The option that limits a thread's registers, so that this many programs fit; AMD's compiler has none."""
+    """Return the option that limits registers so that this many programs fit; AMD's compiler has none."""
     share = 65536 // (32 * NUM_WARPS * programs)
     return {} if torch.version.hip else {"maxnreg": min(share // 8 * 8, 255)}
 
 
 def position_axes(logits: Tensor) -> list[tuple[int, int]]:
-    """Sizes and strides of the leading axes; axes that can be walked as one are merged."""
+    """Return sizes and strides of the leading axes, with axes merged that one stride can walk."""
     axes: list[tuple[int, int]] = []
     for size, stride in zip(logits.shape[:-1], logits.stride()[:-1], strict=True):
         if size == 1:
@@ -249,24 +267,24 @@ def position_axes(logits: Tensor) -> list[tuple[int, int]]:
 
 
 def positions_of(logits: Tensor) -> tuple[int, int, int]:
-    """Position n's row begins at n // inner * outer_stride + n % inner * inner_stride: the numbers of that."""
+    """Return inner, outer_stride, inner_stride: row n begins at n // inner * outer_stride + n % inner * inner_stride."""
     axes = position_axes(logits)
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(axes)) + axes
     return inner, outer_stride, inner_stride
 
 
 def is_aligned(logits: Tensor) -> bool:
-    """Whether every row begins at a multiple of 16 bytes."""
+    """Return whether every row begins at a multiple of 16 bytes."""
     _, *strides = positions_of(logits)
     return all(number % 16 == 0 for number in (logits.data_ptr(), *(n * logits.element_size() for n in strides)))
 
 
 def for_any_axes(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The operator, called for each index of the first axis where two strides do not tell where the positions lie."""
+    """Call the operator for each index of the first axis if two strides cannot describe the positions."""
 
     @functools.wraps(op)
     def wrapped(a: Any) -> tuple[Tensor, ...]:
-        logits = [x for name, x in a._asdict().items() if name.endswith("_logits")]
+        logits = logits_of(a)
         if all(len(position_axes(x)) <= 2 for x in logits) or not logits[0].numel():
             return op(a)
         parts = [wrapped(a._make(x[i] if isinstance(x, Tensor) else x for x in a)) for i in range(logits[0].shape[0])]

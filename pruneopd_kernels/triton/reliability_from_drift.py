@@ -10,4 +10,4 @@ from .scan import scan
 
 
 def reliability_from_drift(a: Any) -> tuple[Tensor, ...]:
-    return scan(a.drift, a.mask, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps)
+    return scan(a.drift, a)

@@ -61,24 +61,13 @@ def reliability_from_topk(a: Any) -> tuple[Tensor, ...]:
     overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
     k_padded = triton.next_power_of_2(k)
     at_once = max(1, 2048 // k_padded)
-    by_acceptance = a.metric == "top_p"
+    logprobs, token_ids = (a.teacher_topk_logprobs, a.token_ids) if a.metric == "top_p" else (None, None)
     if drift.numel():
         with device_of(drift):
             drift_kernel[(triton.cdiv(drift.numel(), at_once),)](
-                per_position(a.student_topk_ids),
-                per_position(a.teacher_topk_ids),
-                flags(a.mask),
-                per_position(a.teacher_topk_logprobs) if by_acceptance else None,
-                per_position(a.token_ids) if by_acceptance else None,
-                overlap,
-                drift.view(torch.int8),
-                drift.numel(),
-                float64_bits(a.threshold),
-                float64_bits(a.top_p),
-                K=k,
-                K_PADDED=k_padded,
-                POSITIONS=at_once,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
-    return overlap, drift, *scan(drift, a.mask, a.cu_seqlens, a.drift_count, a.w_drop, a.w_base, a.eps)
+                per_position(a.student_topk_ids), per_position(a.teacher_topk_ids), flags(a.mask),
+                per_position(logprobs), per_position(token_ids), overlap, drift.view(torch.int8), drift.numel(),
+                float64_bits(a.threshold), float64_bits(a.top_p), K=k, K_PADDED=k_padded, POSITIONS=at_once,
+                num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+    return overlap, drift, *scan(drift, a)

@@ -135,9 +135,10 @@ def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_stat
 
 
 @triton.jit
-def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, x_scale, y_scale,
-                SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
-    """Adds one segment of a position's rows and stores what is known of it."""
+def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGMENTS: tl.constexpr, VEC: tl.constexpr,
+                STATS: tl.constexpr):  # fmt: skip
+    """Sum one segment of a position's rows and store the records."""
+    x_scale, y_scale = scales[0].to(tl.float32), scales[1].to(tl.float32)
     begin = segment * SEGMENT
     end = tl.minimum(begin + SEGMENT, vocab_size)
     whole = begin + (end - begin) // BLOCK * BLOCK

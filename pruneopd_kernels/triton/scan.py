@@ -6,35 +6,37 @@ sound on every device. Launched with fusion of multiply and add off, for the pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float64_bits
+from .arguments import device_of, flags, float64_bits, per_position
 from .summary import float64
 
 
 @triton.jit
-def response_bound(cu_seqlens, stride, b, length, positions):
-    """Where response b begins; cu_seqlens is never trusted."""
+def response_bound(cu_seqlens, b, length, positions):
+    """Return where response b begins; cu_seqlens is never trusted."""
     bound = b.to(tl.int64) * length
     if cu_seqlens is not None:
-        bound = tl.load(cu_seqlens + b.to(tl.int64) * stride).to(tl.int64)
+        bound = tl.load(cu_seqlens + b).to(tl.int64)
     return tl.minimum(tl.maximum(bound, 0), positions)
 
 
 @triton.jit(do_not_specialize=["positions", "length", "w_drop", "w_base", "eps"])
-def scan_kernel(drift, mask, cu_seqlens, cu_seqlens_stride, carried, carried_stride, drift_count, reliability, weight,
-                effective_length, rewards, positions, length, w_drop, w_base, eps, K: tl.constexpr,
-                K_PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def scan_kernel(drift, mask, cu_seqlens, carried, drift_count, reliability, weight, effective_length, rewards,
+                positions, length, w_drop, w_base, eps, K: tl.constexpr, K_PADDED: tl.constexpr,
+                BLOCK: tl.constexpr):  # fmt: skip
     w_drop, w_base, eps = float64(w_drop), float64(w_base), float64(eps)
     b = tl.program_id(0)
-    begin = response_bound(cu_seqlens, cu_seqlens_stride, b, length, positions)
-    end = response_bound(cu_seqlens, cu_seqlens_stride, b + 1, length, positions)
+    begin = response_bound(cu_seqlens, b, length, positions)
+    end = response_bound(cu_seqlens, b + 1, length, positions)
     count = tl.zeros([], tl.int64)
     if carried is not None:
-        count += tl.load(carried + b.to(tl.int64) * carried_stride).to(tl.int64)
+        count += tl.load(carried + b).to(tl.int64)
     effective = tl.zeros([], tl.int32)
     for first in range(begin, end, BLOCK):
         n = first + tl.arange(0, BLOCK)
@@ -62,18 +64,9 @@ def scan_kernel(drift, mask, cu_seqlens, cu_seqlens_stride, carried, carried_str
     tl.store(effective_length + b, effective)
 
 
-def scan(
-    drift: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    drift_count: Tensor | None,
-    w_drop: float,
-    w_base: float,
-    eps: float,
-    rewards: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """C, R, L and E; `rewards` `[..., k]` are multiplied by L where they are."""
-    responses = drift.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+def scan(drift: Tensor, a: Any, rewards: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return C, R, L and E, and multiply the rewards `[..., k]` by L in place."""
+    responses = drift.shape[0] if a.cu_seqlens is None else a.cu_seqlens.shape[0] - 1
     counts = torch.empty(drift.shape, dtype=torch.int32, device=drift.device)
     reliability, weight = (torch.empty(drift.shape, dtype=torch.float32, device=drift.device) for _ in range(2))
     effective_length = torch.empty(responses, dtype=torch.int32, device=drift.device)
@@ -82,26 +75,9 @@ def scan(
     if responses:
         with device_of(drift):
             scan_kernel[(responses,)](
-                flags(drift),
-                flags(mask),
-                cu_seqlens,
-                0 if cu_seqlens is None else cu_seqlens.stride(0),
-                drift_count,
-                0 if drift_count is None else drift_count.stride(0),
-                counts,
-                reliability,
-                weight,
-                effective_length,
-                rewards,
-                drift.numel(),
-                0 if cu_seqlens is not None else drift.shape[1],
-                float64_bits(w_drop),
-                float64_bits(w_base),
-                float64_bits(eps),
-                K=k,
-                K_PADDED=k_padded,
-                BLOCK=min(1024, 4096 // k_padded),
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+                flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count), counts,
+                reliability, weight, effective_length, rewards, drift.numel(),
+                drift.shape[1] if a.cu_seqlens is None else 0, *map(float64_bits, (a.w_drop, a.w_base, a.eps)),
+                K=k, K_PADDED=k_padded, BLOCK=min(1024, 4096 // k_padded), num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
     return counts, reliability, weight, effective_length

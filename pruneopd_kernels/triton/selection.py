@@ -7,19 +7,20 @@ later range comes after those k maxima. So every step leaves exactly k, whatever
 import triton
 import triton.language as tl
 
-from .order import NOTHING, order_of
+from .order import NOTHING, key_shift, order_of
 from .row_pass import BLOCK, TILE
 
 
 @triton.constexpr_function
 def steps_of(k_padded):
-    """Sizes of the ranges; small factors for large k, so that the maxima of a step fit in registers."""
+    """Return the sizes of the ranges; small factors for large k, so that the maxima of a step fit in registers."""
     return (TILE.value, 8, 1) if k_padded < 64 else (TILE.value, 32, 4, 1)
 
 
-def list_size(k_padded: int) -> int:
-    """int32 of working memory that a selection needs."""
-    sizes: tuple[int, ...] = steps_of(k_padded)
+@triton.constexpr_function
+def list_size(k_padded):
+    """Return how many int32 of working memory a selection needs."""
+    sizes = steps_of(k_padded)
     parts = k_padded * sizes[0] // sizes[1]
     return (len(sizes) - 1) * k_padded + (parts if parts > BLOCK.value // sizes[1] else 0)
 
@@ -31,9 +32,9 @@ def count_from(keys, least):
 
 @triton.jit
 def least_chosen(keys, k, low):
-    """The k-th greatest key, or a lesser one that no key but the k greatest reaches; at least k are not below `low`.
+    """Return the k-th greatest key, or a lesser one that only the k greatest reach; at least k keys are not below `low`.
 
-    By bisection, for its steps are alike for every row and all k.
+    Bisection takes alike steps for every row and k.
     """
     low = low.to(tl.int64)
     high = tl.where(count_from(keys, low + 1) < k, low, tl.max(keys, 0).to(tl.int64))
@@ -47,7 +48,7 @@ def least_chosen(keys, k, low):
 
 @triton.jit
 def places(keys, k, low):
-    """A lower bound of the k greatest keys; which keys those are, of equal ones the first; their places among those."""
+    """Return a lower bound of the k greatest keys, which keys they are (the first of equal ones), and their places."""
     least = least_chosen(keys, k, low)
     above = keys > least
     equal = keys == least
@@ -60,14 +61,14 @@ def places(keys, k, low):
 
 @triton.jit
 def parts_of(ranges, slot, K: tl.constexpr, FACTOR: tl.constexpr):
-    """Of the slot-th part of the listed ranges its number in the row, and whether the range is one of k."""
+    """Return the number in the row of the slot-th part of the listed ranges, and whether its range is one of k."""
     listed = slot // FACTOR < K
     return tl.load(ranges + slot // FACTOR, mask=listed, other=0) * FACTOR + slot % FACTOR, listed
 
 
 @triton.jit
 def part_keys(row, part, listed, vocab_size, SIZE: tl.constexpr, SHIFT: tl.constexpr):
-    """The greatest key in each part."""
+    """Return the greatest key in each part."""
     ids = part[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     exists = listed[:, None] & (ids < vocab_size)
     keys = order_of(tl.load(row + ids, mask=exists, other=0.0), SHIFT)
@@ -77,7 +78,7 @@ def part_keys(row, part, listed, vocab_size, SIZE: tl.constexpr, SHIFT: tl.const
 @triton.jit
 def narrow(row, ranges, least, vocab_size, memory, K: tl.constexpr, K_PADDED: tl.constexpr, FROM: tl.constexpr,
            TO: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
-    """The parts of size TO of k ranges of size FROM, with their keys, of which the k best are then `places`."""
+    """Return the parts of size TO of k ranges of size FROM, their keys, and the `places` of the k best."""
     FACTOR: tl.constexpr = FROM // TO
     AT_ONCE: tl.constexpr = BLOCK // TO
     slot = tl.arange(0, K_PADDED * FACTOR)
@@ -96,9 +97,10 @@ def narrow(row, ranges, least, vocab_size, memory, K: tl.constexpr, K_PADDED: tl
 
 
 @triton.jit
-def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, K_PADDED: tl.constexpr,
-           TILES_PADDED: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
-    """Stores the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest."""
+def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, TILES_PADDED: tl.constexpr):
+    """Store the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest."""
+    K_PADDED: tl.constexpr = triton.next_power_of_2(K)
+    SHIFT: tl.constexpr = key_shift(row.dtype.element_ty)
     SIZES: tl.constexpr = steps_of(K_PADDED)
     STEPS: tl.constexpr = len(SIZES) - 1
     memory = lists + STEPS * K_PADDED
@@ -128,8 +130,10 @@ def id_of(candidate):
 
 
 @triton.jit
-def compare(x_candidates, y_candidates, K: tl.constexpr, K_PADDED: tl.constexpr):
-    """Both sides' candidates, their ranks, and how many of x's ids are among y's. Of padding the rank is k."""
+def compare(candidates, K: tl.constexpr):
+    """Return both sides' candidates, their ranks (k for padding), and how many of x's ids are among y's."""
+    x_candidates, y_candidates = candidates
+    K_PADDED: tl.constexpr = triton.next_power_of_2(K)
     j = tl.arange(0, K_PADDED)
     x = tl.load(x_candidates + j, mask=j < K, other=-(2**63))
     y = tl.load(y_candidates + j, mask=j < K, other=-(2**63))

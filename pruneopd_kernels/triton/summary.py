@@ -16,8 +16,14 @@ EXACT_BLOCK = tl.constexpr(1024)
 
 @triton.jit
 def float64(bits):
-    """A float64 argument: Triton's own are float32, so its bits are passed as an integer."""
+    """Return a float64 argument: Triton's own floats are float32, so its bits are passed as an integer."""
     return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def float64_pair(bits):
+    """Return x's and y's float64 argument, which are the same without a y."""
+    return float64(bits[0]), float64(bits[-1])
 
 
 @triton.jit
@@ -97,43 +103,43 @@ def kl_of(p, q):
 
 
 @triton.jit
-def summarize(records, segments, x_scale, y_scale, x_temperature, y_temperature, SEGMENTS: tl.constexpr,
-              STATS: tl.constexpr):  # fmt: skip
-    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether the exact pass must compute them.
+def summarize(records, segments, scales, temperatures, SEGMENTS: tl.constexpr, STATS: tl.constexpr,
+              PAIR: tl.constexpr):  # fmt: skip
+    """Return the summaries, the divergences, and whether the exact pass must compute them.
 
-    Without the sums of one or both rows (STATS) there is no entropy of it and no KL from it.
+    The divergences of a pair are KL(x || y), KL(y || x) and the excess of x's peak. Without the sums of one or both
+    rows (STATS) there is no entropy of it and no KL from it.
     """
     y_records = records + FIELDS * SEGMENTS
-    p_scale, q_scale = x_scale.to(tl.float64), y_scale.to(tl.float64)
+    p_scale, q_scale = scales
     p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS >= 1)
-    q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
-    x, y = summary_of(p, p_scale, x_temperature), summary_of(q, q_scale, y_temperature)
-    needs_exact = (is_tame(p, p_scale, STATS >= 1) & is_tame(q, q_scale, STATS == 2)) == 0
-    return x, y, kl_of(p, q), kl_of(q, p), p[5] * LN2, needs_exact
+    x, tame = summary_of(p, p_scale, temperatures[0]), is_tame(p, p_scale, STATS >= 1)
+    if PAIR:
+        q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
+        y, tame = summary_of(q, q_scale, temperatures[1]), tame & is_tame(q, q_scale, STATS == 2)
+        return (x, y), (kl_of(p, q), kl_of(q, p), p[5] * LN2), tame == 0
+    else:
+        return (x,), None, tame == 0
+
+
+# --- The exact pass, from the definitions: for NaN, infinities, or values whose differences float32 cannot resolve.
 
 
 @triton.jit
-def summarize_one(record, segments, scale, temperature, SEGMENTS: tl.constexpr):
-    """The summary of a row that is alone, without entropy, and whether it is to be computed the exact way instead."""
-    scale = scale.to(tl.float64)
-    sums = row_sums(record, record, segments, scale, scale, SEGMENTS, False)
-    return summary_of(sums, scale, temperature), is_tame(sums, scale, False) == 0
-
-
-# --- The exact way, from the definitions: for a NaN, an infinity, or values whose differences float32 cannot tell.
-
-
-@triton.jit
-def summarize_exactly(x_row, y_row, maxima, vocab_size, x_temperature, y_temperature, STATS: tl.constexpr):
-    """Both summaries, KL(x || y), KL(y || x), the excess of x's peak, and whether a row is broken."""
-    x, x_broken = exact_summary(x_row, maxima, 0, vocab_size, x_temperature)
-    y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
-    reverse_kl, forward_kl, excess = (tl.zeros([], tl.float64), tl.zeros([], tl.float64), tl.zeros([], tl.float64))
-    if STATS >= 1:
-        reverse_kl, excess = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
-    if STATS == 2:
-        forward_kl, _ = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
-    return x, y, reverse_kl, forward_kl, excess, x_broken | y_broken
+def summarize_exactly(x_row, y_row, maxima, vocab_size, temperatures, STATS: tl.constexpr):
+    """Return the summaries, the divergences as `summarize` does, and whether a row is broken."""
+    x_temperature, y_temperature = temperatures
+    x, broken = exact_summary(x_row, maxima, 0, vocab_size, x_temperature)
+    if y_row is None:
+        return (x,), None, broken
+    else:
+        y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
+        reverse_kl, forward_kl, excess = (tl.zeros([], tl.float64), tl.zeros([], tl.float64), tl.zeros([], tl.float64))
+        if STATS >= 1:
+            reverse_kl, excess = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
+        if STATS == 2:
+            forward_kl, _ = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
+        return (x, y), (reverse_kl, forward_kl, excess), broken | y_broken
 
 
 @triton.jit
