@@ -15,7 +15,7 @@ from .formulas import has_values, response_ends, valid_positions
 def sampled_drift(
     student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor | None = None, *, max_log_ratio: float
 ) -> Tensor:
-    """Where a response drifts, judged by the sampled tokens alone; goes into `reliability_from_drift`.
+    """Return where a response drifts, judged by the sampled tokens alone: the input of `reliability_from_drift`.
 
         B = log p(token) - log q(token) > max_log_ratio
 
@@ -63,7 +63,7 @@ def sampled_drift(
 def next_drift_count(
     drift_count: Tensor, cu_seqlens: Tensor | None = None, drift_count_in: Tensor | None = None
 ) -> Tensor:
-    """What the next chunk of each response starts from: the last C (eq. 8) of this one.
+    """Return what the next chunk of each response starts from: the last C (eq. 8) of this one.
 
     Args:
         drift_count: int32 `[B, T]` (padded) or `[N]` (packed): the field `drift_count` of this chunk's outputs.

@@ -39,7 +39,7 @@ def opd_rewards(
     reward_weight: RewardWeight = "student",
     weight: Tensor | None = None,
 ) -> OpdRewards:
-    """On-policy-distillation rewards of the candidates that a strategy takes.
+    """Return the on-policy-distillation rewards of the candidates that a strategy takes.
 
     With S and T the student's and the teacher's candidates and p and q their probabilities (Prune-OPD,
     arXiv:2605.07804)

@@ -54,7 +54,7 @@ def linear_opd_loss(  # noqa: D417 the other arguments are described once, for a
     skip_exhausted: bool = False,
     **arguments: Any,
 ) -> LinearOpdLoss:
-    """A loss weighted by reliability, of logits of which never more than `chunk_size` positions exist.
+    """Compute a loss weighted by reliability, with at most `chunk_size` positions of logits alive.
 
     With L and the rewards of `linear_reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16), at each position
 
@@ -62,15 +62,15 @@ def linear_opd_loss(  # noqa: D417 the other arguments are described once, for a
         reverse_kl:       L * KL(student || teacher)
         topk_forward_kl:  L * sum(q * (log q - log p)), over the teacher's k candidates
 
-    Positions are taken chunk by chunk in time order, so that a chunk's weights are known when its gradient is formed.
-    The gradients of hidden states and head are formed chunk by chunk too, the head's summed in float32; logits and
-    their gradient never exist for more than one chunk. With `reduction="sum"` that happens in the forward pass, where
-    the logits are at hand: four products a position (student, teacher, hidden states, head). With `"none"`, whose
-    positions get their gradients later, the backward pass computes the student's logits again, for `reverse_kl` the
-    teacher's too. Autocast, masks and the order of positions are as in `linear_reliability`.
+    Positions are taken chunk by chunk in time order, so a chunk's weights are known when its gradient is formed. The
+    gradients of hidden states and head are formed chunk by chunk, too; the head's is summed in float32. Logits and
+    their gradient exist for one chunk at a time. With `reduction="sum"` the forward pass forms the gradients: four
+    products per position (student, teacher, hidden states, head). With `"none"` the backward pass computes the
+    student's logits again, for `reverse_kl` also the teacher's. Autocast, masks and the order of positions are as in
+    `linear_reliability`.
 
-    In place of the teacher's hidden states and weight, `teacher_topk_ids` and `teacher_topk_logprobs` may be given, as
-    a server sends them: for `loss="topk_forward_kl"`, with the overlap of both top-k, and with rewards over the
+    For `loss="topk_forward_kl"`, `teacher_topk_ids` and `teacher_topk_logprobs`, as a server sends them, may take the
+    place of the teacher's hidden states and weight. Then the overlap is that of both top-k, and the rewards cover the
     candidates of both (the strategy `"intersection"` of `opd_rewards`), weighted by L.
 
     Args:

@@ -26,12 +26,13 @@ def linear_reliability(
     chunk_size: int | None = None,
     **arguments: Any,
 ) -> Reliability:
-    """`reliability` of `logits = hidden @ weight.T + bias`, of which never more than `chunk_size` positions exist.
+    """Return `reliability` of `logits = hidden @ weight.T + bias`, with at most `chunk_size` positions of logits alive.
 
-    The valid positions are taken response by response, the count of drifts is carried from chunk to chunk, and the
-    answer is that of `reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16) on the same logits, bit for bit. The
-    matrix products are torch's; of a masked position none is made. Under autocast hidden states, weights and biases are
-    rounded to its dtype and the logits are float32; else all of one model have one dtype, and so have its logits.
+    The valid positions are taken response by response, and the count of drifts is carried from chunk to chunk. The
+    answer is that of `reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16) on the same logits, bit for bit.
+    torch computes the matrix products; a masked position costs none. Under autocast, hidden states, weights and biases
+    are rounded to its dtype and the logits are float32. Otherwise all tensors of one model have one dtype, and so have
+    its logits.
 
     Returns:
         The fields of `Reliability`. None is differentiable.
