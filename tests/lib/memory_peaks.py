@@ -3,12 +3,13 @@
 Prints a JSON line a call: implementation, operator, dtype, k, peak beyond inputs and outputs in bytes.
 """
 
+import functools
 import json
 
 import torch
 
 from bench.measure import memory
-from implementations import COMPILED
+from implementations import COMPILED, DECLARED
 
 THREADS = 2
 
@@ -29,8 +30,10 @@ def main():
             calls += [(op, {"k": k}, *(x.view(shape) for x in pair)) for k in (16, 256)]
     for impl in COMPILED:
         for op, options, *tensors in calls:
-            function, few = getattr(impl, op), [x[:, :8][..., :300] for x in tensors]
-            peak = extra(function, *tensors, small=lambda f=function, few=few, o=options: f(*few, **o), **options)
+            given = dict(zip(DECLARED[op].tensors, tensors, strict=False)) | options
+            few = given | {name: x[:, :8][..., :300] for name, x in given.items() if name not in options}
+            small = functools.partial(impl.call, op, **few)
+            peak = extra(functools.partial(impl.call, op), small=small, **given)
             of = {"impl": repr(impl), "op": op, "dtype": str(tensors[0].dtype), **options}
             print(json.dumps({**of, "extra": peak}), flush=True)
 
