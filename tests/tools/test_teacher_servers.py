@@ -20,27 +20,29 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.02)
 
 
-def to_second(behaviour):
-    """Behave so towards the second request, whose sequence begins with token 7, and rightly towards the others."""
-    return lambda payload, times: behaviour if payload["prompt"][0] == 7 else right(payload, times)
+def to_second(behaviour, times=math.inf):
+    """Behave so towards the second request, which begins with token 7, so many times; otherwise rightly."""
+    return lambda payload, time: behaviour if payload["prompt"][0] == 7 and time <= times else right(payload, time)
 
 
 def failure(behave, **patience):
-    """The error of a batch, how long it took, and what had been asked."""
+    """Return the error of a batch, how long it took, and how often the second request came."""
     with answering(behave, **patience) as (server, asked):
         start = time.perf_counter()
         with pytest.raises(TeacherServerError) as raised:
             score(server)
-        return str(raised.value).replace(server.url, "URL"), time.perf_counter() - start, asked
+        told = str(raised.value).removeprefix("vllm.score: the answer to ").replace(server.url, "URL")
+        return told, time.perf_counter() - start, [payload["prompt"][0] for payload in asked.payloads].count(7)
 
 
 def changed(change):
-    """A right answer to the second request, after a change to what it says of the last token."""
+    """Return a right answer to the second request, after a change to what it says of the last token."""
     answer = completion([7, 9, 9], K)
     change(answer["choices"][0]["prompt_logprobs"][2])
     return answer
 
 
+NAME = "request 1 of 3 (1 + 2 tokens) from URL must"
 FORM = "have the form that the server's documentation describes"
 WRONG = [
     (changed(lambda said: [said.pop(token) for token in ("11", "12")]),
@@ -55,78 +57,61 @@ WRONG = [
     (changed(lambda said: said["12"].update(logprob=10**400)),
      f"{FORM}, got OverflowError('int too large to convert to float')"),
     ({"choices": [{"prompt_logprobs": None}]}, "have prompt_logprobs of 3 tokens, got none"),
-    ({"choices": []}, f"{FORM}, got IndexError('list index out of range')"),
     ({"object": "error"}, f"{FORM}, got KeyError('choices')"),
-    ([1], f"{FORM}, got TypeError('list indices must be integers or slices, not str')"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("answer", "words"), WRONG, ids=range(len(WRONG)))
 def test_a_wrong_answer_is_an_error_at_once(answer, words):
-    told, _, asked = failure(to_second((200, answer)))
-    assert told == f"vllm.score: the answer to request 1 of 3 (1 + 2 tokens) from URL must {words}"
-    assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 1
+    told, _, times = failure(to_second((200, answer)))
+    assert (told, times) == (f"{NAME} {words}", 1)
 
 
 NESTED = b"[" * 200_000
 REFUSALS = [
-    ({"error": {"message": "token id 39 is out\nof vocabulary", "type": "BadRequestError", "code": 400}},
-     "token id 39 is out of vocabulary"),
-    ({"error": {"message": None}}, "None"),
+    ({"error": {"message": "token id 39 is out\nof vocabulary", "code": 400}}, "token id 39 is out of vocabulary"),
     ({"error": {"message": ["x"]}}, "['x']"),
-    ({"error": {"message": {"detail": 1}}}, "{'detail': 1}"),
     (NESTED, "[" * 300),
-    ({"error": {"message": "Requested prompt logprobs of 3, which is greater than max allowed: 2"}},
-     "Requested prompt logprobs of 3, which is greater than max allowed: 2; start the server with --max-logprobs 3 or "
-     "more"),
+    ({"error": {"message": "prompt logprobs of 3, which is greater than max allowed: 2"}},
+     "prompt logprobs of 3, which is greater than max allowed: 2; start the server with --max-logprobs 3 or more"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("body", "words"), REFUSALS, ids=range(len(REFUSALS)))
 def test_a_refused_request_is_not_repeated(body, words):
-    """The error has the server's message, whatever its form; a busy server may use the same words."""
-    told, _, asked = failure(to_second((400, body)))
-    name = "request 1 of 3 (1 + 2 tokens) from URL"
-    assert told == f"vllm.score: the answer to {name} must be a success, got HTTP 400: {words}"
-    assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 1
-
-    with answering(lambda payload, times: (503, body) if times == 1 else right(payload, times)) as (server, _):
+    """The error has the server's message, regardless of its form; a busy server may use the same words."""
+    told, _, times = failure(to_second((400, body)))
+    assert (told, times) == (f"{NAME} be a success, got HTTP 400: {words}", 1)
+    with answering(to_second((503, body), times=1)) as (server, _):
         assert score(server).mask.sum() == 5
 
 
 SECOND = json.dumps(completion([7, 9, 9], K)).encode()
 HALF = len(SECOND) // 2
+CUT_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(SECOND), SECOND[:HALF])
 PASSING = {
     "busy": ((503, b"<html>\nloading"), "HTTP 503: <html> loading"),
     "too many": ((429, {"message": "slow down"}), "HTTP 429: slow down"),
     "no JSON": ((200, b"<html>"), "no JSON but b'<html>'"),
     "nested": ((200, NESTED), f"no JSON but {NESTED[:300]}"),
-    "cut off": (teacher_server.half(SECOND), f"IncompleteRead({HALF} bytes read, {len(SECOND) - HALF} more expected)"),
-    "hung up": (teacher_server.hang_up, "Remote end closed connection without response"),
+    "cut off": (teacher_server.sends(CUT_OFF),
+                f"IncompleteRead({HALF} bytes read, {len(SECOND) - HALF} more expected)"),
+    "hung up": (teacher_server.sends(b""), "Remote end closed connection without response"),
     "late": (teacher_server.hang, "nothing in time"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", PASSING)
 def test_what_may_pass_is_asked_again(what):
-    """Twice if it passes then; if it does not, the error says what came last."""
+    """The second retry succeeds; if it does not come, the error says what came last."""
     behaviour, lost = PASSING[what]
-
-    def behave(payload, times):
-        return behaviour if payload["prompt"][0] == 7 and times < 3 else right(payload, times)
-
-    with answering(behave, attempt_timeout_s=0.3) as (server, asked):
-        out = score(server)
     with answering(right) as (server, _):
-        assert all(map(torch.equal, out, score(server)))
+        expected = score(server)
+    with answering(to_second(behaviour, times=2), attempt_timeout_s=0.3) as (server, asked):
+        assert all(map(torch.equal, expected, score(server)))
     assert sorted(payload["prompt"][0] for payload in asked.payloads) == [1, 7, 7, 7]
-
-    told, _, asked = failure(to_second(behaviour), attempts=2, attempt_timeout_s=0.3)
-    assert told == (
-        "vllm.score: the answer to request 1 of 3 (1 + 2 tokens) from URL must come within 20 s in at most 2 attempts, "
-        f"got {lost} after 2 of them"
-    )
-    assert [payload["prompt"][0] for payload in asked.payloads].count(7) == 2
+    told, _, times = failure(to_second(behaviour), attempts=2, attempt_timeout_s=0.3)
+    assert (told, times) == (f"{NAME} come within 20 s in at most 2 attempts, got {lost} after 2 of them", 2)
 
 
 def test_no_server():
@@ -134,9 +119,8 @@ def test_no_server():
         url = server.url
     with pytest.raises(TeacherServerError) as raised:
         score(Server(url, timeout_s=10, attempts=3, concurrency=1))  # or any of the three may be the first to fail
-    assert str(raised.value) == (
-        f"vllm.score: the answer to request 0 of 3 (2 + 3 tokens) from {url} must come within 10 s in at most 3 "
-        "attempts, got Connection refused after 3 of them"
+    assert str(raised.value).endswith(
+        f"{url} must come within 10 s in at most 3 attempts, got Connection refused after 3 of them"
     )
 
 
@@ -172,27 +156,10 @@ def test_one_failure_breaks_off_the_others():
         lambda payload, _: teacher_server.hang if payload["prompt"][0] == 1 else (400, b"no"), concurrency=2
     )
     assert "request 1 of 3" in told and took < 3 and no_thread_is_left()
-
     responses = [[5]] * 50
     with answering(lambda *_: (400, b"no"), concurrency=1) as (server, asked), pytest.raises(TeacherServerError):
         score(server, prompt_ids=responses, response_ids=responses)
     assert len(asked.payloads) < 10
-
-
-def test_a_failed_batch_can_be_asked_again():
-    """Nothing of it is kept or lost: the second time all of it is asked, and all of it comes."""
-    failed = threading.Event()
-
-    def behave(payload, times):
-        if payload["prompt"][0] == 7 and not failed.is_set():
-            failed.set()
-            return 400, b"no"
-        return right(payload, times)
-
-    with answering(behave) as (server, _):
-        with pytest.raises(TeacherServerError):
-            score(server)
-        assert score(server).mask.sum() == 5
 
 
 def test_no_more_requests_at_a_time_than_allowed():
@@ -210,35 +177,28 @@ def test_no_more_requests_at_a_time_than_allowed():
 
 
 BEGIN = "url must begin with http:// or https:// and name a host"
+NO_SECRET = "url must have no user, query or fragment, got one with some, of the host b"
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"url": "localhost:8000"}, f"{BEGIN}, got 'localhost:8000'"),
-        ({"url": "http:///v1"}, f"{BEGIN}, got 'http:///v1'"),
         ({"url": "http://localhost:port"}, f"{BEGIN}, got 'http://localhost:port'"),
         ({"url": "http://a..b"}, f"{BEGIN}, got 'http://a..b'"),
         ({"url": "http://me:secret@b:x"}, f"{BEGIN}, got 'b:x'"),
-        ({"url": "http://me:secret@b"}, "url must have no user, query or fragment, got one with some, of the host b"),
-        ({"url": "http://b?key=secret"}, "url must have no user, query or fragment, got one with some, of the host b"),
-        ({"url": "http://b/caf\u00e9"},
-         "url must consist of printable ASCII characters without spaces, got 'http://b/caf\u00e9'"),
+        ({"url": "http://me:secret@b"}, NO_SECRET),
+        ({"url": "http://b?key=secret"}, NO_SECRET),
+        ({"url": "http://b/ "}, "url must consist of printable ASCII characters without spaces, got 'http://b/ '"),
         ({"api_key": "secret\n"}, "api_key must consist of printable ASCII characters, got others, too"),
-        ({"api_key": "s\u2026t"}, "api_key must consist of printable ASCII characters, got others, too"),
-        ({"timeout_s": 0}, "timeout_s must be finite and > 0, got 0"),
         ({"attempt_timeout_s": math.inf}, "attempt_timeout_s must be finite and > 0, got inf"),
-        ({"attempts": 0}, "attempts must be >= 1, got 0"),
         ({"concurrency": 0}, "concurrency must be >= 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings(settings, words):
     with pytest.raises(ValueError) as raised:
         Server(**{"url": "http://localhost:8000", **settings})
     assert str(raised.value) == f"Server: {words}"
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_is_compared():
@@ -247,14 +207,11 @@ def test_a_tokenizer_is_compared():
 
     with answering(lambda payload, _: (200, {"tokens": bytes_of(payload["prompt"])})) as (server, asked):
         check_tokenizer(server, bytes_of, model="teacher")
-        with pytest.raises(TeacherServerError) as raised:
-            check_tokenizer(server, lambda text: bytes_of(text)[:3] + [7], text="abcd")
-        assert str(raised.value) == (
-            f"check_tokenizer: the answer to a text from {server.url} must be the student's tokens (7), "
-            "got 100 for token 3: the tokenizers differ"
-        )
-        with pytest.raises(TeacherServerError, match=r"tokens \(3\), got 4 tokens: the tokenizers differ$"):
-            check_tokenizer(server, lambda text: bytes_of(text)[:3], text="abcd")
+        for wrong, words in (([7], "(7), got 100 for token 3"), ([], "(3), got 4 tokens")):
+            with pytest.raises(TeacherServerError) as raised:
+                check_tokenizer(server, lambda text, last=wrong: bytes_of(text)[:3] + last, text="abcd")
+            assert "from " + server.url in str(raised.value)
+            assert str(raised.value).endswith(f"{words}: the tokenizers differ")
     assert set(asked.paths) == {"/tokenize"}
     assert asked.payloads[0] == {"prompt": module.PROBE, "add_special_tokens": False, "model": "teacher"}
     assert "model" not in asked.payloads[1]
