@@ -3,8 +3,8 @@
 import doctest
 import json
 import math
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,7 +32,6 @@ def test_vllm_answers_become_tensors():
     assert out.teacher_topk_logprobs[0, 3].tolist() == [-math.inf] * 3
     assert out.mask.tolist() == [[True, True, True, False], [True, True, False, False], [False] * 4]
     assert [tensor.dtype for tensor in out] == [torch.int64, torch.float32, torch.float32, torch.bool]
-
     assert sorted(payload["prompt"] for payload in asked.payloads) == [[1, 2, 3, 4, 30], [7, 9, 9]]
     wanted = {"model": "teacher", "prompt_logprobs": 3, "max_tokens": 1, "temperature": 0.0}
     assert all(payload.items() >= wanted.items() for payload in asked.payloads)
@@ -47,6 +46,9 @@ def test_the_length_is_that_of_the_longest_response():
         assert score(server).mask.shape == (3, 3)
         assert score(server, response_ids=[[], [], []]).teacher_topk_ids.shape == (3, 0, 3)
         assert score(server, prompt_ids=[], response_ids=[]).teacher_topk_ids.shape == (0, 0, 3)
+        for of in (np.array, torch.tensor, iter):
+            ids = {"prompt_ids": map(of, PROMPTS), "response_ids": [of(ids) if ids else ids for ids in RESPONSES]}
+            assert all(map(torch.equal, score(server), score(server, **{key: list(x) for key, x in ids.items()})))
     assert set(asked.paths) == {"/teacher/v1/completions"}
 
 
@@ -55,21 +57,15 @@ def test_the_tensors_are_what_the_operators_take():
         teacher = score(server)
     hidden, head = torch.randn(3, 3, 8), torch.randn(V, 8)
     out = topk_forward_kl(hidden @ head.T, *teacher[:2], teacher.mask)
-    names = ("teacher_topk_ids", "teacher_topk_logprobs", "mask")
-    candidates = {name: getattr(teacher, name) for name in names}
-    trust = reliability_from_topk(
-        out.student_topk_ids, metric="top_p", token_ids=torch.zeros(3, 3, dtype=torch.int64), **candidates
-    )
-    assert trust.drift.sum() == 5  # token 0 is nowhere a candidate
+    candidates = {name: getattr(teacher, name) for name in ("teacher_topk_ids", "teacher_topk_logprobs", "mask")}
+    token_ids = torch.zeros(3, 3, dtype=torch.int64)  # token 0 is nowhere a candidate
+    trust = reliability_from_topk(out.student_topk_ids, metric="top_p", token_ids=token_ids, **candidates)
+    assert trust.drift.sum() == 5
     loss = linear_opd_loss(hidden, head, **candidates, k=K, loss="topk_forward_kl", w_drop=0.0, w_base=0.0).loss
     torch.testing.assert_close(loss, out.loss)
 
 
-class Entry(NamedTuple):
-    """With the fields of `vllm.logprobs.Logprob` that are read."""
-
-    logprob: float | None
-    rank: int
+Entry = namedtuple("Entry", ["logprob", "rank"])  # the fields of `vllm.logprobs.Logprob` that are read
 
 
 def entry(logprob, rank):
@@ -104,14 +100,6 @@ def test_a_position_of_vllm(case):
     assert found == pytest.approx([*logprobs, token_logprob], abs=0, nan_ok=True)
 
 
-@pytest.mark.parametrize("of", [np.array, torch.tensor, tuple, iter], ids=["numpy", "torch", "tuple", "iterator"])
-def test_ids_of_any_kind_of_sequence(of):
-    with answering(right) as (server, _):
-        expected = score(server)
-        out = score(server, prompt_ids=list(map(of, PROMPTS)), response_ids=[of(x) if x else x for x in RESPONSES])
-    assert all(map(torch.equal, out, expected))
-
-
 def test_as_many_answers_as_prompts():
     for read, name in ((vllm.from_prompt_logprobs, "prompt_logprobs"), (sglang.from_meta_info, "meta_info")):
         with pytest.raises(ValueError, match=rf"{name} must be as many as prompt_ids \(1\), got 0$"):
@@ -121,13 +109,10 @@ def test_as_many_answers_as_prompts():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"prompt_ids": [[1], [7.5], [3]]}, "prompt_ids[1] must be a sequence of integers, got [7.5]"),
         ({"response_ids": [[1], 7, []]}, "response_ids[1] must be a sequence of integers, got 7"),
         ({"prompt_ids": [[1], [7]]}, "response_ids must be as many as prompt_ids (2), got 3"),
         ({"prompt_ids": [[1], [], [3]]}, "prompt_ids[1] must have at least one token, got none"),
         ({"response_ids": [[1], [40], []]}, "response_ids[1] must have ids in [0, vocab_size = 40), got 40"),
-        ({"prompt_ids": [[1], [-1], [3]]}, "prompt_ids[1] must have ids in [0, vocab_size = 40), got -1"),
-        ({"k": 0}, "k must be between 1 and min(vocab_size, 256) = 40, got 0"),
         ({"k": 41}, "k must be between 1 and min(vocab_size, 256) = 40, got 41"),
         ({"length": 2}, "length must be at least the longest response's 3, got 2"),
     ],
@@ -168,15 +153,9 @@ def test_sglang_says_the_same():
         out = sglang.score(server, PROMPTS, RESPONSES, vocab_size=V, k=K)
     assert all(map(torch.equal, out, expected))
     assert set(asked.paths) == {"/generate"}
-    first = next(payload for payload in asked.payloads if payload["input_ids"][0] == 1)
-    assert first == {
-        "input_ids": [1, 2, 3, 4, 30],
-        "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
-        "return_logprob": True,
-        "logprob_start_len": 1,
-        "top_logprobs_num": 3,
-        "return_text_in_logprobs": False,
-    }
+    (first,) = (payload for payload in asked.payloads if payload["input_ids"] == [1, 2, 3, 4, 30])
+    fields = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 3, "return_text_in_logprobs": False}
+    assert first.items() >= fields.items() and first["sampling_params"] == {"max_new_tokens": 0, "temperature": 0.0}
 
 
 RECORDED = {  # in the form of sglang/srt/managers/tokenizer_manager.py; scored from token 1 of 5 on
@@ -189,25 +168,24 @@ RECORDED = {  # in the form of sglang/srt/managers/tokenizer_manager.py; scored 
         [[-2.09375, 13, None], [-2.34375, 58883, None], [-2.40625, 11, None]],
     ],
 }
+TOKENS, TOPS = RECORDED["input_token_logprobs"], RECORDED["input_top_logprobs"]
 
 
 def test_a_recorded_answer_of_sglang():
-    """bfloat16 logits tie; the last token is none of the candidates; a start before the response is as good."""
-    for prompt, response in (([785, 6722, 315], [9625, 374]), ([785, 6722, 315, 9625], [374])):
-        out = sglang.from_meta_info([RECORDED], [prompt], [response], vocab_size=151936, k=3)
-        ids = [[[279, 5616, 9625], [13, 58883, 11]]]
-        assert out.teacher_topk_ids.tolist() == [ids[0][-len(response) :]]
-        assert out.teacher_token_logprobs.tolist() == [[-3.53125, -9.5][-len(response) :]]
+    """bfloat16 logits tie; the last token is none of the candidates; the best k of more candidates are taken."""
+    more = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in TOPS[1:3]]
+    for tops in (TOPS, [None, *more, TOPS[3]]):
+        for prompt, response in (([785, 6722, 315], [9625, 374]), ([785, 6722, 315, 9625], [374])):
+            answer = {**RECORDED, "input_top_logprobs": tops}
+            out = sglang.from_meta_info([answer], [prompt], [response], vocab_size=151936, k=3)
+            assert out.teacher_topk_ids.tolist() == [[[279, 5616, 9625], [13, 58883, 11]][-len(response) :]]
+            assert out.teacher_token_logprobs.tolist() == [[-3.53125, -9.5][-len(response) :]]
 
 
-TOKENS, TOPS = RECORDED["input_token_logprobs"], RECORDED["input_top_logprobs"]
 COUNT = "have 4 input_token_logprobs and input_top_logprobs after the first, which is null, got"
 WRONG = [
     ({"input_token_logprobs": TOKENS[1:]}, f"{COUNT} 3 and 4 in all"),
-    ({"input_top_logprobs": None}, f"{COUNT} 4 and 0 in all"),
     ({}, f"{COUNT} 4 and 4 in all"),
-    ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9.7, None]] * 3]},
-     "have whole numbers as ids, no two of them the same, got [9.7, 9.7, 9.7] at token 2 of the response"),
     ({"input_top_logprobs": [*TOPS[:3], [[-1.0, 9, None]] * 3]},
      "have whole numbers as ids, no two of them the same, got [9, 9, 9] at token 2 of the response"),
     ({"input_token_logprobs": [*TOKENS[:2], [-1.0, 77, None], TOKENS[3]]},
@@ -224,24 +202,6 @@ def test_a_wrong_answer_of_sglang(changed, words):
     assert str(raised.value) == f"sglang.from_meta_info: the answer to {name} must {words}"
 
 
-def test_more_candidates_than_asked_for():
-    """The best k are taken, however many each position has."""
-    tops = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in TOPS[1:3]]
-    answer = {**RECORDED, "input_top_logprobs": [None, *tops, TOPS[3]]}
-    expected, out = (
-        sglang.from_meta_info([meta_info], [[785]], [[315, 9625, 374]], vocab_size=151936, k=3)
-        for meta_info in (RECORDED, answer)
-    )
-    assert all(map(torch.equal, out, expected))
-
-
-def test_sglang_says_0_for_the_last_id():
-    tokens, tops = [[None, 1, None], [-1.0, 0, None]], [None, [[-1.0, 39, None]]]
-    meta_info = {"input_token_logprobs": tokens, "input_top_logprobs": tops}
-    out = sglang.from_meta_info([meta_info], [[1]], [[39]], vocab_size=40, k=1)
-    assert out.teacher_token_logprobs.tolist() == [[-1.0]]
-
-
 # --- recorded answers of vLLM -----------------------------------------------------------------------------------------
 
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "vllm_prompt_logprobs.json").read_text())
@@ -253,7 +213,6 @@ def test_recorded_answers_of_vllm(dtype, close):
     cases, k = [case for case in RECORDING["cases"] if case["dtype"] == dtype], RECORDING["k"]
     fields = ([case[name] for case in cases] for name in ("prompt_logprobs", "prompt", "response"))
     out = vllm.from_prompt_logprobs(*fields, vocab_size=RECORDING["vocab_size"], k=k)
-    sizes = set()
     for row, case in enumerate(cases):
         own, length = case["model"], len(case["response"])
         torch.testing.assert_close(out[2][row, :length], torch.tensor(own["token_logprobs"]), rtol=0, atol=close)
@@ -265,10 +224,7 @@ def test_recorded_answers_of_vllm(dtype, close):
         for token, position in zip((case["prompt"] + case["response"])[1:], positions, strict=True):
             assert next(iter(position)) == str(token)  # first, regardless of its rank
             assert len(position) == k + (position[str(token)]["rank"] > k)
-            sizes.add(len(position))
-    assert sizes == {k, k + 1}
     if dtype == "bfloat16":  # logits tie, and here the server has put the greater id first
-        assert list(cases[2]["prompt_logprobs"][-2]) == ["36", "33", "34", "37", "35"]
         position = len(cases[2]["response"]) - 2
         assert out.teacher_topk_ids[2, position].tolist() == [33, 34, 35, 37]
         assert out.teacher_topk_logprobs[2, position, 2] == out.teacher_topk_logprobs[2, position, 3]
