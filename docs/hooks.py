@@ -2,8 +2,6 @@
 
 import inspect
 
-from mkdocs.structure.files import File
-
 from pruneopd_kernels.ops import OPERATORS
 
 
@@ -23,6 +21,8 @@ def on_config(config):
 
 
 def on_files(files, config):
+    from mkdocs.structure.files import File
+
     for name, op in OPERATORS.items():
         files.append(File.generated(config, f"operators/{name}.md", content=page(op)))
     return files

@@ -1,11 +1,12 @@
-"""Every example in a docstring, in README.md and in docs/ runs; every make target that they name exists."""
+"""Every example in a docstring, in README.md and in docs/ runs; every link and make target in them exists."""
 
 import doctest
-import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,15 @@ from pruneopd_kernels.ops import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+GENERATED = {ROOT / "docs" / "operators" / f"{name}.md": HOOKS["page"](op) for name, op in OPERATORS.items()}
 FUNCTIONS = [*OPERATORS, "opd_rewards", "sampled_drift", "next_drift_count", "linear_reliability", "linear_opd_loss",
              "PruneConfig", "ResponseBudget"]  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
 def blocks(page, *languages):
-    """`(first line, text)` of the fenced blocks in these languages."""
+    """Return `(first line, text)` of the fenced blocks in these languages."""
     found, text = [], page.read_text()
     for match in re.finditer(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
         indent, language, code = match.groups()
@@ -31,23 +34,22 @@ def blocks(page, *languages):
     return found
 
 
-def run_doctests(obj, name, module):
-    """How many examples there were; fails with doctest's own report."""
+def run_doctest(test):
+    """Run the examples; fail with doctest's own report."""
     report = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    examples = 0
-    for test in doctest.DocTestFinder(recurse=True).find(obj, name, module=module, globs={}):
-        examples += len(test.examples)
-        runner.run(test, out=report.append)
+    runner.run(test, out=report.append, clear_globs=False)
     assert not runner.failures, "".join(report)
-    return examples
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings(name):
     """An example that runs; one sentence; arguments; what comes back; what is raised."""
     obj = getattr(pruneopd_kernels, name)
-    assert run_doctests(obj, name, importlib.import_module(obj.__module__)) > 0, f"{name} has no example"
+    tests = doctest.DocTestFinder().find(obj, name, module=sys.modules[obj.__module__], globs={})
+    assert any(test.examples for test in tests), f"{name} has no example"
+    for test in tests:
+        run_doctest(test)
     first = obj.__doc__.strip().splitlines()[0]
     assert first.endswith(".") and len(first) < 121, first
     sections = ["Args:", "Raises:"] if name[0].isupper() else ["Args:", "Returns:", "Raises:"]
@@ -55,55 +57,46 @@ def test_docstrings(name):
 
 
 def test_the_reference_has_every_public_name():
-    """By a directive of mkdocstrings, which fails to build where there is nothing of that name."""
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+    """By a directive of mkdocstrings, which fails to build if there is nothing of that name."""
+    text = "\n".join([*(path.read_text() for path in PAGES), *GENERATED.values()])
     described = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     shown = [pkgutil.resolve_name(target) for target in described if ".integrations." not in target]
     namespaces = [pruneopd_kernels, pruneopd_kernels.parallel]
     public = {f"{module.__name__}.{name}": getattr(module, name) for module in namespaces for name in module.__all__}
+    del public["pruneopd_kernels.parallel"]  # whose functions are described one by one
     inside = [value for module in shown if inspect.ismodule(module) for value in vars(module).values()]
-    missing = [name for name, value in public.items() if not any(value is one for one in [*shown, *inside])]
-    assert missing == ["pruneopd_kernels.parallel"]  # whose functions are
-    api = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name, value in public.items() if not any(value is one for one in [*shown, *inside])] == []
+    api = HOOKS["on_page_markdown"]((ROOT / "docs" / "api.md").read_text(), None, None, None)
     assert [name for name in pruneopd_kernels.__all__ if f"`{name}`" not in api] == []
 
 
-@pytest.mark.parametrize(
-    # Those on other packages run beside these, in tests/integrations
-    "page",
-    [page for page in PAGES if page.stem not in ("hub", "trl", "verl")],
-    ids=lambda path: path.relative_to(ROOT).as_posix(),
-)
+@each_page
 def test_python_examples(page, monkeypatch, tmp_path):
     """The blocks of a page, one after another in one namespace."""
+    if page.stem in ("hub", "trl", "verl"):
+        return  # those on other packages run beside these, in tests/integrations
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for line, code in blocks(page, "python", "py"):
         if code.lstrip().startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
-            report = []
-            runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-            runner.run(test, out=report.append, clear_globs=False)
-            assert not runner.failures, "".join(report)
+            run_doctest(test)
             namespace.update(test.globs)
         else:
             exec(compile("\n" * (line - 1) + code, page, "exec"), namespace)
 
 
 @each_page
-def test_make_targets_exist(page):
+def test_links_and_make_targets_exist(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        path = (page.parent / target).resolve()
+        exists = re.match(r"[a-z]+:", target) or path.exists() or path in GENERATED
+        assert exists, f"{page.name} links to {target}, which is not there"
     commands = "\n".join(code for _, code in blocks(page, "sh", "bash", "console", "shell", "text"))
     commands += "\n".join(re.findall(r"`(make [\w-]+)`", page.read_text()))
     for target in sorted(set(re.findall(r"\bmake ([a-z][\w-]*)", commands))):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"make {target}: {done.stderr}"
-
-
-@each_page
-def test_links_to_files_are_whole(page):
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
-            raise AssertionError(f"{page.name} links to {target}, which is not there")
 
 
 def test_the_parser_of_pages_sees_blocks(tmp_path):
