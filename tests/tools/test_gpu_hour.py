@@ -31,11 +31,8 @@ def test_every_step_runs_whatever_became_of_the_one_before(tmp_path, capsys):
     assert [outcome.status for outcome in outcomes] == ["FAILED (3)", "passed", missing, "passed"]
     lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == [outcome.status for outcome in outcomes]
-    log = (tmp_path / "log.txt").read_text()
-    assert "===== fails" in log and "one" in log and "two\n" in log and "three\n" in log
-    printed = capsys.readouterr().out
-    assert "one" in printed, "the end of what a failed step said"
-    assert "two" in printed and "three" in printed, "all that a shown step said"
+    for text in ((tmp_path / "log.txt").read_text(), capsys.readouterr().out):
+        assert "one" in text and "two\n" in text and "three\n" in text, "a failed step's end, all of a shown step"
 
 
 @pytest.mark.thorough
@@ -65,13 +62,6 @@ time.sleep(60)
     assert not state.exists() or state.read_text().split()[2] == "Z", "the step's child is still there"
 
 
-def test_a_log_that_is_too_long_loses_its_middle(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "LOG_BYTES", 1000)
-    gpu.run_all([python("print('begin'); print('x' * 5000); print('end')")], tmp_path)
-    log = (tmp_path / "log.txt").read_text()
-    assert len(log) < 1200 and "begin" in log and log.endswith("end\n") and "the middle is left out" in log
-
-
 def test_the_steps_fit_in_the_call_and_their_programs_understand_them(tmp_path):
     steps = gpu.steps(tmp_path, "some-gpu.jsonl")
     names = [step.name for step in steps]
@@ -91,11 +81,10 @@ def test_the_steps_fit_in_the_call_and_their_programs_understand_them(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and it would be used")
-def test_without_a_gpu_it_says_so(capsys):
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main() == 1
-    printed = capsys.readouterr().out
-    assert printed.startswith("make gpu must have a GPU that torch can use, got none") and printed.count("\n") == 1
+    assert capsys.readouterr().out.startswith("make gpu must have a GPU that torch can use, got none")
 
 
 def test_the_small_calls_find_what_is_wrong(capsys, monkeypatch):
