@@ -12,7 +12,7 @@ from torch import Tensor
 from . import gradient
 from .gradient import as_computed, divided, exponential, part_of, write_part, write_zeros
 from .losses import is_finite, state_of, store_floats, used_positions
-from .position import for_any_axes, run_at_positions, row_at
+from .position import for_any_axes, row_at, run_at_positions
 from .summary import float64_pair
 
 
