@@ -85,6 +85,7 @@ lint: $(stamps)/dev
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/clang-format --dry-run -Werror $(sources)
+	$(bin)/python -m scripts.stubs --check
 
 bench: build
 	$(bin)/python -m bench $(ARGS)

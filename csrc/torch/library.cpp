@@ -59,8 +59,8 @@ STABLE_TORCH_LIBRARY_IMPL(PRUNEOPD_LIBRARY, CPU, m) {
 }  // namespace
 }  // namespace pruneopd
 
-// Which instruction set the operators use, for ctypes (pruneopd_kernels/dispatch/cpp.py). The strings live as long as the
-// library.
+// Which instruction set the operators use, for ctypes (pruneopd_kernels/dispatch/cpp.py). The strings live as long as
+// the library.
 #define PRUNEOPD_EXPORT extern "C" __attribute__((visibility("default")))
 
 PRUNEOPD_EXPORT const char* pruneopd_instruction_sets() {
