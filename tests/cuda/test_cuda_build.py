@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 
 from bench.count import machine_code as sass
+from pruneopd_kernels.ops import BACKWARD_PASSES, OPERATORS
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multiprocessor
 DTYPES = ["float", "Half", "BFloat16", "AnyLogit"]
-FORWARD = ["reliability", "token_stats", "topk_policy_loss", "topk_forward_kl", "reverse_kl"]
-BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
-TWO_ROWS = ["reliability", "token_stats", "reverse_kl", "reverse_kl_backward"]  # which may be of two dtypes
+FORWARD = [name for name, op in OPERATORS.items() if "student_logits" in op.tensors]
+BACKWARD = [*BACKWARD_PASSES]
+# which may be of two dtypes
+TWO_ROWS = [name for name, op in (OPERATORS | BACKWARD_PASSES).items() if "teacher_logits" in op.tensors]
 
 
 pytestmark = pytest.mark.thorough
@@ -129,7 +131,7 @@ def test_gradients_are_stored_16_bytes_at_a_time(operator, dtype, architecture, 
     ("operator", "most"),
     [
         *[("reliability", 13), ("token_stats", 18), ("reverse_kl", 16)],
-        *[("topk_policy_loss", 7), ("topk_forward_kl", 7)],  # one row: while 2 bytes arrive
+        *[(operator, 7) for operator in FORWARD if operator not in TWO_ROWS],  # one row: while 2 bytes arrive
         *[("logprobs_backward", 8), ("reverse_kl_backward", 19)],  # while 2 or 4 arrive and 2 leave
     ],
 )

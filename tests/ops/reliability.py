@@ -7,7 +7,7 @@ import torch
 import bad_input
 import reliability_from_drift
 import token_stats
-from comparison import eager_logprobs, greatest
+from comparison import EXACT, eager_logprobs, greatest
 from gold import candidate_rewards, candidate_weights, nucleus, rows, validity
 
 # A metric and a reward weight meet each other at least once; the full product would only cost time.
@@ -70,6 +70,7 @@ def eager(gold, a):
     return {"rewards": torch.from_numpy(gold["weight"]).float()[..., None] * w[a.reward_weight] * (log_q - log_p)}
 
 
+FLOAT32 = EXACT  # even of float64 logits
 BASE = token_stats.BASE
 
 

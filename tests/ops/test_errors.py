@@ -11,7 +11,7 @@ import bad_input
 import operators
 import pruneopd_kernels
 from arrays import as_array
-from implementations import ALONG_RESPONSES, LOSSES, OPERATORS, compiled_alone, raw
+from implementations import ALONG_RESPONSES, DECLARED, LOSSES, OPERATORS, compiled_alone, raw
 from operators import MODULES
 
 
@@ -92,7 +92,8 @@ def test_every_surface_looks_at_them(surface):
 
 
 def test_ids_of_a_loss_are_looked_at_by_every_surface():
-    for op, name in (("topk_policy_loss", "topk_ids"), ("topk_forward_kl", "teacher_topk_ids")):
+    ids = {op: [name for name in DECLARED[op].tensors if name.endswith("topk_ids")] for op in LOSSES}
+    for op, name in ((op, names[0]) for op, names in ids.items() if names):
         arguments = MODULES[op].BASE | {name: bad_input.ids(2, 8, 16) + 64}
         words = f"{name} must be below vocab_size = 64 where the position is valid, got 64"
         for surface, error in (("raw", RuntimeError), ("reference", ValueError)):

@@ -7,8 +7,8 @@ import torch
 import cases
 import comparison
 import operators
-from implementations import LOGITS, LOSSES, REFERENCE, each, named, quick, references
-from operators import example
+from implementations import DECLARED, LOGITS, LOSSES, REFERENCE, each, named, quick, references
+from operators import MODULES, example
 
 
 @operators.each_sample()
@@ -25,7 +25,7 @@ def test_random_calls(op, impl):
 
 
 @pytest.mark.parametrize("case", ["random", "strongly_negative", "peaked", "both_underflow", "wide_range"])
-@each(["topk_policy_loss", "topk_forward_kl"])
+@each([op for op in LOSSES if "teacher_logits" not in DECLARED[op].tensors])
 def test_small_probabilities_have_their_digits(op, impl, case):
     """Not only what is large in a gradient: each element of it, down to where float32 ends."""
     key = op, case, (cases.F32, cases.F32), 0
@@ -66,7 +66,7 @@ def test_the_two_definitions_agree(op):
 @pytest.mark.parametrize("op", LOGITS)
 def test_float64_in_the_reference(op):
     """Results stay float64, except what no sum over logits gives."""
-    float32 = {"reliability": comparison.EXACT, "topk_forward_kl": {"overlap"}}.get(op, ())
+    float32 = getattr(MODULES[op], "FLOAT32", ())
     given = example(op)
     arguments = {name: x.double() if name.endswith("logits") else x for name, x in given.items()}
     of_float32 = REFERENCE.run(op, **given)

@@ -82,6 +82,8 @@ def eager(student_logits, a):
     }
 
 
+READ_BACKWARDS = ["student_logits", "teacher_topk_ids"]  # by the backward pass
+FLOAT32 = {"overlap"}  # even of float64 logits
 BASE = {
     "student_logits": bad_input.zeros(2, 8, 64),
     "teacher_topk_ids": bad_input.ids(2, 8, 16),

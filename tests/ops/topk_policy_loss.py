@@ -75,6 +75,7 @@ def eager(student_logits, a):
     return {"loss": torch.where(counts, terms, 0.0).sum(-1)}
 
 
+READ_BACKWARDS = ["student_logits", "topk_ids"]  # by the backward pass
 BASE = {
     "student_logits": bad_input.zeros(2, 8, 64),
     "topk_ids": bad_input.ids(2, 8, 16),

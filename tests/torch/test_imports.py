@@ -136,10 +136,10 @@ def test_public_names_resolve_and_are_listed():
         code="""
 import sys
 import pruneopd_kernels
-names = "reliability reliability_from_topk reliability_from_drift token_stats topk_policy_loss reverse_kl " \\
-        "topk_forward_kl PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \\
+from pruneopd_kernels.ops import OPERATORS
+names = "PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \\
         "linear_reliability linear_opd_loss reference host parallel"
-assert set(names.split()) <= set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))
+assert {*OPERATORS, *names.split()} <= set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))
 for name in sorted(pruneopd_kernels.__all__, key="parallel".__eq__):
     assert "triton" not in sys.modules, name
     # parallel comes last: with it torch.compiler, which imports triton itself

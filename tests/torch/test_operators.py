@@ -27,7 +27,7 @@ from implementations import (
     raw,
     saving,
 )
-from operators import example, required
+from operators import MODULES, example, required
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
 every_loss = pytest.mark.parametrize("op", LOSSES)
@@ -311,13 +311,6 @@ def test_backwards_twice_and_in_chunks(op):
     torch.testing.assert_close(head.grad, first, rtol=1e-5, atol=1e-5)
 
 
-READ_BACKWARDS = {
-    "topk_policy_loss": ["student_logits", "topk_ids"],
-    "reverse_kl": ["student_logits", "teacher_logits", "mask", "weight"],
-    "topk_forward_kl": ["student_logits", "teacher_topk_ids"],
-}
-
-
 @every_loss
 def test_what_the_backward_pass_reads_must_be_as_it_was(op):
     """A change in between is an error and no wrong number; of what it does not read, none."""
@@ -328,7 +321,7 @@ def test_what_the_backward_pass_reads_must_be_as_it_was(op):
         loss = named(function(op)(**arguments))["loss"]
         with torch.no_grad():
             arguments[name].copy_(arguments[name].clone())
-        if name in READ_BACKWARDS[op]:
+        if name in MODULES[op].READ_BACKWARDS:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.sum().backward()
         else:

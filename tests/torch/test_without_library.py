@@ -33,16 +33,11 @@ def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
         assert result.overlap.tolist() == [[1.0] * 3] * 2
         expected = pruneopd_kernels.reference.reliability(logits, logits)
         assert torch.equal(torch.ops.pruneopd.reliability(logits, logits)[7], expected.rewards)
-        calls = {
-            "reliability": [logits, logits],
-            "token_stats": [logits, logits],
-            "reliability_from_topk": [result.topk_ids, result.topk_ids],
-            "reliability_from_drift": [result.drift],
-            "topk_policy_loss": [logits, result.topk_ids, result.rewards],
-            "reverse_kl": [logits, logits],
-            "topk_forward_kl": [logits, result.topk_ids, result.rewards],
-        }
-        for op, args in calls.items():
+        from pruneopd_kernels.ops import OPERATORS
+        tensors = {"logits": logits, "ids": result.topk_ids, "drift": result.drift}
+        for op, declared in OPERATORS.items():
+            required = [name for name, p in declared.parameters.items() if p.default is p.empty]
+            args = [tensors.get(name.rpartition("_")[2], result.rewards) for name in required]
             getattr(pruneopd_kernels, op)(*args)
             for impl, needs in (("cpp", "compiler"), ("cuda", "nvcc")):
                 try:

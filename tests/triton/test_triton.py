@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import processes
+from implementations import LOSSES
 
 pytestmark = pytest.mark.thorough
 
@@ -57,8 +58,8 @@ LOADS |= {(2,): {"LDG.E.128": 4}, (4,): {"LDG.E.128": 8}}
 STORES = {(2,): {"STG.E.128": 4}, (4,): {"STG.E.128": 8}, (2, 2): {"STG.E.128": 4}, (4, 4): {"STG.E.128": 8}}
 STORES |= {(2, 4): {"STG.E.64": 8}}
 # Instructions for an element of a row, or of a pair of rows.
-INSTRUCTIONS = {"reliability": 13.5, "token_stats": 18, "reverse_kl": 15.5, "topk_policy_loss": 7, "topk_forward_kl": 7}
-INSTRUCTIONS |= {"logprobs_backward": 7, "reverse_kl_backward": 18}
+INSTRUCTIONS = dict.fromkeys([*LOSSES, "logprobs_backward"], 7)
+INSTRUCTIONS |= {"reliability": 13.5, "token_stats": 18, "reverse_kl": 15.5, "reverse_kl_backward": 18}
 # Values that wait outside of the loop, for the registers are just enough.
 SPILLS = {("token_stats_kernel", "fused"): 20, ("forward_kernel", "fused"): 30}
 
