@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,13 +26,13 @@ WAVES = 8  # of programs, so that the last ones are a small part of the whole
 LOG2_E = tl.constexpr(1.44269504088896340735992468100189214)
 
 
-def run(kernel: Any, a: Any, inputs: Sequence[Tensor], **constants: Any) -> Tensor:
+def run(kernel: Any, a: Any, inputs: Sequence[Tensor], **constants: Any) -> tuple[Tensor]:
     """Return the gradient of the student's logits, which the kernel writes."""
     logits, temperatures = logits_of(a), temperatures_of(a)
-    gradient = a.student_logits.new_empty(a.student_logits.shape)
+    gradient: Tensor = torch.empty_like(logits[0], memory_format=torch.contiguous_format)
     positions, width = math.prod(gradient.shape[:-1]), gradient.shape[-1]
     if positions == 0:
-        return gradient
+        return (gradient,)
     blocks = triton.cdiv(width, BLOCK.value)
     wanted = triton.cdiv(WAVES * PROGRAMS_PER_PROCESSOR * processors(gradient.device), positions)
     at_a_time = triton.cdiv(blocks, wanted)
@@ -45,7 +46,7 @@ def run(kernel: Any, a: Any, inputs: Sequence[Tensor], **constants: Any) -> Tens
             EXACT=not all(LEAST_SCALE.value < scale_of(x) < 1 / LEAST_SCALE.value for x in temperatures),
             **constants, num_warps=NUM_WARPS,
         )  # fmt: skip
-    return gradient
+    return (gradient,)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ def logprobs_derivative(x, y, terms, EXACT: tl.constexpr):
 @triton.jit
 def store_candidates(row, out, ids, topk_ids, coefficients, sum_of_all, reference, mass, factor, temperature, begin,
                      end, M: tl.constexpr):  # fmt: skip
-    """The gradient at the candidates from `begin` to `end`, once for each id, whatever occurs twice."""
+    """Store the gradient at the candidates from `begin` to `end`, once for each id even if it occurs twice."""
     here = (ids >= begin) & (ids < end)
     if tl.max(here.to(tl.int32), 0) > 0:
         total = tl.zeros(ids.shape, tl.float64)
@@ -66,4 +66,4 @@ def logprobs_backward_kernel(x, topk_ids, coefficients, state, scale, gradient, 
 @for_any_axes
 def logprobs_backward(a: Any) -> tuple[Tensor, ...]:
     inputs = (a.topk_ids, a.coefficients, a.state, a.scale)
-    return (gradient.run(logprobs_backward_kernel, a, inputs, M=a.topk_ids.shape[-1]),)
+    return gradient.run(logprobs_backward_kernel, a, inputs, M=a.topk_ids.shape[-1])

@@ -1,4 +1,4 @@
-"""What the losses share: which positions are used, log-probabilities at given ids, what a backward pass needs."""
+"""What the losses share: positions in use, log-probabilities of candidates, and what a backward pass needs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import flags
-from .summary import logprob
+from .summary import logprobs_at
 
 
 def used_positions(mask: Tensor | None, counts: Tensor) -> Tensor:
-    """Which positions are to be read, one after the other: they are valid and have a part in the loss."""
+    """Return which positions are read, as one axis: the valid ones that count in the loss."""
     used: Tensor = counts.contiguous().view(-1)
     return used if mask is None else used & (flags(mask) != 0)
 
 
 @triton.jit
-def logprobs_at(row, ids, vocab_size, summary, temperature):
-    """log p, NaN where there is no such id; -inf for padding."""
+def logprobs_of_candidates(side, ids, vocab_size):
+    """Return log p, NaN for ids beyond the vocabulary and -inf for padding."""
     exists = (ids >= 0) & (ids < vocab_size)
-    logprobs = logprob(tl.load(row + ids, mask=exists, other=0.0), summary, temperature)
-    return tl.where(exists, logprobs, tl.where(ids < 0, float("-inf"), float("nan")))
+    return tl.where(exists, logprobs_at(side, ids, exists), tl.where(ids < 0, float("-inf"), float("nan")))
 
 
 @triton.jit
-def state_of(summary):
-    """What is saved of a row: a logit and the mass relative to it; both NaN where the row is broken."""
-    reference, log_mass, _, _ = summary
+def state_of(side):
+    """Return what is saved of a row: a logit and the mass relative to it, both NaN if the row is broken."""
+    reference, log_mass, _, _ = side[1]
     return reference, tl.where(reference == reference, tl.exp(log_mass), reference)
 
 
@@ -38,7 +37,7 @@ def is_finite(loss):
 
 @triton.jit
 def store_coefficients(coefficients, at, values, exists, loss):
-    """The derivatives by the log-probabilities; NaN where the loss is not finite."""
+    """Store the derivatives by the log-probabilities, NaN if the loss is not finite."""
     values = tl.where(is_finite(loss), values, float("nan"))
     tl.store(coefficients + at, values.to(tl.float32), mask=exists)
 

@@ -61,16 +61,15 @@ def type_of_maxima(x_type, y_type):
 
 
 @triton.jit
-def memory_of(scratch, slot, words, x, y, K: tl.constexpr, SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr):
+def memory_of(scratch, slot, words, x, y, K_PADDED: tl.constexpr, SEGMENTS: tl.constexpr):
     """Return a program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
 
-    The maxima of both rows' tiles alternate. Without a second row every other place stays empty. Without TILES_PADDED
+    The maxima of both rows' tiles alternate. Without a second row every other place stays empty. If K_PADDED is 0,
     nothing is selected and there are only the records.
     """
     x_candidates = scratch + slot.to(tl.int64) * words
     records = x_candidates.to(tl.pointer_type(tl.float32), bitcast=True)
-    if TILES_PADDED > 0:
-        K_PADDED: tl.constexpr = triton.next_power_of_2(K)
+    if K_PADDED > 0:
         y_candidates = x_candidates + K_PADDED
         lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
         records = (lists + list_size(K_PADDED)).to(tl.pointer_type(tl.float32), bitcast=True)
@@ -92,12 +91,11 @@ def store_masked(outputs, n, WIDTHS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["words", "segments", "scales"])
 def segments_kernel(x, y, mask, scratch, words, vocab_size, segments, scales, VEC: tl.constexpr, ALIGNED: tl.constexpr,
-                    K: tl.constexpr, SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr,
-                    STATS: tl.constexpr):  # fmt: skip
+                    STATS: tl.constexpr, SEGMENTS: tl.constexpr, K_PADDED: tl.constexpr):  # fmt: skip
     """Sum one segment of one position in each program, so that few positions keep all of the device reading."""
     n = (tl.program_id(0) // segments).to(tl.int64)
     if is_due(mask, None, n, "merge"):
-        _, _, records, maxima = memory_of(scratch, n, words, x, y, K, SEGMENTS, TILES_PADDED)
+        _, _, records, maxima = memory_of(scratch, n, words, x, y, K_PADDED, SEGMENTS)
         sum_segment(row_at(x, n, VEC, ALIGNED), row_at(y, n, VEC, ALIGNED), maxima, records,
                     tl.program_id(0) % segments, vocab_size, float64_pair(scales), SEGMENTS, VEC, STATS)  # fmt: skip
 
@@ -107,19 +105,22 @@ def segments_kernel(x, y, mask, scratch, words, vocab_size, segments, scales, VE
             repr=lambda kernel: f"{kernel.constants['COMPUTE'].__name__}_kernel")  # fmt: skip
 def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact, positions, words, vocab_size, segments,
                      scales, temperatures, COMPUTE: tl.constexpr, OPTION: tl.constexpr, WIDTHS: tl.constexpr,
-                     PASS: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr, K: tl.constexpr,
-                     SEGMENTS: tl.constexpr, TILES_PADDED: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
-    """Run COMPUTE at each position that is not masked out.
+                     PASS: tl.constexpr, VEC: tl.constexpr, ALIGNED: tl.constexpr, STATS: tl.constexpr,
+                     SEGMENTS: tl.constexpr, K: tl.constexpr, K_PADDED: tl.constexpr,
+                     TILES_PADDED: tl.constexpr):  # fmt: skip
+    """Call COMPUTE at each position that is not masked out.
 
     x is the student (logits, then the numbers of positions_of), y the teacher or None. Each pass is a launch:
 
     - "fused" reads a position's rows and computes its results,
     - "merge" computes them from the sums that segments_kernel stored,
-    - "exact" computes them again, in float64, where the pass before it stored needs_exact.
+    - "exact" reads the rows again, in float64, where the pass before it stored needs_exact.
+
+    COMPUTE gets a tuple of row, summary and temperature for each side.
     """
     SPAN: tl.constexpr = 32 if PASS == "exact" else 1  # positions that a program looks at together
     scales, temperatures = float64_pair(scales), float64_pair(temperatures)
-    candidates, lists, records, maxima = memory_of(scratch, tl.program_id(0), words, x, y, K, SEGMENTS, TILES_PADDED)
+    candidates, lists, records, maxima = memory_of(scratch, tl.program_id(0), words, x, y, K_PADDED, SEGMENTS)
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
         for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
@@ -139,12 +140,12 @@ def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact,
                         records, segments, scales, temperatures, SEGMENTS, STATS, y is not None
                     )
                     tl.store(needs_exact + n, broken.to(tl.int8))
-                if TILES_PADDED > 0:
-                    select(x_row, maxima, vocab_size, lists, candidates[0], K, TILES_PADDED)
+                if K_PADDED > 0:
+                    select(x_row, maxima, vocab_size, lists, candidates[0], K, K_PADDED, TILES_PADDED)
                     if y_row is not None:
-                        select(y_row, maxima + 1, vocab_size, lists, candidates[1], K, TILES_PADDED)
-                COMPUTE(n, (x_row, y_row), vocab_size, temperatures, summaries, divergences, broken, candidates,
-                        inputs, outputs, scalars, K, OPTION)  # fmt: skip
+                        select(y_row, maxima + 1, vocab_size, lists, candidates[1], K, K_PADDED, TILES_PADDED)
+                sides = (x_row, summaries[0], temperatures[0]), (y_row, summaries[-1], temperatures[1])
+                COMPUTE(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars, K, OPTION)
                 tl.debug_barrier()  # the memory is free for the next position
             elif PASS != "exact":
                 tl.store(needs_exact + n, 0)
@@ -176,15 +177,14 @@ def run_at_positions(
     positions = math.prod(logits[0].shape[:-1])
     if positions == 0:
         return
-    device, temperatures = logits[0].device, temperatures_of(a)
+    device, mask, temperatures = logits[0].device, flags(mask), temperatures_of(a)
     vocab_size = logits[0].shape[-1] if a.vocab_size is None else a.vocab_size
     segments = triton.cdiv(vocab_size, SEGMENT.value)
-    layout = {"VEC": vector_size(logits), "ALIGNED": all(map(is_aligned, logits)), "K": k, "STATS": stats,
-              "SEGMENTS": triton.next_power_of_2(segments), "TILES_PADDED": 0}  # fmt: skip
-    size = 4 * 2 * FIELDS.value * layout["SEGMENTS"]
+    segments_padded, k_padded, tiles_padded = triton.next_power_of_2(segments), 0, 0
+    size = 4 * 2 * FIELDS.value * segments_padded
     if selects:
         k_padded = triton.next_power_of_2(k)
-        layout["TILES_PADDED"] = max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value)))
+        tiles_padded = max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value)))
         maxima = 2 * triton.cdiv(vocab_size, BLOCK.value) * TILES.value
         same = len({x.dtype for x in logits}) == 1
         size += 16 * k_padded + 4 * list_size(k_padded) + maxima * (logits[0].element_size() if same else 4)
@@ -194,19 +194,19 @@ def run_at_positions(
     programs = min(positions, at_once) if fused else positions
     scratch = torch.empty(programs * (size // 8), dtype=torch.int64, device=device)
     needs_exact = torch.empty(positions, dtype=torch.int8, device=device)
-    x, y = [*((x, *positions_of(x)) for x in logits), None][:2]
+    rows = [*((x, *positions_of(x)) for x in logits), None][:2]
+    layout = {"VEC": vector_size(logits), "ALIGNED": all(map(is_aligned, logits)), "STATS": stats,
+              "SEGMENTS": segments_padded, "K_PADDED": k_padded, "num_warps": NUM_WARPS}  # fmt: skip
     shape = (size // 8, vocab_size, segments, tuple(float64_bits(scale_of(x)) for x in temperatures))
     with device_of(scratch):
         if not fused:
-            segments_kernel[(positions * segments,)](
-                x, y, flags(mask), scratch, *shape, **layout, num_warps=NUM_WARPS,
-            )  # fmt: skip
+            segments_kernel[(positions * segments,)](*rows, mask, scratch, *shape, **layout)
         for pass_ in ("fused" if fused else "merge", "exact"):
             positions_kernel[(programs,)](
-                x, y, flags(mask), tuple(map(per_position, inputs)), tuple(outputs), tuple(map(float64_bits, scalars)),
+                *rows, mask, tuple(map(per_position, inputs)), tuple(outputs), tuple(map(float64_bits, scalars)),
                 scratch, needs_exact, positions, *shape, tuple(map(float64_bits, temperatures)), COMPUTE=compute,
-                OPTION=option, WIDTHS=tuple(x.numel() // positions for x in outputs), PASS=pass_, **layout,
-                num_warps=NUM_WARPS, **registers(per_processor if pass_ == "fused" else 1),
+                OPTION=option, WIDTHS=tuple(x.numel() // positions for x in outputs), PASS=pass_, K=k,
+                TILES_PADDED=tiles_padded, **layout, **registers(per_processor if pass_ == "fused" else 1),
             )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def position_axes(logits: Tensor) -> list[tuple[int, int]]:
 
 
 def positions_of(logits: Tensor) -> tuple[int, int, int]:
-    """Return inner, outer_stride, inner_stride: row n begins at n // inner * outer_stride + n % inner * inner_stride."""
+    """Return inner, outer_stride and inner_stride, from which row_at finds a row."""
     axes = position_axes(logits)
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(axes)) + axes
     return inner, outer_stride, inner_stride

@@ -12,12 +12,12 @@ from torch import Tensor
 from .position import run_at_positions
 from .scan import scan
 from .selection import compare, id_of
-from .summary import float64, logprob
+from .summary import float64, logprobs_at
 
 
 @triton.jit
 def candidate_rewards(student, teacher, exists, WEIGHT: tl.constexpr, K: tl.constexpr):
-    """r (eq. 11 without L) from both sides' log-probabilities of the candidates."""
+    """Return r (eq. 11 without L) from both sides' log-probabilities of the candidates."""
     weight = tl.full(student.shape, 1.0, tl.float64) / K
     if WEIGHT != "none":
         of = tl.where(exists, student if WEIGHT == "student" else teacher, float("-inf"))
@@ -30,7 +30,7 @@ def candidate_rewards(student, teacher, exists, WEIGHT: tl.constexpr, K: tl.cons
 
 @triton.jit
 def is_rejected(token, candidates, ids, logprobs, exists, top_p):
-    """Whether the token is outside of the nucleus (eq. 14-16): the mass that precedes it decides."""
+    """Return whether the token is outside the nucleus (eq. 14-16), by the mass before it."""
     is_token = exists & (ids == token)
     of_token = tl.max(tl.where(is_token, candidates, -(2**63)), 0)
     before = tl.sum(tl.where(exists & (candidates > of_token), tl.exp(logprobs), 0.0), 0)
@@ -38,27 +38,23 @@ def is_rejected(token, candidates, ids, logprobs, exists, top_p):
 
 
 @triton.jit
-def reliability_position(n, rows, vocab_size, temperatures, summaries, divergences, broken, candidates, inputs, outputs,
-                         scalars, K: tl.constexpr, WEIGHT: tl.constexpr):  # fmt: skip
+def reliability_position(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars,
+                         K: tl.constexpr, WEIGHT: tl.constexpr):  # fmt: skip
     """Store a position's results. Drift is by acceptance if there are token_ids."""
     token_ids, threshold, top_p = inputs[0], scalars[0], scalars[1]
     overlap, drift, topk_ids, rewards = outputs
-    x_row, y_row = rows
-    x_temperature, y_temperature = temperatures
-    x_sum, y_sum = summaries
+    x_side, y_side = sides
     x, y, rank, _, common = compare(candidates, K)
     exists = tl.arange(0, x.shape[0]) < K
     share = tl.where(broken, 0, common).to(tl.float64) / K
     if token_ids is not None:
         y_ids = id_of(y)
-        y_logprobs = logprob(tl.load(y_row + y_ids, mask=exists, other=0.0), y_sum, y_temperature)
+        y_logprobs = logprobs_at(y_side, y_ids, exists)
         drifts = is_rejected(tl.load(token_ids + n), y, y_ids, y_logprobs, exists, float64(top_p))
     else:
         drifts = share < float64(threshold)
     ids = id_of(x)
-    student = logprob(tl.load(x_row + ids, mask=exists, other=0.0), x_sum, x_temperature)
-    teacher = logprob(tl.load(y_row + ids, mask=exists, other=0.0), y_sum, y_temperature)
-    reward = candidate_rewards(student, teacher, exists, WEIGHT, K)
+    reward = candidate_rewards(logprobs_at(x_side, ids, exists), logprobs_at(y_side, ids, exists), exists, WEIGHT, K)
     tl.store(overlap + n, share.to(tl.float32))
     tl.store(drift + n, (drifts | broken).to(tl.int8))
     tl.store(topk_ids + n * K + rank, ids.to(tl.int64), mask=exists)

@@ -16,7 +16,7 @@ from .summary import float64
 
 @triton.jit
 def is_accepted(ids, logprobs, token, top_p):
-    """Whether each position's token is in the nucleus (eq. 14-16). An id below 0 is padding."""
+    """Return whether each position's token is in the nucleus (eq. 14-16). An id below 0 is padding."""
     candidate = ids >= 0
     logprobs = tl.where(candidate, logprobs.to(tl.float64), float("-inf"))
     mass = tl.cumsum(tl.exp(logprobs), 1)
@@ -30,7 +30,7 @@ def is_accepted(ids, logprobs, token, top_p):
 @triton.jit(do_not_specialize=["positions", "threshold", "top_p"])
 def drift_kernel(student_ids, teacher_ids, mask, logprobs, token_ids, overlap, drift, positions, threshold, top_p,
                  K: tl.constexpr, K_PADDED: tl.constexpr, POSITIONS: tl.constexpr):  # fmt: skip
-    """Drift is by acceptance where there are token_ids."""
+    """Compute overlap and drift, by acceptance if there are token_ids."""
     n = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     inside = n < positions
     valid = inside

@@ -17,8 +17,8 @@ from .summary import float64_pair
 
 
 @triton.jit
-def reverse_kl_position(n, rows, vocab_size, temperatures, summaries, divergences, broken, candidates, inputs, outputs,
-                        scalars, K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
+def reverse_kl_position(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars,
+                        K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
     loss, state = outputs
     kl, _, excess = divergences
     nan = tl.full([], float("nan"), tl.float64)
@@ -27,8 +27,8 @@ def reverse_kl_position(n, rows, vocab_size, temperatures, summaries, divergence
     if inputs[0] is not None:
         total *= tl.load(inputs[0] + n).to(tl.float64)
     store_floats((loss,), n, (total,))
-    reference, mass = state_of(summaries[0])
-    teacher_reference, teacher_mass = state_of(summaries[1])
+    reference, mass = state_of(sides[0])
+    teacher_reference, teacher_mass = state_of(sides[1])
     offset = tl.where(is_finite(total), kl + tl.log(mass) - tl.log(teacher_mass), nan)
     states = (state, state + 1, state + 2, state + 3, state + 4)
     store_floats(states, 5 * n, (reference, mass, teacher_reference, offset, excess))
@@ -80,4 +80,4 @@ def reverse_kl_backward_kernel(x, y, state, scale, gradient, width, vocab_size, 
 
 @for_any_axes
 def reverse_kl_backward(a: Any) -> tuple[Tensor, ...]:
-    return (gradient.run(reverse_kl_backward_kernel, a, (a.state, a.scale)),)
+    return gradient.run(reverse_kl_backward_kernel, a, (a.state, a.scale))

@@ -1,14 +1,14 @@
-"""The row pass: every logit of a position once, of a pair of rows or of one, for sums and for the maximum of each tile.
+"""Read every logit of one or two rows once, for sums and for the maximum of each tile.
 
-A row is cut into segments, which are the unit of all sums: whoever adds a segment, one program after the other or
-many at a time, the bits are the same. A segment is walked in blocks of 16 tiles of 256 ids. Eight lanes of a warp hold
-a tile, so that in-thread operations do nearly all of the work, and a tile's maximum takes three shuffles.
+A row is cut into segments, the unit of all sums: the bits do not depend on which program sums a segment. A segment is
+read in blocks of 16 tiles of 256 ids. Eight lanes of a warp hold a tile, so that nearly all of the work is in-thread,
+and a tile's maximum takes three shuffles.
 
-Sums are relative to an integer in log2 units, one for each tile of a block, that follows the maximum: then moving it
-scales by an exact power of two, and nothing ever overflows.
+Sums are relative to an integer in log2 units for each tile of a block. It follows the maximum, so that moving it scales
+by an exact power of two, and nothing overflows.
 
-STATS is of how many rows, x first, the sums own and other are wanted, which entropies and divergences are made of: 0, 1
-or 2. Where there are no `maxima`, nothing is going to be selected, and where there is no `y_row`, x is alone.
+STATS is the number of rows (x first) for which the sums own and other are added: entropies and divergences need them.
+Without `maxima` nothing will be selected; without `y_row`, x is alone.
 """
 
 import triton
@@ -21,16 +21,16 @@ BLOCK = tl.constexpr(4096)
 SEGMENT = tl.constexpr(32768)
 NUM_WARPS = 4  # TILE, LANES and TILES are made for it
 
-# What is known of a row's segment: FIELDS float32 each.
+# The record of a row's segment: FIELDS float32.
 REFERENCE, MASS, OWN, OTHER, GREATEST, PEAK, PARTNER = (tl.constexpr(i) for i in range(7))
 FIELDS = tl.constexpr(7)
 
-LOWEST = tl.constexpr(-(2.0**23))  # the reference where there is no finite logit yet
+LOWEST = tl.constexpr(-(2.0**23))  # the reference before the first finite logit
 
 
 @triton.jit
 def block_ids(VEC: tl.constexpr):
-    """The ids of a block in the order in which they are loaded: VEC adjoining ones by lane, tiles by eight lanes."""
+    """Return a block's ids in the order of loading: VEC adjacent ones by lane, tiles by eight lanes."""
     i = tl.arange(0, BLOCK)
     lane = i // VEC % LANES
     tile = i // (VEC * LANES) % TILES
@@ -40,7 +40,7 @@ def block_ids(VEC: tl.constexpr):
 
 @triton.jit
 def by_lane(x, VEC: tl.constexpr):
-    """[BLOCK] as loaded -> [TILES, LANES, what a lane holds]; no data moves."""
+    """Reshape [BLOCK] as loaded to [TILES, LANES, elements of a lane]; no data moves."""
     PARTS: tl.constexpr = BLOCK // (VEC * LANES * TILES)
     x = tl.reshape(x, [PARTS, TILES, LANES, VEC])
     return tl.reshape(tl.permute(x, [1, 2, 0, 3]), [TILES, LANES, PARTS * VEC])
@@ -48,7 +48,7 @@ def by_lane(x, VEC: tl.constexpr):
 
 @triton.jit
 def load_lanes(row, first, end, VEC: tl.constexpr, MASKED: tl.constexpr):
-    """A block of a row in float32, -inf beyond its end, and whether an id is before the end."""
+    """Return a block of a row in float32, -inf beyond its end, and whether an id is before the end."""
     ids = first + block_ids(VEC)
     inside = ids < end
     x = tl.load(row + ids, mask=inside, other=float("-inf")) if MASKED else tl.load(row + ids)
@@ -57,7 +57,7 @@ def load_lanes(row, first, end, VEC: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def advance(x, reference, greatest, scale):
-    """What the maxima of a block make of a row's references and greatest logits, and the maxima of its tiles."""
+    """Return a row's references and greatest logits after a block, and the maxima of the block's tiles."""
     lane_max = tl.max(x, 2)
     tile_max = tl.max(lane_max, 1)
     return tl.maximum(reference, tl.ceil(tile_max * scale)), tl.maximum(greatest, lane_max), tile_max
@@ -70,7 +70,7 @@ def distances(x, reference, scale):
 
 @triton.jit
 def half(x, WHICH: tl.constexpr):
-    """Every second element of a lane: half at a time, for registers are few."""
+    """Return every second element of a lane: half at a time saves registers."""
     halves = tl.split(tl.reshape(x, [TILES, LANES, x.shape[2] // 2, 2]))
     return halves[WHICH]
 
@@ -78,7 +78,7 @@ def half(x, WHICH: tl.constexpr):
 @triton.jit
 def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
               STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Adds a block to the states of its rows: reference by tile; by lane mass, own, other, greatest logit."""
+    """Add a block to the states of its rows: reference by tile; by lane mass, own, other, greatest logit."""
     if y_row is None:
         return add_block_of_one(x_row, first, end, maxima, x_scale, x_state, VEC, MASKED), y_state
     else:
@@ -165,7 +165,7 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGM
 @triton.jit
 def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, partner_scale, record,
                   SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
-    """Brings the lanes of one row to one reference, adds them up and stores the record."""
+    """Sum the lanes of one row, at one reference, and store the record."""
     tiles, mass, own, other, greatest = state
     reference = tl.max(tiles, 0)
     move = (tiles - reference)[:, None]
@@ -181,7 +181,7 @@ def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, par
         tl.store(record + OWN * SEGMENTS, tl.sum(own))
         tl.store(record + OTHER * SEGMENTS, tl.sum(other))
     peak = tl.max(greatest)
-    # Of a row in which it has more than two thirds, a loss saves the excess: there it is apart, rounding included.
+    # A loss saves the excess of a peak that has more than two thirds of its row; it is always apart here.
     apart = 5 * tl.exp2(peak * scale - reference) > 3 * total
     tl.store(record + GREATEST * SEGMENTS, peak)
     tl.store(record + PEAK * SEGMENTS, tl.where(apart, peak, float("-inf")))
@@ -193,10 +193,10 @@ def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, par
 @triton.jit
 def store_rest(mass, own, other, hot, peak, row, partner_row, begin, end, scale, partner_scale, reference,
                partner_reference, record, SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
-    """The record's sums without its peak, a logit that is most of the segment.
+    """Store the record's sums without its peak, a logit that is most of the segment.
 
-    All the entropy of a row like that is in what is left, which a float32 that already holds the peak rounds away. So
-    the lane that holds it is summed again without it.
+    All the entropy of such a row is in the rest, which a float32 that already holds the peak rounds away. So the lane
+    that holds it is summed again without it.
     """
     PARTS: tl.constexpr = TILE // (VEC * LANES)
     lane = tl.max(tl.where(hot, tl.arange(0, TILES)[:, None] * LANES + tl.arange(0, LANES)[None, :], 0))

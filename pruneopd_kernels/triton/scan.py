@@ -1,7 +1,7 @@
-"""Along a response: cumulative drift C, reliability R, weight L, effective length E; and rewards times L.
+"""Follow each response: cumulative drift C, reliability R, weight L, effective length E; and rewards times L.
 
-A kernel of its own, after the one that finds the drift: no program ever waits for another, which Triton could not make
-sound on every device. Launched with fusion of multiply and add off, for the product is rounded before the difference.
+This is a separate kernel after the one that finds the drift, because programs of one kernel cannot safely wait for each
+other on every device. It is compiled without fused multiply-add: the product is rounded before the difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The k best of a row from its tile maxima, in steps of one kind: tiles, parts of tiles, elements.
+"""Select the k best of a row from its tile maxima, in like steps: tiles, parts of tiles, elements.
 
 Of contiguous ranges of ids, the first k by (maximum descending, id ascending) hold the whole top-k: an element of a
-later range comes after those k maxima. So every step leaves exactly k, whatever the row, and nothing can overflow.
+later range comes after those k maxima. So every step leaves exactly k, regardless of the row, and nothing overflows.
 """
 
 import triton
@@ -32,7 +32,7 @@ def count_from(keys, least):
 
 @triton.jit
 def least_chosen(keys, k, low):
-    """Return the k-th greatest key, or a lesser one that only the k greatest reach; at least k keys are not below `low`.
+    """Return the k-th greatest key, or a lesser one that only the k greatest reach; at least k keys are >= `low`.
 
     Bisection takes alike steps for every row and k.
     """
@@ -97,9 +97,9 @@ def narrow(row, ranges, least, vocab_size, memory, K: tl.constexpr, K_PADDED: tl
 
 
 @triton.jit
-def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, TILES_PADDED: tl.constexpr):
+def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, K_PADDED: tl.constexpr,
+           TILES_PADDED: tl.constexpr):  # fmt: skip
     """Store the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest."""
-    K_PADDED: tl.constexpr = triton.next_power_of_2(K)
     SHIFT: tl.constexpr = key_shift(row.dtype.element_ty)
     SIZES: tl.constexpr = steps_of(K_PADDED)
     STEPS: tl.constexpr = len(SIZES) - 1

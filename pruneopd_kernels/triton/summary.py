@@ -1,4 +1,4 @@
-"""What is known of rows after the row pass: log-sum-exp, entropy, KL, log-probabilities. All in float64.
+"""Make summaries of rows from the row pass: log-sum-exp, entropy, KL, log-probabilities. All in float64.
 
 A summary is a tuple: reference (the greatest logit), log of the mass relative to it, log-sum-exp, entropy.
 """
@@ -9,8 +9,8 @@ import triton.language as tl
 from .row_pass import FIELDS, GREATEST, LOWEST, MASS, OTHER, OWN, PARTNER, PEAK, REFERENCE, TILE
 
 LN2 = tl.constexpr(0.693147180559945309417232121458176568)
-TAME = tl.constexpr(2.0**22)  # references beyond it are too coarse: the exact way
-LEAST_SCALE = tl.constexpr(1e-30)  # and its inverse the greatest: beyond them too
+TAME = tl.constexpr(2.0**22)  # references beyond it are too coarse
+LEAST_SCALE = tl.constexpr(1e-30)  # its inverse is the greatest
 EXACT_BLOCK = tl.constexpr(1024)
 
 
@@ -28,9 +28,16 @@ def float64_pair(bits):
 
 @triton.jit
 def logprob(x, summary, temperature):
-    """The reference goes first: beside a huge one the mass would vanish."""
+    """Return log p of a logit. The reference is subtracted first: beside a huge one the mass would vanish."""
     reference, log_mass, _, _ = summary
     return (x.to(tl.float64) - reference) / temperature - log_mass
+
+
+@triton.jit
+def logprobs_at(side, ids, exists):
+    """Return log-probabilities of ids. A side is a row, its summary and its temperature."""
+    row, summary, temperature = side
+    return logprob(tl.load(row + ids, mask=exists, other=0.0), summary, temperature)
 
 
 @triton.jit
@@ -40,10 +47,10 @@ def load_field(record, FIELD: tl.constexpr, segment, SEGMENTS: tl.constexpr, exi
 
 @triton.jit
 def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: tl.constexpr, STATS: tl.constexpr):
-    """Reference, mass, own and other of a row, in log2 units, from its segments; its greatest logit; the peak's excess.
+    """Return reference, mass, own and other of a row, in log2 units; its greatest logit; the excess of its peak.
 
-    That is by how much log p - log q of the greatest logit exceeds the mean under p, for a logit that is a peak. It is
-    the sum over everything else of the mass times a difference, so that no digits cancel where the rest is little.
+    The excess is by how much log p - log q of the greatest logit exceeds the mean under p, if that logit is a peak. It
+    is summed over all other mass times a difference, so that no digits cancel if that mass is small.
     """
     segment = tl.arange(0, SEGMENTS)
     exists = segment < segments
@@ -77,7 +84,7 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
 
 @triton.jit
 def is_tame(sums, scale, STATS: tl.constexpr):
-    """Whether everything is finite and the reference fine enough."""
+    """Return whether everything is finite and the reference fine enough."""
     reference, mass, own, other, _, _ = sums
     tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > LEAST_SCALE) & (scale < 1 / LEAST_SCALE)
     if STATS:
@@ -87,7 +94,7 @@ def is_tame(sums, scale, STATS: tl.constexpr):
 
 @triton.jit
 def summary_of(sums, scale, temperature):
-    """Dividing by the rounded scale undoes its rounding."""
+    """Return a row's summary. Dividing by the rounded scale undoes its rounding."""
     reference, mass, own, _, greatest, _ = sums
     log_mass = tl.log2(mass * tl.exp2(reference - greatest * scale)) / (scale * temperature)
     entropy = (tl.log2(mass) - own / mass) * LN2
@@ -151,7 +158,7 @@ def exact_logits(row, first, vocab_size):
 
 @triton.jit
 def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
-    """The summary of a row and whether it is broken; NaN takes its place among the tile maxima."""
+    """Return a row's summary and whether it is broken; store NaN among the tile maxima."""
     ROWS: tl.constexpr = EXACT_BLOCK // TILE
     greatest = tl.full([], float("-inf"), tl.float64)
     has_nan = tl.zeros([], tl.int32)
@@ -162,11 +169,11 @@ def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
         if maxima is not None:
             stored = tl.where(tile_nan > 0, float("nan"), maximum)
             tile = tl.arange(0, ROWS) + first // TILE
-            # By float32: Triton's interpreter makes a number of a NaN that goes from float64 to bfloat16.
+            # Through float32: Triton's interpreter turns a NaN into a number from float64 to bfloat16.
             tl.store(maxima + 2 * tile + SIDE, stored.to(tl.float32).to(maxima.dtype.element_ty))
         greatest = tl.maximum(greatest, tl.max(maximum, 0))
         has_nan = tl.maximum(has_nan, tl.max(tile_nan, 0))
-    tl.debug_barrier()  # whoever selects finds the maxima
+    tl.debug_barrier()  # a selection reads the maxima
     broken = (has_nan > 0) | (tl.abs(greatest) == float("inf"))
     masses, owns = tl.zeros([EXACT_BLOCK], tl.float64), tl.zeros([EXACT_BLOCK], tl.float64)
     for first in range(0, vocab_size, EXACT_BLOCK):
@@ -184,7 +191,7 @@ def exact_summary(row, maxima, SIDE: tl.constexpr, vocab_size, temperature):
 
 @triton.jit
 def exact_kl(p_row, q_row, p, q, p_temperature, q_temperature, vocab_size):
-    """KL(p || q), +inf where an id has log q = -inf < log p, however small p is; and the excess of p's greatest."""
+    """Return KL(p || q), +inf if an id has log q = -inf < log p, even if p is 0; and the excess of p's greatest."""
     sums = tl.zeros([EXACT_BLOCK], tl.float64)
     of_peak = tl.full([], float("-inf"), tl.float64)
     for first in range(0, vocab_size, EXACT_BLOCK):

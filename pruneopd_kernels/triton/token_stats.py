@@ -11,14 +11,7 @@ from torch import Tensor
 
 from .position import for_any_axes, run_at_positions
 from .selection import compare, id_of
-from .summary import logprob
-
-
-@triton.jit
-def logprobs_of(side, ids, exists):
-    """Return log-probabilities in one side: a row, its summary and its temperature."""
-    row, summary, temperature = side
-    return logprob(tl.load(row + ids, mask=exists, other=0.0), summary, temperature)
+from .summary import logprobs_at
 
 
 @triton.jit
@@ -26,7 +19,7 @@ def store_candidates(candidates, at, own, other, ids_out, own_out, other_out, K:
     """Store one side's candidates in order: ids, log-probabilities in their own row and in the other's."""
     exists = tl.arange(0, candidates.shape[0]) < K
     ids = id_of(candidates)
-    own_logprobs, other_logprobs = logprobs_of(own, ids, exists), logprobs_of(other, ids, exists)
+    own_logprobs, other_logprobs = logprobs_at(own, ids, exists), logprobs_at(other, ids, exists)
     tl.store(ids_out + at, ids.to(tl.int64), mask=exists)
     tl.store(own_out + at, own_logprobs.to(tl.float32), mask=exists)
     tl.store(other_out + at, other_logprobs.to(tl.float32), mask=exists)
@@ -39,13 +32,13 @@ def store_row(side, token, vocab_size, n, lse_out, entropy_out, token_logprob_ou
     tl.store(lse_out + n, lse.to(tl.float32))
     tl.store(entropy_out + n, entropy.to(tl.float32))
     exists = (token >= 0) & (token < vocab_size)
-    at_token = logprobs_of(side, token, exists)
+    at_token = logprobs_at(side, token, exists)
     tl.store(token_logprob_out + n, tl.where(exists, at_token, float("nan")).to(tl.float32))
 
 
 @triton.jit
-def token_stats_position(n, rows, vocab_size, temperatures, summaries, divergences, broken, candidates, inputs, outputs,
-                         scalars, K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
+def token_stats_position(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars,
+                         K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
     (x_topk_ids, x_topk_logprobs, y_topk_ids, y_topk_logprobs, y_on_x_logprobs, x_on_y_logprobs, overlap, x_lse, y_lse,
      x_entropy, y_entropy, reverse_kl, forward_kl, x_token_logprob, y_token_logprob) = outputs  # fmt: skip
     tl.store(reverse_kl + n, divergences[0].to(tl.float32))
@@ -53,7 +46,7 @@ def token_stats_position(n, rows, vocab_size, temperatures, summaries, divergenc
     token = tl.full([], -1, tl.int64)
     if inputs[0] is not None:
         token = tl.load(inputs[0] + n).to(tl.int64)
-    x, y = (rows[0], summaries[0], temperatures[0]), (rows[1], summaries[1], temperatures[1])
+    x, y = sides
     store_row(x, token, vocab_size, n, x_lse, x_entropy, x_token_logprob)
     store_row(y, token, vocab_size, n, y_lse, y_entropy, y_token_logprob)
     x_best, y_best, x_rank, y_rank, common = compare(candidates, K)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .losses import logprobs_at, state_of, store_coefficients, store_floats
+from .losses import logprobs_of_candidates, state_of, store_coefficients, store_floats
 from .position import for_any_axes, run_at_positions
 from .selection import id_of
 from .summary import float64
@@ -17,7 +17,7 @@ from .summary import float64
 
 @triton.jit
 def agree(candidates, teacher_topk_ids, teacher_ids, K: tl.constexpr):
-    """Return the student's ids, their ranks, how many are among the teacher's, and which of the teacher's are among them."""
+    """Return the student's ids, their ranks, how many the teacher has too, and which of the teacher's are shared."""
     j = tl.arange(0, teacher_ids.shape[0])
     student = tl.load(candidates + j, mask=j < K, other=-(2**63))
     student_ids = id_of(student).to(tl.int64)
@@ -33,7 +33,7 @@ def agree(candidates, teacher_topk_ids, teacher_ids, K: tl.constexpr):
 
 @triton.jit
 def forward_terms(student, teacher, is_padding, logprob_min):
-    """Each candidate's q (log q - log p), and its derivative by log p; of padding 0."""
+    """Return each candidate's q (log q - log p) and its derivative by log p, 0 for padding."""
     may_move = is_padding == 0
     if logprob_min is not None:
         least = float64(logprob_min)
@@ -47,8 +47,8 @@ def forward_terms(student, teacher, is_padding, logprob_min):
 
 
 @triton.jit
-def forward_kl_position(n, rows, vocab_size, temperatures, summaries, divergences, broken, candidates, inputs, outputs,
-                        scalars, K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
+def forward_kl_position(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars,
+                        K: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
     teacher_topk_ids, teacher_topk_logprobs = inputs
     loss, student_mass, teacher_mass, overlap, advantage, topk_ids, coefficients, state = outputs
     j = tl.arange(0, triton.next_power_of_2(K))
@@ -59,7 +59,7 @@ def forward_kl_position(n, rows, vocab_size, temperatures, summaries, divergence
     tl.store(topk_ids + at + rank, student_ids, mask=exists)
 
     is_padding = ids < 0
-    student = logprobs_at(rows[0], ids, vocab_size, summaries[0], temperatures[0])
+    student = logprobs_of_candidates(sides[0], ids, vocab_size)
     teacher = tl.load(teacher_topk_logprobs + at + j, mask=exists, other=0.0).to(tl.float64)
     teacher = tl.where(is_padding, float("-inf"), teacher)
     terms, derivatives = forward_terms(student, teacher, is_padding, scalars[0])
@@ -73,7 +73,7 @@ def forward_kl_position(n, rows, vocab_size, temperatures, summaries, divergence
     measures = (total, mass, tl.sum(tl.exp(teacher), 0), common.to(tl.float64) / K, gain)
     store_floats((loss, student_mass, teacher_mass, overlap, advantage), n, measures)
     store_coefficients(coefficients, at + j, derivatives, exists, total)
-    store_floats((state, state + 1), 2 * n, state_of(summaries[0]))
+    store_floats((state, state + 1), 2 * n, state_of(sides[0]))
 
 
 @for_any_axes

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .losses import logprobs_at, state_of, store_coefficients, store_floats, used_positions
+from .losses import logprobs_of_candidates, state_of, store_coefficients, store_floats, used_positions
 from .position import for_any_axes, run_at_positions
 from .summary import float64
 
@@ -18,19 +18,19 @@ LARGEST_LOG_RATIO = tl.constexpr(20.0)
 
 @triton.jit
 def within(x, low, high):
-    """Clamped; NaN stays."""
+    """Return x clamped; NaN stays."""
     return tl.where(x < low, low, tl.where(x > high, high, x))
 
 
 @triton.jit
 def policy_terms(logprobs, advantages, old, skipped, clip_low, clip_high, clip_dual):
-    """Each candidate's term of the loss, and its derivative by the candidate's log-probability."""
+    """Return each candidate's term of the loss, and its derivative by the log-probability."""
     advantages = tl.where(skipped, 0.0, advantages)
     log_ratio = tl.where(skipped, 0.0, logprobs - old)
     ratio = tl.exp(within(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
     unclipped = -advantages * ratio
     clipped = -advantages * within(ratio, 1 - clip_low, 1 + clip_high)
-    by_ratio = (unclipped < clipped) == 0  # NaN too, and of what is equal the unclipped one
+    by_ratio = (unclipped < clipped) == 0  # also NaN and equal terms
     terms = tl.where(by_ratio, unclipped, clipped)
     by_dual = (advantages < 0) & (terms > -advantages * clip_dual)
     terms = tl.where(by_dual, -advantages * clip_dual, terms)
@@ -39,8 +39,8 @@ def policy_terms(logprobs, advantages, old, skipped, clip_low, clip_high, clip_d
 
 
 @triton.jit
-def policy_position(n, rows, vocab_size, temperatures, summaries, divergences, broken, candidates, inputs, outputs,
-                    scalars, M: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
+def policy_position(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars,
+                    M: tl.constexpr, OPTION: tl.constexpr):  # fmt: skip
     topk_ids, advantages, old_logprobs = inputs
     loss, coefficients, state = outputs
     clip_low, clip_high, clip_dual = float64(scalars[0]), float64(scalars[1]), float64(scalars[2])
@@ -49,7 +49,7 @@ def policy_position(n, rows, vocab_size, temperatures, summaries, divergences, b
     at = n * M + j
     ids = tl.load(topk_ids + at, mask=exists, other=-1).to(tl.int64)
     advantage = tl.load(advantages + at, mask=exists, other=0.0).to(tl.float64)
-    logprobs = logprobs_at(rows[0], ids, vocab_size, summaries[0], temperatures[0])
+    logprobs = logprobs_of_candidates(sides[0], ids, vocab_size)
     old = logprobs
     if old_logprobs is not None:
         old = tl.load(old_logprobs + at, mask=exists, other=0.0).to(tl.float64)
@@ -58,7 +58,7 @@ def policy_position(n, rows, vocab_size, temperatures, summaries, divergences, b
     total = tl.sum(terms, 0)
     store_floats((loss,), n, (total,))
     store_coefficients(coefficients, at, derivatives, exists, total)
-    store_floats((state, state + 1), 2 * n, state_of(summaries[0]))
+    store_floats((state, state + 1), 2 * n, state_of(sides[0]))
 
 
 @for_any_axes
