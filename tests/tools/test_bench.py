@@ -10,11 +10,12 @@ import torch
 import rehearsal
 import tiers
 from bench import __main__ as command
+from bench.count import predictions
 from bench.measure import answers, cases, devices, implementations, inputs, libraries, memory, plan, timing
 from bench.measure.cases import Case
 from bench.measure.plan import Wanted
 from bench.measure.timing import Contender, Timing
-from bench.operators import LOGIT_OPS, LOSSES, OPERATORS, TOPK_OPS, USUAL
+from bench.operators import LOGIT_OPS, LOSSES, OPERATORS, USUAL
 from bench.report import rows as results
 from bench.report import targets
 
@@ -42,9 +43,6 @@ def only(*ops):
     return [argument for op in ops for argument in ("--only", op)]
 
 
-# --- the protocol -------------------------------------------------------------------------------------------------
-
-
 def test_every_contender_is_called_in_every_round_just_after_its_inputs_are_read():
     events = []
 
@@ -59,12 +57,10 @@ def test_every_contender_is_called_in_every_round_just_after_its_inputs_are_read
 
     timings = timing.interleave([contender(name) for name in "abc"], seconds=0, min_rounds=4)
     assert {name: took.rounds for name, took in timings.items()} == {"a": 4, "b": 4, "c": 4}
-    rounds = events[3 * 3 :]  # after one untimed call each
-    quads = [rounds[i : i + 4] for i in range(0, len(rounds), 4)]
+    quads = [events[i : i + 4] for i in range(3 * 3, len(events), 4)]  # after one untimed call each
     assert all(quad == ["enter", f"read {quad[1][-1]}", f"run {quad[1][-1]}", "leave"] for quad in quads)
-    orders = ["".join(quad[1][-1] for quad in quads[i : i + 3]) for i in range(0, 12, 3)]
-    assert {"".join(sorted(order)) for order in orders} == {"abc"}
-    assert len(set(orders)) > 1, "the order must change from round to round"
+    orders = {"".join(quad[1][-1] for quad in quads[i : i + 3]) for i in range(0, 12, 3)}
+    assert len(orders) > 1 and {"".join(sorted(order)) for order in orders} == {"abc"}
 
 
 def test_median_and_minimum_come_from_the_clock(monkeypatch):
@@ -83,8 +79,6 @@ def test_a_slow_contender_leaves_early_and_names_differ():
         timing.interleave(both[:1] * 2, seconds=0)
 
 
-# --- answers ------------------------------------------------------------------------------------------------------
-
 GOLD = {
     "ids": torch.tensor([[3, 1]]),
     "x": torch.tensor([1.0, float("nan"), float("-inf")]),
@@ -96,7 +90,6 @@ GOLD = {
     ("name", "value", "complaint"),
     [
         ("ids", torch.tensor([[1, 3]]), "ids differs at 2 of 2 places"),
-        ("x", torch.tensor([1.0001, float("nan"), float("-inf")]), "x is off by"),
         ("x", torch.tensor([1.0, 0.0, float("-inf")]), "x is off by"),
         ("x", torch.tensor([1.0, float("nan"), -1e30]), "x is off by"),
         ("x", torch.tensor([1.0]), "x has shape [1], not [3]"),
@@ -153,11 +146,9 @@ def test_a_wrong_gradient_is_seen_however_small_it_is(tiny, monkeypatch, passes)
 
 
 @pytest.mark.parametrize(("op", "passes"), [(op, p) for op in cases.READINGS for p in ("forward", "both")])
-def test_readings_read_every_row_and_write_as_much_as_the_gradient(tiny, monkeypatch, op, passes):
+def test_readings_read_every_row(tiny, monkeypatch, op, passes):
     case = Case(op, "bfloat16", "cpp", passes=passes)
     assert cases.complaints(case) == []
-    row, tensors = 64 * 1000 * 2, 2 if op == "read" else 1
-    assert cases.counted_bytes(case) == row * tensors + (row * (tensors + 1) if passes == "both" else 0)
     right = implementations.read_logits
     for module in (implementations, cases):
         monkeypatch.setattr(module, "read_logits", lambda *logits: [maxima + 1 for maxima in right(*logits)])
@@ -165,39 +156,33 @@ def test_readings_read_every_row_and_write_as_much_as_the_gradient(tiny, monkeyp
 
 
 def test_counted_bytes(tiny):
-    logits = 64 * 1000 * 4
-    outputs = 64 * (3 * 4 + 4 + 1 + 16 * 12) + 4 * 4
-    assert cases.counted_bytes(Case("reliability", "float32", "cpp")) == 2 * logits + outputs
-    small = 64 * 16 * (8 + 4) + 64 * 4  # candidates and what belongs to each; the loss
-    of = {passes: cases.counted_bytes(Case("topk_policy_loss", "float32", "cpp", passes=passes))
-          for passes in ("forward", "backward", "both")}  # fmt: skip
-    assert of == {"forward": logits + small, "backward": 2 * logits, "both": 3 * logits + small}
-    assert cases.counted_bytes(Case("reverse_kl", "float32", "cpp", passes="both")) == 5 * logits + 2 * 64 * 4
-
-
-# --- runs on a CPU ------------------------------------------------------------------------------------------------
+    logits, outputs = 64 * 1000 * 4, 64 * (3 * 4 + 4 + 1 + 16 * 12) + 4 * 4
+    candidates = 64 * 16 * (8 + 4) + 64 * 4  # and what belongs to each; the loss
+    for op, passes, expected in (
+        ("reliability", "", 2 * logits + outputs),
+        ("topk_policy_loss", "forward", logits + candidates),
+        ("topk_policy_loss", "backward", 2 * logits),
+        ("topk_policy_loss", "both", 3 * logits + candidates),
+        ("reverse_kl", "both", 5 * logits + 2 * 64 * 4),
+        ("read", "forward", 2 * logits),
+        ("read_student", "both", 3 * logits),
+    ):
+        assert cases.counted_bytes(Case(op, "float32", "cpp", passes=passes)) == expected, (op, passes)
 
 
 def test_a_run_prints_and_saves_a_row_for_every_case(tiny, capsys):
-    arguments = ["--dtype", "bfloat16", "--seconds", "0", "--no-memory", "--save", "--threads", "1"]
-    assert command.main(arguments) == 0
+    assert command.main(["--dtype", "bfloat16", "--seconds", "0", "--no-memory", "--save", "--threads", "1"]) == 0
     (file,) = tiny.glob("*.jsonl")
-    rows = results.load(file)
-    assert {row["op"] for row in rows} >= OPERATORS.keys()
-    assert all(row["gb_s"] > 0 and row["rounds"] >= 2 for row in rows)
-    printed = capsys.readouterr().out
-    assert all(f"{row['op']} {row['dtype']} {row['impl']}" in printed for row in rows)
-    losses = {(row["op"], row["impl"], row["isa"], row["passes"]): row for row in rows if "passes" in row}
+    rows, printed = results.load(file), capsys.readouterr().out
+    assert {row["op"] for row in rows} >= {*OPERATORS, *cases.READINGS}
+    for row in rows:
+        assert row["gb_s"] > 0 and row["rounds"] >= 2 and f"{row['op']} {row['dtype']} {row['impl']}" in printed
     isa = implementations.instruction_sets()[0]
+    losses = {(row["op"], row["passes"]): row for row in rows if row["isa"] == isa and row["op"] in LOSSES}
     for loss in LOSSES:
-        forward, both = (losses[loss, "cpp", isa, passes] for passes in ("forward", "both"))
-        assert forward["fraction_of_read"] > 0 and "fraction_of_read_write" not in forward
-        assert both["fraction_of_read_write"] > 0 and both["fraction_of_read_write_min"] > 0
-        assert "fraction_of_read" not in both and "times_faster_than_eager" not in forward
+        assert losses[loss, "forward"]["fraction_of_read"] > 0 and losses[loss, "both"]["fraction_of_read_write"] > 0
         for peer in ("eager", "eager_native", *OPERATORS[loss].usual):
-            assert both[f"times_faster_than_{peer}"] > 0 and (loss, peer, "none", "both") in losses
-    yardsticks = {(op, passes) for op, _, _, passes in losses if op in cases.READINGS}
-    assert yardsticks == {(op, passes) for op in cases.READINGS for passes in ("forward", "both")}
+            assert losses[loss, "both"][f"times_faster_than_{peer}"] > 0
 
 
 def test_a_part_is_not_saved_unless_asked_and_what_is_wrong_is_not_timed(tiny, monkeypatch, capsys):
@@ -214,10 +199,6 @@ def test_a_part_is_not_saved_unless_asked_and_what_is_wrong_is_not_timed(tiny, m
 
 @pytest.mark.thorough
 def test_extra_memory_is_what_a_call_allocates_beyond_its_outputs():
-    extra = memory.on_cpu(Case("reliability_from_drift", "bool", "eager"), threads=1)
-    positions = inputs.LONG[0] * inputs.LONG[1]
-    # w_drop * C and the like, in float32: at least one tensor of temporaries, and not many
-    assert 4 * positions <= extra <= 40 * positions
     logits = 64 * inputs.VOCABULARY * 2
     bounds = {"cpp": (0, 0.1), "eager": (4, 6), "chunked": (2, 4), "checkpointed": (0.9, 2)}
     assert {*USUAL} < bounds.keys()
@@ -226,45 +207,31 @@ def test_extra_memory_is_what_a_call_allocates_beyond_its_outputs():
         assert least * logits <= extra <= most * logits, impl
 
 
-# --- runs on a GPU, rehearsed -------------------------------------------------------------------------------------
-
 RUN = ["--device", "cuda", "--seconds", "0", "--save", "--threads", "1"]
 
 
 def test_a_gpu_s_run_is_saved_with_its_copies_peers_and_memory(gpu_file, capsys):
-    assert command.main([*RUN, *only("reliability", *TOPK_OPS)]) == 0
+    loss = WITH_USUAL
+    assert command.main([*RUN, *only("reliability", loss)]) == 0
+    assert "of copy" in capsys.readouterr().out
     rows = results.load(gpu_file)
     assert all(row["gpu"] == "Some GPU" and "threads" not in row for row in rows)
-    times = {(row["op"], row["impl"], row["dtype"], row["k"], row["rows"], row.get("positions")): row for row in rows
-             if row["measure"] == "time"}  # fmt: skip
+    assert {row["extra_bytes"] for row in rows if row["measure"] == "memory"} == {4096}
+    times = {(row["op"], row["impl"], row["dtype"], row["k"], row["rows"], row["positions"], row.get("passes")): row
+             for row in rows if row["measure"] == "time"}  # fmt: skip
     for positions in (1, 16, 64):
-        row, copy = (times[op, impl, "bfloat16", 16, "random", positions]
+        row, copy = (times[op, impl, "bfloat16", 16, "random", positions, None]
                      for op, impl in (("reliability", "cuda"), ("copy", "torch")))  # fmt: skip
         assert copy["counted_bytes"] == 2 * positions * 600 * 2
         assert row["fraction_of_copy"] > 0 and row["times_faster_than_eager"] > 0
-    assert times["reliability", "cuda", "bfloat16", 256, "random", 64]["time_over_k16_random"] > 0
-    assert times["reliability", "triton", "bfloat16", 16, "ascending", 64]["time_over_k16_random"] > 0
-    assert times["reliability", "cuda", "float32", 16, "random", 16]["fraction_of_copy"] > 0
-    assert {key[:2] for key in times if key[0] in TOPK_OPS} == {
-        (op, impl) for op in TOPK_OPS for impl in ("cuda", "triton", "eager")
-    }
-    assert {row["extra_bytes"] for row in rows if row["measure"] == "memory"} == {4096}
-    assert "of copy" in capsys.readouterr().out
-
-
-def test_losses_are_timed_pass_by_pass_and_with_their_peers(gpu_file):
-    assert command.main([*RUN, *only(*LOSSES)]) == 0
-    rows = results.load(gpu_file)
-    times = {(row["op"], row["impl"], row["passes"], row["positions"]): row for row in rows
-             if row["measure"] == "time" and row["op"] in LOSSES}  # fmt: skip
-    for loss in LOSSES:
-        for impl in ("cuda", "triton"):
-            for passes in ("forward", "backward"):
-                assert times[loss, impl, passes, 64]["fraction_of_copy"] > 0
-            for peer in ("eager", "eager_native", *OPERATORS[loss].usual):
-                assert times[loss, impl, "both", 32][f"times_faster_than_{peer}"] > 0
-    assert {row["passes"] for row in rows if row["measure"] == "memory"} == {"forward", "backward", "both"}
-    assert times["reverse_kl", "cuda", "backward", 64]["counted_bytes"] == 3 * 64 * 600 * 2
+    assert times["reliability", "cuda", "bfloat16", 256, "random", 64, None]["time_over_k16_random"] > 0
+    assert times["reliability", "triton", "bfloat16", 16, "ascending", 64, None]["time_over_k16_random"] > 0
+    assert times["reliability", "cuda", "float32", 16, "random", 16, None]["fraction_of_copy"] > 0
+    for impl in ("cuda", "triton"):
+        for passes in ("forward", "backward"):
+            assert times[loss, impl, "bfloat16", 16, "random", 64, passes]["fraction_of_copy"] > 0
+        for peer in ("eager", "eager_native", *OPERATORS[loss].usual):
+            assert times[loss, impl, "bfloat16", 16, "random", 32, "both"][f"times_faster_than_{peer}"] > 0
 
 
 def test_an_error_on_a_gpu_stops_nothing_else(gpu_file, monkeypatch, capsys):
@@ -297,19 +264,15 @@ def test_a_graph_whose_answer_is_wrong_is_not_timed(gpu_file, monkeypatch):
 
 
 def test_graphs_work_on_more_than_a_cache_holds_and_many_positions_need_none():
-    for op in (*LOGIT_OPS, "copy"):
-        assert replace(GPU, op=op).sets == 1
-        for positions in (1, 16, 64):
-            few = replace(GPU, op=op, positions=positions)
-            assert few.sets * positions * inputs.VOCABULARY * 2 * 2 >= cases.BEYOND_CACHES
-            assert few.sets == replace(GPU, positions=positions).sets, "of one run, so that they share the inputs"
+    assert GPU.sets == 1 and GPU.shape == (16, 512)
     assert replace(GPU, positions=16).shape == (16, 1), "as in decoding"
-    assert GPU.shape == (16, 512)
+    for positions in (1, 16, 64):
+        few = replace(GPU, positions=positions)
+        assert few.sets * positions * inputs.VOCABULARY * 2 * 2 >= cases.BEYOND_CACHES
+        assert {replace(few, op=op).sets for op in (*LOGIT_OPS, "copy")} == {few.sets}, "they share the inputs"
 
 
 def test_the_runs_for_a_gpu_hold_all_that_has_a_target_or_a_prediction(monkeypatch):
-    from bench.count import predictions
-
     monkeypatch.setattr(plan, "usable_on", lambda device: ("cuda", "triton"))
     monkeypatch.setattr(plan, "positions_that_fit", lambda device: 8192)
     runs = list(plan.on_gpu(Wanted()))
@@ -322,14 +285,10 @@ def test_the_runs_for_a_gpu_hold_all_that_has_a_target_or_a_prediction(monkeypat
     assert [sum(case.op == "copy" for case in run) for run in runs] == [1] * len(runs), "what a run is compared with"
 
 
-def test_the_parts_of_others_are_those_of_the_operators(gpu_file, monkeypatch, capsys):
+def test_the_parts_of_others_are_those_of_the_operators(gpu_file):
     student, teacher = cases.large_inputs(Case("kl", "float32", "eager", device="cuda", positions=64))
     stats = OPERATORS["token_stats"].eager(student, teacher, torch.zeros(student.shape[:-1], dtype=torch.int64))
     kl = libraries.PARTS["kl"]["eager"](student, teacher)["mean_kl"]
     torch.testing.assert_close(kl, stats["reverse_kl"].mean())
     top = libraries.PARTS["topk"]["eager"](student, teacher)["teacher"]
     assert torch.equal(top, teacher.gather(-1, stats["teacher_topk_ids"]))
-    monkeypatch.setattr(libraries, "installed", lambda impl: impl == "eager")
-    parts = plan._parts("cuda", 8192, Wanted())
-    assert [(case.op, case.impl) for case in parts] == [("topk", "eager"), ("kl", "eager")]
-    assert "flashinfer is not installed" in capsys.readouterr().out

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import processes
+from bench import __main__ as command
 from bench.report import rows as results
-from bench.report import tables, targets
+from bench.report import tables
 from bench.studies import linear, sampled_drift
 from bench.studies.linear import Size
 from bench.studies.sampled_drift import Drift, agreement, ranking
@@ -25,25 +26,15 @@ def threads():
     torch.set_num_threads(before)
 
 
-# --- losses from hidden states ------------------------------------------------------------------------------------
-
-
 def test_a_run_saves_a_row_a_case_and_the_page_shows_them(tmp_path, monkeypatch):
     monkeypatch.setattr(linear, "measure_memory", lambda size, loss, reduction, threads: 2**20 * len(reduction))
     file = tmp_path / "device.jsonl"
-    for _ in range(2):  # the second run replaces the rows of the first
-        assert linear.main([*ARGUMENTS, "--file", str(file)]) == 0
+    assert linear.main([*ARGUMENTS, "--file", str(file)]) == 0
     rows = results.load(file)
     assert len(rows) == 6 + 1 + 3
-    assert all(row["time_over_products"] > 0 for row in rows[:6])
-    assert rows[6]["time_over_not_skipping"] > 0
-    text = tables.linear(file)
-    assert text.count("\n| `") == 6
-    for cell in ("`reverse_kl`", "`none`", "4 MiB", "3 MiB", "11 MiB"):
-        assert f"| {cell} |" in text
-    assert "50% of the positions exhausted" in text
+    assert all(row["time_over_products"] > 0 for row in rows[:6]) and rows[6]["time_over_not_skipping"] > 0
+    assert tables.linear(file).count("\n| `") == 6
     assert "linear_opd_loss" not in tables.tables(file), "the README's table is of the operators on logits"
-    assert targets.report(file) in (0, 1)
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
@@ -74,11 +65,10 @@ def test_the_peer_computes_the_same(loss):
 def test_half_of_the_positions_are_exhausted():
     skipping = linear.calls(linear.Data.of(TINY), TINY)["skip True"]
     data, *_ = skipping.args
-    out = linear.linear_opd_loss(
-        data.student, data.student_weight, data.teacher, data.teacher_weight, k=linear.K, skip_exhausted=True,
-        w_base=0.0, w_drop=skipping.keywords["w_drop"],
-    )  # fmt: skip
-    assert (out.reliability > 0).float().mean().item() == pytest.approx(0.5, abs=2 * linear.RESPONSES / 32)
+    heads = (data.student, data.student_weight, data.teacher, data.teacher_weight)
+    options = {"k": linear.K, "skip_exhausted": True, "w_base": 0.0, "w_drop": skipping.keywords["w_drop"]}
+    above = (linear.linear_opd_loss(*heads, **options).reliability > 0).float().mean().item()
+    assert above == pytest.approx(0.5, abs=2 * linear.RESPONSES / 32)
 
 
 @pytest.mark.thorough
@@ -86,9 +76,6 @@ def test_memory_is_measured_in_a_process_of_its_own():
     size = Size(positions=64, hidden=8, vocabulary=2**18)
     full = linear.measure_memory(size, "reverse_kl", linear.FULL, threads=1)
     assert 4 * 2**26 <= full <= linear.EAGER_BYTES * 2**24, "several tensors of 64 MiB"
-
-
-# --- several processes, other packages ----------------------------------------------------------------------------
 
 
 @pytest.mark.thorough
@@ -102,14 +89,10 @@ def test_several_processes_against_one():
 
 @pytest.mark.parametrize("package", ["trl", "verl"])
 def test_without_the_package_it_says_so(package, capsys, monkeypatch):
-    from bench.__main__ import main
-
     monkeypatch.setattr("bench.studies.command.find_spec", lambda name: None)
-    assert main([package]) == 0
+    assert command.main([package]) == 0
     assert capsys.readouterr().out == f"bench: {package} is not installed here, so its losses were not measured\n"
 
-
-# --- both kinds of drift ------------------------------------------------------------------------------------------
 
 CONFIG = PruneConfig(w_drop=0.25)
 
@@ -123,14 +106,13 @@ def drift(by_overlap, log_ratio, mask=None):
     ("threshold", "expected"),
     [
         (2.0, {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "rate_by_overlap": 0.5, "rate_by_token": 0.5}),
-        (-1.0, {"precision": 0.5, "recall": 1.0, "rate_by_token": 1.0}),
-        (5.0, {"precision": 0.0, "recall": 0.0, "accuracy": 0.5}),
+        (-1.0, {"precision": 0.5, "recall": 1.0, "accuracy": 0.5, "rate_by_overlap": 0.5, "rate_by_token": 1.0}),
     ],
 )
 def test_agreement_counts(threshold, expected):
     made = drift([[1, 1, 1], [0, 0, 1]], [[3.0, 0.0, 9.0], [3.0, 0.0, 9.0]], [[1, 1, 0], [1, 1, 0]])
     row = agreement(made, threshold, CONFIG)
-    assert {name: row[name] for name in expected} == expected
+    assert row.items() >= expected.items()
 
 
 def test_agreement_along_responses():
@@ -147,25 +129,21 @@ def test_equal_drifts_agree_in_all():
     events = (torch.rand(8, 40) < torch.linspace(0.1, 0.9, 8)[:, None]).int().tolist()
     made = drift(events, events)
     row = agreement(made, 0.5, CONFIG)
-    expected = {"accuracy", "precision", "recall", "count_correlation", "effective_length_ratio",
-                "scaled_effective_length_ratio", "effective_length_correlation"}  # fmt: skip
-    assert {name for name, value in row.items() if value == pytest.approx(1.0)} == expected
-    assert row["scaled_weight_difference"] == 0
-    assert ranking(made)["area_under_roc"] == 1
-    mixed = drift(events, torch.rand(8, 40).tolist())
-    assert 0.4 < ranking(mixed)["area_under_roc"] < 0.6
+    for name in ("accuracy", "precision", "recall", "count_correlation", "effective_length_ratio"):
+        assert row[name] == pytest.approx(1.0)
+    assert row["scaled_weight_difference"] == 0 and ranking(made)["area_under_roc"] == 1
     made = drift(events, torch.randn(8, 40).tolist())
+    assert 0.4 < ranking(made)["area_under_roc"] < 0.6
     row = agreement(made, ranking(made)["matching_threshold"], CONFIG)
     assert row["rate_by_token"] == pytest.approx(row["rate_by_overlap"], abs=0.01)
 
 
 def test_the_page_shows_the_saved_result(tmp_path):
     saved = json.loads(sampled_drift.FILE.read_text())
-    page = sampled_drift.PAGE.read_text()
+    page, copy = sampled_drift.PAGE.read_text(), tmp_path / "page.md"
     assert sampled_drift.tables(saved) in page
-    copy = tmp_path / "page.md"
-    copy.write_text(page.replace("0.", "9."))
-    sampled_drift.write(saved, copy)
     begin, end = sampled_drift.MARKS
-    assert copy.read_text().split(begin)[1].split(end)[0] == page.split(begin)[1].split(end)[0]
-    assert [student["student"][:2] for student in saved["students"]] == ["1 ", "4 ", "10"]
+    before, (table, after) = page.split(begin)[0], page.split(begin)[1].split(end)
+    copy.write_text(f"{before}{begin}{table.replace('0.', '9.')}{end}{after}")
+    sampled_drift.write(saved, copy)
+    assert copy.read_text() == page
