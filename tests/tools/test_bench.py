@@ -11,7 +11,7 @@ import rehearsal
 import tiers
 from bench import __main__ as command
 from bench.count import predictions
-from bench.measure import answers, cases, devices, implementations, inputs, libraries, memory, plan, timing
+from bench.measure import answers, cases, devices, implementations, inputs, memory, plan, timing
 from bench.measure.cases import Case
 from bench.measure.plan import Wanted
 from bench.measure.timing import Contender, Timing
@@ -67,8 +67,7 @@ def test_median_and_minimum_come_from_the_clock(monkeypatch):
     # the loop looks at the clock once more per round, from the sixth on: min_rounds is 5
     times = iter([0.0, *(t for took in (3.0, 1.0, 2.0, 9.0, 5.0) for t in (10.0, 10.0 + took)), *[99.0] * 9])
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    timings = timing.interleave([Contender("a", run=lambda: None)], seconds=1)
-    assert timings["a"] == Timing(rounds=5, median_s=3.0, min_s=1.0)
+    assert timing.interleave([Contender("a", run=lambda: None)], seconds=1) == {"a": Timing(5, 3.0, 1.0)}
 
 
 def test_a_slow_contender_leaves_early_and_names_differ():
@@ -117,13 +116,9 @@ def test_a_peer_may_break_ties_its_own_way_but_not_miss_a_larger_logit():
 
 @pytest.mark.parametrize(("op", "dtype"), tiers.combinations([*LOGIT_OPS, *LOSSES], inputs.DTYPES))
 def test_operators_and_peers_compute_the_same(tiny, op, dtype):
-    passes = "both" if op in LOSSES else ""
-    for impl in ("cpp", "eager", "eager_native", *OPERATORS[op].usual):
-        assert cases.complaints(Case(op, dtype, impl, passes=passes)) == []
-    for passes in ("forward", "backward") if op in LOSSES else ():
-        got = cases.call(Case(op, dtype, "cpp", passes=passes))()
-        assert ("gradient" in answers.fields(got)) == (passes == "backward") != ("loss" in answers.fields(got))
-        assert cases.complaints(Case(op, dtype, "cpp", passes=passes)) == []
+    for passes in ("forward", "backward", "both") if op in LOSSES else ("",):
+        for impl in ("cpp", "eager", "eager_native", *OPERATORS[op].usual) if passes in ("", "both") else ("cpp",):
+            assert cases.complaints(Case(op, dtype, impl, passes=passes)) == []
 
 
 @pytest.mark.parametrize("passes", ["backward", "both"])
@@ -237,13 +232,10 @@ def test_a_gpu_s_run_is_saved_with_its_copies_peers_and_memory(gpu_file, capsys)
 def test_an_error_on_a_gpu_stops_nothing_else(gpu_file, monkeypatch, capsys):
     right = cases.operator
 
-    def operator(op, impl):
-        def fail(*tensors, **options):
-            raise RuntimeError("CUDA: an illegal memory access\nand more")
+    def fail(*tensors, **options):
+        raise RuntimeError("CUDA: an illegal memory access\nand more")
 
-        return fail if impl == "cuda" else right(op, impl)
-
-    monkeypatch.setattr(cases, "operator", operator)
+    monkeypatch.setattr(cases, "operator", lambda op, impl: fail if impl == "cuda" else right(op, impl))
     assert command.main([*RUN, *only("reliability_from_drift"), "--no-memory"]) == 1
     assert {row["impl"] for row in results.load(gpu_file)} == {"torch", "triton", "eager"}
     assert "cuda: RuntimeError: CUDA: an illegal memory access\n" in capsys.readouterr().err
@@ -279,16 +271,5 @@ def test_the_runs_for_a_gpu_hold_all_that_has_a_target_or_a_prediction(monkeypat
     timed = {case for run in runs for case in run}
     for target in targets.GPU:
         assert any(all(getattr(case, name) == value for name, value in target.where.items()) for case in timed), target
-    assert runs[0][0] == Case("copy", "bfloat16", "torch", device="cuda", positions=8192)
-    assert {"compiled"} <= {case.impl for run in runs for case in run}
-    assert all(case in timed for case in predictions.cases()), "what is predicted is measured"
+    assert {*predictions.cases()} <= timed and "compiled" in {case.impl for case in timed}
     assert [sum(case.op == "copy" for case in run) for run in runs] == [1] * len(runs), "what a run is compared with"
-
-
-def test_the_parts_of_others_are_those_of_the_operators(gpu_file):
-    student, teacher = cases.large_inputs(Case("kl", "float32", "eager", device="cuda", positions=64))
-    stats = OPERATORS["token_stats"].eager(student, teacher, torch.zeros(student.shape[:-1], dtype=torch.int64))
-    kl = libraries.PARTS["kl"]["eager"](student, teacher)["mean_kl"]
-    torch.testing.assert_close(kl, stats["reverse_kl"].mean())
-    top = libraries.PARTS["topk"]["eager"](student, teacher)["teacher"]
-    assert torch.equal(top, teacher.gather(-1, stats["teacher_topk_ids"]))

@@ -80,10 +80,3 @@ def test_a_prediction_takes_the_kernel_of_its_case():
     assert predictions.kernel_of(GPU, kernels) is of_cuda
     assert predictions.kernel_of(replace(GPU, impl="triton"), kernels) is of_triton, "not that of another k or dtype"
     assert predictions.kernel_of(replace(GPU, op="token_stats"), kernels) is None
-
-
-def test_many_blocks_reach_the_bandwidth_and_one_waits_for_itself():
-    alone = predictions.Work(memory_us=10, compute_us=5, wait_us=5, blocks=1)
-    assert predictions.position_us(alone) == (20, 20)
-    best, worst = predictions.position_us(replace(alone, blocks=32))
-    assert best == 10 and 10 < worst < 10.01

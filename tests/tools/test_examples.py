@@ -73,7 +73,6 @@ def test_host_server_answers_as_host_does(port, more):
         ({"student_topk_ids": [[[1]]]}, "missing a required argument: 'teacher_topk_ids'"),
         ({**IDS, "mask": [[1, 1], [1]]}, "inhomogeneous"),
         ({**IDS, "mask": [["false"] * 3]}, "mask must hold values of bool, got <U5"),
-        ({**IDS, "drift_count": [2**40]}, "out of bounds for int32"),
         ({**IDS, "w_base": 1e39}, "not JSON compliant"),
         (b"[" * 200_000, "recursion"),
         (b"{", "Expecting property name"),

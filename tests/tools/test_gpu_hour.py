@@ -95,10 +95,9 @@ def test_the_small_calls_find_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(gpu_small, "loss_calls", lambda: ())
     assert gpu_small.main(["cpp", "--device", "cpu"]) == 0
     right = gpu_small.pruneopd_kernels.reliability_from_drift
-
-    def wrong(drift, *rest, impl):
-        return right(drift if impl == "reference" else ~drift, *rest, impl=impl)
-
-    monkeypatch.setattr(gpu_small.pruneopd_kernels, "reliability_from_drift", wrong)
+    monkeypatch.setattr(
+        gpu_small.pruneopd_kernels, "reliability_from_drift",
+        lambda drift, *rest, impl: right(drift if impl == "reference" else ~drift, *rest, impl=impl),
+    )  # fmt: skip
     assert gpu_small.main(["cpp", "--device", "cpu"]) == 1
     assert "WRONG cpp reliability_from_drift, drift: drift_count" in capsys.readouterr().out
