@@ -124,18 +124,14 @@ def test_operators_and_peers_compute_the_same(tiny, op, dtype):
 @pytest.mark.parametrize("passes", ["backward", "both"])
 def test_a_wrong_gradient_is_seen_however_small_it_is(tiny, monkeypatch, passes):
     """The loss is right, and the gradient's large values are; only the many small ones are not."""
-
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, student):
-            return student.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return torch.where(gradient.abs() < 1e-4, 0, gradient)
-
     right = OPERATORS["reverse_kl"].eager
-    replace_eager(monkeypatch, "reverse_kl", lambda student, *rest, **more: right(Wrong.apply(student), *rest, **more))
+
+    def wrong(student, *rest, **more):
+        student = student.clone()
+        student.register_hook(lambda gradient: torch.where(gradient.abs() < 1e-4, 0, gradient))
+        return right(student, *rest, **more)
+
+    replace_eager(monkeypatch, "reverse_kl", wrong)
     (complaint,) = cases.complaints(Case("reverse_kl", "float32", "eager", passes=passes))
     assert complaint.startswith("gradient is off by")
 
@@ -206,27 +202,29 @@ RUN = ["--device", "cuda", "--seconds", "0", "--save", "--threads", "1"]
 
 
 def test_a_gpu_s_run_is_saved_with_its_copies_peers_and_memory(gpu_file, capsys):
-    loss = WITH_USUAL
-    assert command.main([*RUN, *only("reliability", loss)]) == 0
+    assert command.main([*RUN, *only("reliability", WITH_USUAL)]) == 0
     assert "of copy" in capsys.readouterr().out
     rows = results.load(gpu_file)
     assert all(row["gpu"] == "Some GPU" and "threads" not in row for row in rows)
     assert {row["extra_bytes"] for row in rows if row["measure"] == "memory"} == {4096}
-    times = {(row["op"], row["impl"], row["dtype"], row["k"], row["rows"], row["positions"], row.get("passes")): row
-             for row in rows if row["measure"] == "time"}  # fmt: skip
+
+    def time_of(impl, positions, op="reliability", **more):
+        wanted = {"measure": "time", "op": op, "impl": impl, "positions": positions}
+        wanted |= {"dtype": "bfloat16", "k": 16, "rows": "random"} | more
+        (row,) = (row for row in rows if row.items() >= wanted.items())
+        return row
+
     for positions in (1, 16, 64):
-        row, copy = (times[op, impl, "bfloat16", 16, "random", positions, None]
-                     for op, impl in (("reliability", "cuda"), ("copy", "torch")))  # fmt: skip
-        assert copy["counted_bytes"] == 2 * positions * 600 * 2
-        assert row["fraction_of_copy"] > 0 and row["times_faster_than_eager"] > 0
-    assert times["reliability", "cuda", "bfloat16", 256, "random", 64, None]["time_over_k16_random"] > 0
-    assert times["reliability", "triton", "bfloat16", 16, "ascending", 64, None]["time_over_k16_random"] > 0
-    assert times["reliability", "cuda", "float32", 16, "random", 16, None]["fraction_of_copy"] > 0
+        assert time_of("torch", positions, "copy")["counted_bytes"] == 2 * positions * 600 * 2
+        assert {"fraction_of_copy", "times_faster_than_eager"} <= time_of("cuda", positions).keys()
+    assert time_of("cuda", 64, k=256)["time_over_k16_random"] > 0
+    assert time_of("triton", 64, rows="ascending")["time_over_k16_random"] > 0
+    assert time_of("cuda", 16, dtype="float32")["fraction_of_copy"] > 0
     for impl in ("cuda", "triton"):
         for passes in ("forward", "backward"):
-            assert times[loss, impl, "bfloat16", 16, "random", 64, passes]["fraction_of_copy"] > 0
-        for peer in ("eager", "eager_native", *OPERATORS[loss].usual):
-            assert times[loss, impl, "bfloat16", 16, "random", 32, "both"][f"times_faster_than_{peer}"] > 0
+            assert time_of(impl, 64, WITH_USUAL, passes=passes)["fraction_of_copy"] > 0
+        peers = {f"times_faster_than_{peer}" for peer in ("eager", "eager_native", *OPERATORS[WITH_USUAL].usual)}
+        assert peers <= time_of(impl, 32, WITH_USUAL, passes="both").keys()
 
 
 def test_an_error_on_a_gpu_stops_nothing_else(gpu_file, monkeypatch, capsys):

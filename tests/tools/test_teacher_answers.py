@@ -84,12 +84,6 @@ def test_a_position_of_vllm(case):
     assert found == pytest.approx([*logprobs, token_logprob], abs=0, nan_ok=True)
 
 
-def test_as_many_answers_as_prompts():
-    for read, name in ((vllm.from_prompt_logprobs, "prompt_logprobs"), (sglang.from_meta_info, "meta_info")):
-        with pytest.raises(ValueError, match=rf"{name} must be as many as prompt_ids \(1\), got 0$"):
-            read([], [[1]], [[2]], vocab_size=V, k=2)
-
-
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -177,18 +177,15 @@ def test_no_more_requests_at_a_time_than_allowed():
 
 
 BEGIN = "url must begin with http:// or https:// and name a host"
-NO_SECRET = "url must have no user, query or fragment, got one with some, of the host b"
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"url": "localhost:8000"}, f"{BEGIN}, got 'localhost:8000'"),
-        ({"url": "http://localhost:port"}, f"{BEGIN}, got 'http://localhost:port'"),
         ({"url": "http://a..b"}, f"{BEGIN}, got 'http://a..b'"),
         ({"url": "http://me:secret@b:x"}, f"{BEGIN}, got 'b:x'"),
-        ({"url": "http://me:secret@b"}, NO_SECRET),
-        ({"url": "http://b?key=secret"}, NO_SECRET),
+        ({"url": "http://b?key=secret"}, "url must have no user, query or fragment, got one with some, of the host b"),
         ({"url": "http://b/ "}, "url must consist of printable ASCII characters without spaces, got 'http://b/ '"),
         ({"api_key": "secret\n"}, "api_key must consist of printable ASCII characters, got others, too"),
         ({"attempt_timeout_s": math.inf}, "attempt_timeout_s must be finite and > 0, got inf"),
