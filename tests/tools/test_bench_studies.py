@@ -16,13 +16,7 @@ from pruneopd_kernels import PruneConfig
 
 TINY = Size(positions=32, hidden=8, vocabulary=200)
 ARGUMENTS = ["--positions", "32", "--hidden", "8", "--vocabulary", "200", "--seconds", "0", "--rounds", "1"]
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+ARGUMENTS += ["--threads", "1"]
 
 
 def test_a_run_saves_a_row_a_case_and_the_page_shows_them(tmp_path, monkeypatch):
