@@ -11,7 +11,7 @@ from pruneopd_lab import math_answers
 from pruneopd_lab.math_answers import MathAnswers, boxed
 from pruneopd_lab.presets import load_task
 from pruneopd_lab.tasks import BilingualSums, ChainSums, WordProblems
-from pruneopd_lab.tiny.chain_sum import Problem, problem, solution
+from pruneopd_lab.tiny.chain_sum import Problem, solution
 from pruneopd_lab.tiny.dialect import translate
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import TrainConfig
@@ -45,19 +45,6 @@ def test_examples_follow_from_their_number(task):
         assert not one.graded
         words = "the task of the preset smollm2 is not graded"
         assert refusal(one.grade, Example("", None), "5", True) == words
-
-
-def test_a_worked_solution_is_right():
-    learnt = {problem(number, seed).prompt for seed in range(1, 10) for number in range(20)}
-    assert not learnt & {ChainSums(0).held_out(number).prompt for number in range(20)}
-    task, tokenizer = ChainSums(0), make_tokenizer()
-    for number in range(20):
-        example = task.example(number)
-        text = solution(Problem(*example))
-        response = tokenizer.decode(tokenizer(f"{text} <end>").input_ids, skip_special_tokens=True)
-        assert task.grade(example, response, True) == 1.0
-        assert task.grade(example, response, False) == 0.0
-        assert task.grade(example._replace(answer=str(int(example.answer) + 1)), response, True) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruneopd_kernels import PruneConfig, reliability
-from pruneopd_lab import cli, demo, demo_pictures
+from pruneopd_lab import cli, demo
 from pruneopd_lab.cli import main
 from pruneopd_lab.students import least_needed_layers, remove_layers, round_weights
 from pruneopd_trainer.models import Pair, load_model
@@ -109,20 +109,6 @@ def test_replay_of_the_budget():
     useless = demo.settled_budget(torch.tensor([3, 2, 1]), lengths, 100)
     assert useless == (25.0, pytest.approx((75 + 55 + 35) / 240))
     assert 50 <= demo.settled_budget(torch.tensor([50, 50, 50]), lengths, 100)[0] <= 60
-
-
-def test_lines_break_between_words_and_lose_nothing():
-    texts = [" un", "believ", "able", " story", "\n", "\n\n", " \N{HAMSTER FACE}", " end"] * 30
-    places = demo_pictures.lay_out(texts)
-    assert len(places) == len(texts)
-    cells = [(line, column + i) for line, column, text in places for i in range(len(text))]
-    assert len(set(cells)) == len(cells)
-    assert max(column for _, column in cells) < demo_pictures.LINE_LENGTH
-    assert [text.strip() for _, _, text in places[:4]] == ["un", "believ", "able", "story"]
-    assert places[6][2].strip() == "\N{WHITE SQUARE}"
-    lines = [line for line, _, _ in demo_pictures.lay_out([" trans", "form", "er"] * 20)]
-    assert lines[::3] == lines[1::3] == lines[2::3], "a word of several tokens stays on one line"
-    assert max(lines) == 60 * 4 // demo_pictures.LINE_LENGTH
 
 
 def test_a_whole_run(model_folder, tmp_path, capsys):

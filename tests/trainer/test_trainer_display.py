@@ -16,7 +16,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pruneopd_lab.progress import Bar, Lines, progress
-from pruneopd_lab.samples import COLOURS, Sample, colour, show, write_html
+from pruneopd_lab.samples import COLOURS, Sample, show, write_html
 from pruneopd_lab.trackers import check_tracker, open_trackers
 from pruneopd_trainer.config import TrainConfig
 from trainer_models import refusal
@@ -284,16 +284,3 @@ def test_the_page_that_was_there_stays_when_the_new_one_cannot_be_written(tmp_pa
     assert said == f"{file} cannot be written: No space left on device"
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_terminal_shows_tokens_on_their_colours():
-    assert [colour(share) for share in (-1, 0, 0.25, 0.5, 0.75, 1, 2)] == [COLOURS[0], *COLOURS, COLOURS[-1]]
-    assert colour(0.125) == "#f6c48f"  # half of f2a65a and of fbe3c4
-    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
-    show([sample(["a", "\n", "b"], weights=[1.5, 0.0, 0.75], drifts=[False, True, False])], console, w_base=0.5)
-    blue, orange = ("48;2;" + ";".join(str(part) for part in bytes.fromhex(c[1:])) for c in (COLOURS[-1], COLOURS[0]))
-    text = console.file.getvalue()
-    assert f"38;2;34;34;34;{blue}ma\x1b[0m" in text
-    assert f"\x1b[4;38;2;34;34;34;{orange}m\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\x1b[0m\n" in text
-    for part in ("4 + 17 =", "3 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1", " 1.50 "):
-        assert part in text

@@ -12,7 +12,7 @@ from pruneopd_lab import presets
 from pruneopd_lab.tiny.make_models import make_model
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import PRESETS, TrainConfig
-from pruneopd_trainer.models import check_context, encode, load_model, load_pair, load_tokenizer, same_tokenizer
+from pruneopd_trainer.models import encode, load_model, load_pair, load_tokenizer, same_tokenizer
 from trainer_models import refusal, save, word_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
@@ -111,17 +111,6 @@ def test_a_broken_model_is_refused(folder, breakage):
     break_it(folder)
     said = refusal(load_model, folder, "auto")
     assert re.match(f"the model in {folder} cannot be loaded: {words}", said), said
-
-
-def test_a_context_is_enough_up_to_its_last_position():
-    pair = presets.load_pair(PRESETS["tiny"])
-    limit = pair.teacher.config.max_position_embeddings
-    check_context(pair, limit - 10, 10)
-    said = refusal(check_context, pair, limit - 10, 11)
-    assert said == (
-        f"prompt and response must have at most {limit} tokens, the student's max_position_embeddings, "
-        f"got {limit - 10} and up to 11"
-    )
 
 
 def test_a_tokenizer_pads_on_the_left_with_its_end_token_where_it_has_no_other(tmp_path):

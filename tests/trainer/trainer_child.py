@@ -47,7 +47,7 @@ def train(file, folder, options):
 def end(what):
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    sys.exit("pruneopd: step 2: the loss must be finite\n" if what == "fail" else 0)
+    sys.exit("pruneopd: the loss must be finite\n" if what == "fail" else 0)
 
 
 def journal(**entry):
