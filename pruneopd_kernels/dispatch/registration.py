@@ -1,4 +1,4 @@
-"""Makes `torch.ops.pruneopd.<op>` of each declaration, and the Python function that calls it."""
+"""Make `torch.ops.pruneopd.<op>` of each declaration, and the Python function that calls it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Empty:
         return self.like.new_empty((*self.positions, *more), dtype=torch_dtype)  # type: ignore[no-any-return]
 
     def scan(self, cu_seqlens: Tensor | None) -> Outputs:
-        """Empty C, R, L and E."""
+        """Return empty C, R, L and E."""
         responses = self.positions[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         return self("int32"), self("float32"), self("float32"), self.like.new_empty(responses, dtype=torch.int32)
 
@@ -164,9 +164,10 @@ def _refuse_vmap(name: str, op: str) -> None:
 
 
 def _is_direct(tensors: Any) -> bool:
-    """Return whether the tensors are plain, and no mode, transform or trace listens to the dispatcher."""
+    """Return whether the tensors are plain and hold data, and no mode, transform or trace listens to the dispatcher."""
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        not tensors[0].is_meta
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and all(type(x) in _PLAIN for x in tensors)

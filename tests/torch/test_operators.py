@@ -28,6 +28,7 @@ from implementations import (
     saving,
 )
 from operators import MODULES, example, required
+from pruneopd_kernels.ops._operator import IMPLS
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
 every_loss = pytest.mark.parametrize("op", LOSSES)
@@ -155,6 +156,14 @@ def test_fake_and_meta_equal_real(op, packed, impl):
                     meta = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
                     result = call(meta).values()
                     assert described(result) == real and all(x.is_meta for x in result)
+
+
+@every_operator
+@pytest.mark.parametrize("impl", IMPLS)
+def test_meta_tensors_ask_no_implementation(op, impl):
+    arguments = {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in example(op).items()}
+    for surface in (function(op), raw(op)):
+        assert all(x.is_meta for x in named(surface(**arguments, impl=impl)).values())
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------
