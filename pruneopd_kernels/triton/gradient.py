@@ -82,7 +82,8 @@ def write_block(out, x_row, y_row, first, end, vocab_size, terms, DERIVATIVE: tl
     if DERIVATIVE is None:
         values = tl.zeros([BLOCK], tl.float32)
     else:
-        x, y = load_block(x_row, ids, vocab_size, EXACT, MASKED), load_block(y_row, ids, vocab_size, EXACT, MASKED)
+        x = load_block(x_row, ids, vocab_size, EXACT, MASKED)
+        y = None if y_row is None else load_block(y_row, ids, vocab_size, EXACT, MASKED)
         values = DERIVATIVE(x, y, terms, EXACT)
     values = values.to(tl.float32).to(out.dtype.element_ty)
     if MASKED:
@@ -93,12 +94,9 @@ def write_block(out, x_row, y_row, first, end, vocab_size, terms, DERIVATIVE: tl
 
 @triton.jit
 def load_block(row, ids, end, EXACT: tl.constexpr, MASKED: tl.constexpr):
-    """Return a block of a row, -inf beyond its end; None of no row."""
-    if row is None:
-        return None
-    else:
-        x = tl.load(row + ids, mask=ids < end, other=float("-inf")) if MASKED else tl.load(row + ids)
-        return x.to(tl.float64 if EXACT else tl.float32)
+    """Return a block of a row, -inf beyond its end."""
+    x = tl.load(row + ids, mask=ids < end, other=float("-inf")) if MASKED else tl.load(row + ids)
+    return x.to(tl.float64 if EXACT else tl.float32)
 
 
 @triton.jit

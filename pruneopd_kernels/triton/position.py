@@ -21,15 +21,12 @@ from .summary import float64_pair, summarize, summarize_exactly
 
 @triton.jit
 def row_at(rows, n, VEC: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return the row of position n, None if there are no rows. ALIGNED: its address allows loads of 16 bytes."""
-    if rows is None:
-        return None
-    else:
-        logits, inner, outer_stride, inner_stride = rows
-        offset = n // inner * outer_stride + n % inner * inner_stride
-        if ALIGNED:
-            offset = tl.multiple_of(offset, VEC)
-        return logits + offset
+    """Return the row of position n. ALIGNED: its address allows loads of 16 bytes."""
+    logits, inner, outer_stride, inner_stride = rows
+    offset = n // inner * outer_stride + n % inner * inner_stride
+    if ALIGNED:
+        offset = tl.multiple_of(offset, VEC)
+    return logits + offset
 
 
 @triton.jit
@@ -65,19 +62,15 @@ def memory_of(scratch, slot, words, x, y, K_PADDED: tl.constexpr, SEGMENTS: tl.c
     """Return a program's working memory: both candidate lists (int64), lists (int32), records (float32), tile maxima.
 
     The maxima of both rows' tiles alternate. Without a second row every other place stays empty. If K_PADDED is 0,
-    nothing is selected and there are only the records.
+    nothing is selected and only the records have memory.
     """
     x_candidates = scratch + slot.to(tl.int64) * words
-    records = x_candidates.to(tl.pointer_type(tl.float32), bitcast=True)
-    if K_PADDED > 0:
-        y_candidates = x_candidates + K_PADDED
-        lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
-        records = (lists + list_size(K_PADDED)).to(tl.pointer_type(tl.float32), bitcast=True)
-        logits: tl.constexpr = type_of_maxima(x[0].dtype, x[0].dtype if y is None else y[0].dtype)
-        maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
-        return (x_candidates, y_candidates), lists, records, maxima
-    else:
-        return None, None, records, None
+    y_candidates = x_candidates + K_PADDED
+    lists = (y_candidates + K_PADDED).to(tl.pointer_type(tl.int32), bitcast=True)
+    records = (lists + list_size(K_PADDED)).to(tl.pointer_type(tl.float32), bitcast=True)
+    logits: tl.constexpr = type_of_maxima(x[0].dtype, x[0].dtype if y is None else y[0].dtype)
+    maxima = (records + 2 * FIELDS * SEGMENTS).to(logits, bitcast=True)
+    return (x_candidates, y_candidates), lists, records, maxima
 
 
 @triton.jit
@@ -96,8 +89,9 @@ def segments_kernel(x, y, mask, scratch, words, vocab_size, segments, scales, VE
     n = (tl.program_id(0) // segments).to(tl.int64)
     if is_due(mask, None, n, "merge"):
         _, _, records, maxima = memory_of(scratch, n, words, x, y, K_PADDED, SEGMENTS)
-        sum_segment(row_at(x, n, VEC, ALIGNED), row_at(y, n, VEC, ALIGNED), maxima, records,
-                    tl.program_id(0) % segments, vocab_size, float64_pair(scales), SEGMENTS, VEC, STATS)  # fmt: skip
+        x_row, y_row = row_at(x, n, VEC, ALIGNED), None if y is None else row_at(y, n, VEC, ALIGNED)
+        sum_segment(x_row, y_row, maxima if K_PADDED > 0 else None, records, tl.program_id(0) % segments, vocab_size,
+                    float64_pair(scales), SEGMENTS, VEC, STATS)  # fmt: skip
 
 
 # Compiling for a 1 or a multiple of 16 gains nothing for these arguments.
@@ -121,11 +115,12 @@ def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact,
     SPAN: tl.constexpr = 32 if PASS == "exact" else 1  # positions that a program looks at together
     scales, temperatures = float64_pair(scales), float64_pair(temperatures)
     candidates, lists, records, maxima = memory_of(scratch, tl.program_id(0), words, x, y, K_PADDED, SEGMENTS)
+    maxima = maxima if K_PADDED > 0 else None
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
         for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
             if is_due(mask, needs_exact, n, PASS):
-                x_row, y_row = row_at(x, n, VEC, ALIGNED), row_at(y, n, VEC, ALIGNED)
+                x_row, y_row = row_at(x, n, VEC, ALIGNED), None if y is None else row_at(y, n, VEC, ALIGNED)
                 if PASS == "exact":
                     summaries, divergences, broken = summarize_exactly(
                         x_row, y_row, maxima, vocab_size, temperatures, STATS

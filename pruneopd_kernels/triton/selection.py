@@ -19,7 +19,7 @@ def steps_of(k_padded):
 
 @triton.constexpr_function
 def list_size(k_padded):
-    """Return how many int32 of working memory a selection needs."""
+    """Return how many int32 of working memory a selection needs; k_padded is 0 if nothing is selected."""
     sizes = steps_of(k_padded)
     parts = k_padded * sizes[0] // sizes[1]
     return (len(sizes) - 1) * k_padded + (parts if parts > BLOCK.value // sizes[1] else 0)

@@ -126,7 +126,7 @@ def summarize(records, segments, scales, temperatures, SEGMENTS: tl.constexpr, S
         y, tame = summary_of(q, q_scale, temperatures[1]), tame & is_tame(q, q_scale, STATS == 2)
         return (x, y), (kl_of(p, q), kl_of(q, p), p[5] * LN2), tame == 0
     else:
-        return (x,), None, tame == 0
+        return (x,), (), tame == 0
 
 
 # --- The exact pass, from the definitions: for NaN, infinities, or values whose differences float32 cannot resolve.
@@ -138,7 +138,7 @@ def summarize_exactly(x_row, y_row, maxima, vocab_size, temperatures, STATS: tl.
     x_temperature, y_temperature = temperatures
     x, broken = exact_summary(x_row, maxima, 0, vocab_size, x_temperature)
     if y_row is None:
-        return (x,), None, broken
+        return (x,), (), broken
     else:
         y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
         reverse_kl, forward_kl, excess = (tl.zeros([], tl.float64), tl.zeros([], tl.float64), tl.zeros([], tl.float64))
