@@ -23,24 +23,23 @@ def run_metrics(config, graded=True):
     """The metrics of every step."""
     name = f"{config.method} {config.weights} {config.budget} {config.threshold} {config.match} {config.w_drop}"
     rng = np.random.default_rng([zlib.crc32(name.encode()), config.seed])
-    width, time_s, length = config.maximum_length / BANDS, 0.0, config.initial_length
-    adaptive = config.method in ("prune", "prune+grpo") and config.budget
+    time_s, length = 0.0, config.initial_length
+    adaptive = config.method == "prune" and config.budget
+    depth = (np.arange(BANDS) + 0.5) / BANDS
     steps = [{"step": 0, "method": config.method, "time_s": 0.0, **evaluation(rng, config, 0.0, graded)}]
     for step in range(1, config.steps + 1):
         progress = step / config.steps * rng.normal(0.9, 0.05)
         length = length + config.length_step if adaptive else config.maximum_length
-        lengths = np.minimum(rng.lognormal(5.7 - 0.7 * progress, 0.5, config.batch_size).astype(int) + 1, length)
-        counts = np.clip(lengths[:, None] - np.arange(BANDS) * width, 0, width).sum(0).round()
-        depth = (np.arange(BANDS) + 0.5) / BANDS
-        overlap = np.clip(0.8 - 0.3 * depth * (1 - progress) + rng.normal(0, 0.02, BANDS), 0, 1)
+        tokens = config.batch_size * length // 2
+        counts = np.where(depth * config.maximum_length < length, tokens // BANDS, 0)
+        overlap = 0.8 - 0.3 * depth * (1 - progress)
         weight = config.w_base + np.clip(1 - depth / (0.2 + progress), 0, 1) if adaptive else np.ones(BANDS)
-        tokens = int(lengths.sum())
-        time_s += 0.6 + tokens * 3.1e-4 * rng.normal(1, 0.03)
+        time_s += 0.6 + tokens * 3.1e-4
         metrics = {
             "step": step, "method": config.method, "time_s": time_s, "tokens_generated": tokens,
-            "tokens_kept": tokens // 2, "response_length_mean": float(lengths.mean()), "budget": length,
+            "tokens_kept": tokens // 2, "response_length_mean": length / 2, "budget": length,
             "overlap": float((overlap * counts).sum() / counts.sum()), "peak_memory_mib": 600 + 0.8 * length,
-            "effective_length_mean": float(lengths.mean() / 2), "band_tokens": counts.tolist(),
+            "effective_length_mean": length / 4, "band_tokens": counts.tolist(),
             "band_overlap": [float(o) if n else None for o, n in zip(overlap, counts, strict=True)],
             "band_weight": [float(w) if n else None for w, n in zip(weight, counts, strict=True)],
         }  # fmt: skip

@@ -71,8 +71,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(module, "draw", lambda comparison, folder, suffix: [])
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_table_is_what_the_hand_computes(two_methods):
+def test_the_table_is_what_the_hand_computes(two_methods, undrawn):
     text = report([two_methods])
     assert (two_methods / "report.md").read_text() == text
     found = cells(text)
@@ -90,19 +89,15 @@ def test_the_table_is_what_the_hand_computes(two_methods):
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_seeds_without_a_partner_have_no_difference(two_methods):
+def test_seeds_without_a_partner_have_no_difference(two_methods, undrawn):
     written(two_methods / "prune/7", replace(BASE, seed=7), accuracy=(0.1, 0.52))
     written(two_methods / "truncate/7", replace(BASE, seed=7, method="truncate"))
     found = cells(report([two_methods]))
-    assert found["prune"]["accuracy, % (Avg@1)"] == "52.0 ± 4.6"
     assert found["prune"]["difference to opd"] == "+7.0 ± 3.0 (2 of 3 seeds)"
     assert found["truncate"]["difference to opd"] == "-"
-    assert found["truncate"]["time"] == "20 s"
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_one_seed_has_the_error_of_its_prompts(tmp_path):
+def test_one_seed_has_the_error_of_its_prompts(tmp_path, undrawn):
     written(tmp_path / "a", replace(BASE, method="opd"), accuracy=(0.1, 0.4), error=0.03)
     written(tmp_path / "b", BASE, accuracy=(0.1, 0.5), error=0.04)
     text = report([tmp_path])
@@ -113,8 +108,7 @@ def test_one_seed_has_the_error_of_its_prompts(tmp_path):
     assert "with * that over the held-out prompts of the only seed" in text
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_ratios_are_at_equal_steps(tmp_path):
+def test_ratios_are_at_equal_steps(tmp_path, undrawn):
     """opd has one of its two steps, of 10 s; the prune run has done both, the first in 4 s."""
     written(tmp_path / "a", replace(BASE, method="opd"))
     written(tmp_path / "b", replace(BASE, steps=1), times=(4.0,), tokens=(300,))
@@ -123,8 +117,7 @@ def test_ratios_are_at_equal_steps(tmp_path):
     assert found["tokens"] == "300 (0.30x)"
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_an_unfinished_run_stands_by_itself(two_methods):
+def test_an_unfinished_run_stands_by_itself(two_methods, undrawn):
     written(two_methods / "prune/2", replace(BASE, seed=2), accuracy=(0.01,), times=(4.0,), tokens=(100,))
     text = report([two_methods])
     found = cells(text)
@@ -137,8 +130,7 @@ def test_an_unfinished_run_stands_by_itself(two_methods):
     assert module.UNFINISHED in text
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path):
+def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path, undrawn):
     for seed in (0, 1):
         for method, shift in (("opd", 0.0), ("prune", -0.1 * (seed + 1))):
             folder = written(tmp_path / f"{method}{seed}", replace(BASE, method=method, seed=seed))
@@ -151,7 +143,7 @@ def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path):
     assert "| prune | 2 | 0.250 ± 0.050 | -0.150 ± 0.050 | 0.950 ± 0.050 | +0.150 ± 0.050 |" in text
 
 
-def test_bands_amounts_and_durations():
+def test_bands_are_means_over_tokens_of_the_given_steps():
     steps = [
         {"step": 1, "band_tokens": [60, 1] + [0] * 14, "band_overlap": [0.5, 0.9] + [None] * 14},
         {"step": 2, "band_tokens": [20, 0] + [0] * 14, "band_overlap": [0.9, None] + [None] * 14},
@@ -160,12 +152,6 @@ def test_bands_amounts_and_durations():
     found = figures.by_band(Run(Path(), TrainConfig(), steps), "band_overlap", 1, 2)
     assert found[0] == pytest.approx(0.6)
     assert np.isnan(found[1:]).all()  # one token is too few
-    shown = {7: "7", 999: "999", 1000: "1k", 1234: "1.23k", 999_700: "1M", 45.6e6: "45.6M"}
-    assert {value: module.amount(value) for value in shown} == shown
-    shown = {0: "0 s", 119: "119 s", 150: "2.5 min", 9000: "2.5 h"}
-    assert {seconds: module.duration(seconds) for seconds in shown} == shown
-    units = {100: (1, "s"), 200: (60, "min"), 20_000: (3600, "h")}
-    assert {longest: figures.time_unit(longest) for longest in units} == units
 
 
 def test_labels_say_what_is_not_usual():
@@ -174,19 +160,11 @@ def test_labels_say_what_is_not_usual():
     assert labels(*configs) == [
         "opd", "truncate", "random equal mass", "prune", "prune w_drop=0.05", "prune without weights",
         "prefix"]  # fmt: skip
-    assert labels(*(replace(config, steps=7) for config in configs)) == labels(*configs)
     assert labels(replace(base, method="random", match="mass")) == ["random"]
-
-
-def test_labels_of_two_that_differ_name_what_is_not_the_presets():
-    base = TrainConfig()
-    for configs in ((base, replace(base, learning_rate=1e-5)), (replace(base, learning_rate=1e-5), base)):
-        assert labels(*configs) == ["prune", "prune learning_rate=1e-05"]
+    assert labels(replace(base, learning_rate=1e-5), base) == ["prune", "prune learning_rate=1e-05"]
     found = labels(*(replace(base, threshold=value) for value in (0.9, 0.5, 0.7, 0.6)))
     assert found == ["prune", "prune threshold=0.5", "prune threshold=0.6", "prune threshold=0.9"]
     assert labels(base, replace(base, seed=1), replace(base, seed=2, tracker="wandb")) == ["prune"]
-    assert labels(base, replace(base, teacher_device="cuda:1"), replace(base, method="opd")) == [
-        "opd", "prune", "prune teacher_device=cuda:1"]  # fmt: skip
 
 
 def test_prefix_matched_seed_by_seed_is_one_group():
@@ -222,10 +200,8 @@ def test_the_same_run_twice_is_refused(two_methods):
         (1, "{}", "step must be an integer, got nothing"),
         (1, {"step": -1}, "step must be 0 or 1, got -1"),
         (3, {"step": 1}, "step must be 2, got 1"),
-        (2, {"step": "1"}, "step must be an integer, got '1'"),
         (2, {"budget": True}, "budget must be a number, got True"),
         (2, {"overlap": "0.5"}, "overlap must be a number or null, got '0.5'"),
-        (3, {"accuracy": [1]}, "accuracy must be a number or null, got [1]"),
         (2, {"band_tokens": [1.0] * 15}, "band_tokens must be a list of 16 numbers, got [1.0, 1.0"),
         (2, {"band_weight": ["x"] * 16}, "band_weight must be a list of 16 numbers or nulls, got ['x', 'x'"),
     ],
@@ -291,9 +267,6 @@ def test_all_figures_are_drawn(drawn):
         found = colours(folder / "out" / "figures" / f"{name}.png")
         for method in ("opd", "truncate", "random", "prune", "prefix"):
             assert found.get(figures.COLOURS[method], 0) > 100, (name, method)
-    found = colours(folder / "out" / "figures" / "weight_by_position.png")
-    shades = [matplotlib.colors.to_hex(figures.PROGRESS(level)).upper() for level in np.linspace(0, 1, 256)]
-    assert sum(found.get(shade, 0) for shade in shades) > 2000
     saved = (folder / "out" / "report.md").read_text()
     assert saved.startswith(text.strip())
     links = re.findall(r"!\[[\w ]+\]\(([^)]+)\)", saved)
@@ -310,8 +283,6 @@ def test_evaluations_are_means_with_their_standard_error(two_methods, tmp_path):
     edges = axes.collections[1].get_paths()[0].vertices
     assert edges[edges[:, 0] == 12][:, 1].min() == pytest.approx(0.44)
     assert edges[edges[:, 0] == 12][:, 1].max() == pytest.approx(0.60)
-    (axes,) = figures.draw_evaluations(found, "step").axes
-    assert axes.lines[1].get_xdata().tolist() == [0, 2]
     written(tmp_path / "a", BASE)
     (axes,) = figures.draw_evaluations(*comparisons(find_runs([tmp_path / "a"])), "step").axes
     assert np.isfinite(axes.lines[0].get_ydata()).all()
@@ -325,14 +296,12 @@ def test_thresholds(tmp_path):
     found = colours(tmp_path / "figures" / "threshold.png")
     assert found[figures.COLOURS["prune"]] > 1000
     (every,) = comparisons(find_runs([tmp_path]))
-    accuracy, time, budget = figures.draw_thresholds(every).axes
+    *_, budget = figures.draw_thresholds(every).axes
     (prune,) = (line for line in budget.lines if line.get_marker() == "o")
     assert prune.get_xdata().tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
     groups = {group.config.threshold: group for group in every.groups if group.config.w_drop == TrainConfig().w_drop}
     means = [np.mean([run.metrics[-1]["budget"] for run in groups[value].runs]) for value in (0.5, 0.6, 0.7, 0.8, 0.9)]
     assert prune.get_ydata().tolist() == pytest.approx(means)
-    assert accuracy.get_legend_handles_labels()[1] == ["opd", "prune"]
-    assert time.get_title() == "training time (s)"
 
 
 @pytest.mark.parametrize(("until", "names"), [(0, ["accuracy_by_step", "accuracy_by_time"]), (-1, [])])
