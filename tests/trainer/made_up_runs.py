@@ -32,7 +32,7 @@ def run_metrics(config, graded=True):
         length = length + config.length_step if adaptive else config.maximum_length
         tokens = config.batch_size * length // 2
         counts = np.where(depth * config.maximum_length < length, tokens // BANDS, 0)
-        overlap = 0.8 - 0.3 * depth * (1 - progress)
+        overlap = np.clip(0.8 - 0.3 * depth * (1 - progress) + rng.normal(0, 0.02, BANDS), 0, 1)
         weight = config.w_base + np.clip(1 - depth / (0.2 + progress), 0, 1) if adaptive else np.ones(BANDS)
         time_s += 0.6 + tokens * 3.1e-4
         metrics = {
@@ -78,4 +78,4 @@ METHODS = {
     "truncate": {"method": "truncate"},
     "prefix": {"method": "prefix"},
 }
-THRESHOLDS = {f"prune_{threshold}": {"threshold": threshold} for threshold in (0.5, 0.6, 0.7, 0.8, 0.9)}
+THRESHOLDS = {f"prune_{threshold}": {"threshold": threshold} for threshold in (0.5, 0.6, 0.8, 0.9)}

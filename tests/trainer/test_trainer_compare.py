@@ -168,16 +168,6 @@ def test_a_failure_tells_the_others_to_save(tmp_path, monkeypatch):
     assert journal(tmp_path, "end") == []
 
 
-def test_what_a_run_said_before_it_was_resumed_is_not_quoted(tmp_path):
-    log = tmp_path / "log.txt"
-    log.write_text("words of before\n")
-    process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
-    process.wait()
-    (run,) = plan(BASE, ["opd"], [0], tmp_path)
-    child = module.Child(run, process, log, log_start=log.stat().st_size)
-    assert refusal(module.check, child) == f"opd seed 0 ended with status 3, see {log}"
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_lets_the_runs_save(tmp_path, monkeypatch, number):
     monkeypatch.setenv("PACE", "0.1")

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pruneopd_kernels import PruneConfig, reliability
 from pruneopd_lab import cli, demo
 from pruneopd_lab.cli import main
-from pruneopd_lab.students import least_needed_layers, remove_layers, round_weights
-from pruneopd_trainer.models import Pair, load_model
+from pruneopd_lab.students import remove_layers, round_weights
+from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import sample, uniforms
 from trainer_models import refusal, save, word_tokenizer
 
@@ -43,27 +43,6 @@ def model_folder(teacher, tmp_path):
     fast = word_tokenizer(WORDS, unknown=1, eos_token="<end>", pad_token="<end>")
     fast.chat_template = "{% for m in messages %}{{ m['role'] + ' a b ' + m['content'] }}{% endfor %} assistant"
     return save(tmp_path / "model", teacher, fast)
-
-
-def silence(layer):
-    """Make a layer hand on its input unchanged."""
-    layer.self_attn.o_proj.weight.zero_()
-    layer.mlp.down_proj.weight.zero_()
-
-
-def test_removing_a_layer_is_silencing_it(teacher, prompts, tmp_path):
-    student = remove_layers(teacher, [1, 2])
-    assert len(student.model.layers) == student.config.num_hidden_layers == 2
-    assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1]
-    assert len(teacher.model.layers) == 4
-    student.save_pretrained(tmp_path)
-    assert torch.equal(load_model(tmp_path, "auto")(*prompts).logits, student(*prompts).logits)
-    before = teacher(*prompts).logits
-    for layer in teacher.model.layers[1:3]:
-        silence(layer)
-    assert not torch.allclose(before, teacher(*prompts).logits)
-    torch.testing.assert_close(student(*prompts).logits, teacher(*prompts).logits)
-    assert least_needed_layers(teacher, *prompts, [1, 2]) == [range(1, 2), range(1, 3)]
 
 
 def test_rounded_weights_take_few_values_and_stay_close(teacher):

@@ -230,14 +230,6 @@ def test_a_token_tells_position_weight_overlap_and_drift(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_line_feed_breaks_the_line_and_is_seen(tmp_path):
-    write_html([sample(["a", "\n", ".\n\n", "b"])], tmp_path / "samples.html", "", w_base=0.5)
-    page = Page(tmp_path / "samples.html")
-    assert page.response == "a\n.\n\nb"
-    assert page.tags.count("i") == 3
-    assert "white-space: pre-wrap" in (tmp_path / "samples.html").read_text()
-
-
 TEXTS = st.text(st.one_of(st.sampled_from("<>&'\"{}%\n"), st.characters(exclude_categories=["C"])))
 
 
@@ -264,17 +256,3 @@ def test_control_characters_reach_neither_page_nor_terminal(tmp_path_factory, to
     for text in (Page(file).response, console.file.getvalue()):
         assert not set(text) & set(token)
         assert "\N{REPLACEMENT CHARACTER}" * len(token) in text.replace("\n", "")
-
-
-def test_the_page_that_was_there_stays_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
-    file = tmp_path / "samples.html"
-    file.write_text("old")
-
-    def fail(*arguments):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr("os.fsync", fail)
-    said = refusal(write_html, [sample(["a"])], file, "", w_base=0.5)
-    assert said == f"{file} cannot be written: No space left on device"
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]

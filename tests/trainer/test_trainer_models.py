@@ -96,7 +96,6 @@ BREAKAGES = {
         lambda folder: rewrite(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(3)})),
         r"model.norm.weight must have shape \[96\], got \[3\]",
     ),
-    "a configuration that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), ""),
     "an unknown kind of model": (lambda folder: change_config(folder, model_type="nothing"), ".*`nothing`"),
     "code of its own": (
         lambda folder: change_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),

@@ -1,7 +1,6 @@
 """Two processes share a run and come to the numbers of one."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,25 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+RANK = Path(__file__).with_name("trainer_rank.py")
 
 
 def launch(out, method, size):
-    """Runs `trainer_rank.py` in processes that know each other, as `accelerate launch` and `torchrun` start them."""
+    """Run `trainer_rank.py` in processes that know each other, as `accelerate launch` and `torchrun` start them."""
     out.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(size):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        known = {name: str(value) for name, value in ranks.items()} if size > 1 else {}
-        command = [sys.executable, str(HERE / "trainer_rank.py"), str(out), method]
-        processes.append(subprocess.Popen(command, env=os.environ | known, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, messages = process.communicate(timeout=120)
-        assert process.returncode == 0, messages[-3000:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    done = subprocess.run([*torchrun, RANK, out, method], env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+                          capture_output=True, text=True, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(size)]
 
 

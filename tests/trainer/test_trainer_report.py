@@ -108,15 +108,6 @@ def test_one_seed_has_the_error_of_its_prompts(tmp_path, undrawn):
     assert "with * that over the held-out prompts of the only seed" in text
 
 
-def test_ratios_are_at_equal_steps(tmp_path, undrawn):
-    """opd has one of its two steps, of 10 s; the prune run has done both, the first in 4 s."""
-    written(tmp_path / "a", replace(BASE, method="opd"))
-    written(tmp_path / "b", replace(BASE, steps=1), times=(4.0,), tokens=(300,))
-    found = cells(report([tmp_path]))["prune steps=1"]
-    assert found["time"] == "4 s (0.40x)"
-    assert found["tokens"] == "300 (0.30x)"
-
-
 def test_an_unfinished_run_stands_by_itself(two_methods, undrawn):
     written(two_methods / "prune/2", replace(BASE, seed=2), accuracy=(0.01,), times=(4.0,), tokens=(100,))
     text = report([two_methods])
@@ -246,8 +237,8 @@ def test_folders_that_are_no_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A report of seven methods with three seeds, one run unfinished."""
-    folder = comparison(tmp_path_factory.mktemp("drawn"), **METHODS)
+    """A report of seven methods and five thresholds with two seeds, one run unfinished."""
+    folder = comparison(tmp_path_factory.mktemp("drawn"), seeds=(0, 1), **METHODS, **THRESHOLDS)
     write_run(folder / "late", TrainConfig(seed=3), until=23)
     return folder, report([folder], folder / "out")
 
@@ -261,7 +252,7 @@ def colours(file):
 
 def test_all_figures_are_drawn(drawn):
     folder, text = drawn
-    names = ["accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth", "weight_by_position"]
+    names = ["accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth", "threshold", "weight_by_position"]
     assert sorted(file.stem for file in (folder / "out" / "figures").iterdir()) == names
     for name in ("accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth"):
         found = colours(folder / "out" / "figures" / f"{name}.png")
@@ -287,21 +278,6 @@ def test_evaluations_are_means_with_their_standard_error(two_methods, tmp_path):
     (axes,) = figures.draw_evaluations(*comparisons(find_runs([tmp_path / "a"])), "step").axes
     assert np.isfinite(axes.lines[0].get_ydata()).all()
     assert not any(path.vertices.size for band in axes.collections for path in band.get_paths()), "one seed, no band"
-
-
-@pytest.mark.thorough
-def test_thresholds(tmp_path):
-    comparison(tmp_path, seeds=(0, 1), opd={"method": "opd"}, slow={"w_drop": 0.05}, **THRESHOLDS)
-    report([tmp_path])
-    found = colours(tmp_path / "figures" / "threshold.png")
-    assert found[figures.COLOURS["prune"]] > 1000
-    (every,) = comparisons(find_runs([tmp_path]))
-    *_, budget = figures.draw_thresholds(every).axes
-    (prune,) = (line for line in budget.lines if line.get_marker() == "o")
-    assert prune.get_xdata().tolist() == [0.5, 0.6, 0.7, 0.8, 0.9]
-    groups = {group.config.threshold: group for group in every.groups if group.config.w_drop == TrainConfig().w_drop}
-    means = [np.mean([run.metrics[-1]["budget"] for run in groups[value].runs]) for value in (0.5, 0.6, 0.7, 0.8, 0.9)]
-    assert prune.get_ydata().tolist() == pytest.approx(means)
 
 
 @pytest.mark.parametrize(("until", "names"), [(0, ["accuracy_by_step", "accuracy_by_time"]), (-1, [])])

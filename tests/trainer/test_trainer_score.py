@@ -126,16 +126,6 @@ def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
     assert capsys.readouterr().err == "pruneopd: score: threshold must be in (0, 1], got 2.0\n"
 
 
-def test_what_is_broken_off_leaves_nothing(models, prompts, tmp_path, monkeypatch):
-    def interrupt(scores, rows):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(score, "check_finite", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        score.score(*models, prompts, out=tmp_path / "out", max_length=8)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_sentence(models, prompts, tmp_path):
     (tmp_path / ".scores.jsonl.partial").symlink_to("/dev/full")

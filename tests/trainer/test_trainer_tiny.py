@@ -10,10 +10,7 @@ import torch
 
 from pruneopd_lab.presets import load_pair
 from pruneopd_lab.tiny import make_models as script
-from pruneopd_lab.tiny.chain_sum import END, LARGEST, WORDS, partial_sums, problem, solution, vocabulary
-from pruneopd_lab.tiny.dialect import DIALECT, translate
-from pruneopd_lab.tiny.rambling import rambling_examples
-from pruneopd_lab.tiny.tokenizer import make_tokenizer
+from pruneopd_lab.tiny.chain_sum import LARGEST, partial_sums, problem, solution
 from pruneopd_trainer.config import TrainConfig
 
 PROBLEMS = [problem(index, 7) for index in range(200)]
@@ -43,29 +40,6 @@ def test_a_solution_ends_with_the_answer_and_every_step_of_it_is_right():
                 found, result = "".join(words).split("is")
                 value = eval(found.replace("plus", "+").replace("minus", "-"))
                 assert value % 10 == int(result) % 10
-
-
-def test_the_tokenizer_knows_every_word_and_decodes_them():
-    tokenizer = make_tokenizer()
-    assert len(tokenizer) == len(vocabulary()) == 118
-    texts = [solution(given) for given in PROBLEMS[:20]] + [
-        text for _, text in itertools.islice(rambling_examples(3), 20)
-    ]
-    for text in texts:
-        ids = tokenizer(text).input_ids
-        assert tokenizer.pad_token_id not in ids
-        assert "".join(tokenizer.decode(ids).split()) == "".join(text.split())
-
-
-def test_the_second_language_has_other_words_for_all_but_digits():
-    assert len(DIALECT) == len(WORDS) == len(set(DIALECT.values()))
-    assert not set(DIALECT) & set(DIALECT.values())
-    _, (prompt, text) = itertools.islice(script.bilingual_examples(4, (8, 12)), 2)
-    words = [word for word in f"{prompt} {text}".split() if not word.isdigit()]
-    assert set(words[:-1]) <= set(DIALECT.values())
-    assert words[-1] == END
-    given = problem(0, 4)
-    assert (translate(prompt), translate(text)) == (given.prompt, f"{solution(given)} {END}")
 
 
 @pytest.mark.thorough

@@ -20,11 +20,7 @@ SETTINGS = {
     "temperature": {"temperature": 0.7},
 }
 OTHERS = {"autocast": {"bf16": True}, "beta 0": {"beta": 0.0}, "beta 0.3": {"beta": 0.3}}
-CASES = [
-    *tiers.combinations(SETTINGS, LOSSES),
-    ("autocast", "reverse_kl"),
-    *((case, "divergence") for case in OTHERS),
-]
+CASES = [*tiers.combinations(SETTINGS, LOSSES), ("autocast", "reverse_kl"), *((case, "divergence") for case in OTHERS)]
 
 
 @functools.cache

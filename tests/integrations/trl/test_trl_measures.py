@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_pair import PRUNED, history, model, teacher_of, trainer
 
-from pruneopd_kernels import PruneConfig, ResponseBudget, reliability
+from pruneopd_kernels import reliability
 from pruneopd_kernels.integrations.trl.measures import BANDS, means_of, sums_of
 
 ALWAYS = ["overlap", "drift_rate", "first_drift_position", "effective_length", "weight", "weight_depth_1"]
@@ -88,15 +88,3 @@ def test_a_trainer_logs_what_its_models_say(tmp_path):
     mask = batch["completion_mask"].bool()
     expected = by_hand(reliability(*logits, mask, k=8, threshold=0.7, w_drop=0.1), mask, 20)
     assert found == pytest.approx(tuple(expected[name] for name in ALWAYS), rel=1e-6)
-
-
-def test_they_reach_tensorboard(tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
-    budget = ResponseBudget(initial=8, minimum=4, maximum=16)
-    trainer(tmp_path, given={"prune": PruneConfig(k=8), "budget": budget}, report_to="tensorboard").train()
-    events = EventAccumulator(str(tmp_path / "curves")).Reload()
-    tags = events.Tags()["scalars"]
-    assert [name for name in [*ALWAYS, "budget"] if f"train/prune/{name}" not in tags] == []
-    assert "train/entropy" in tags and len(events.Scalars("train/prune/overlap")) == 2

@@ -7,7 +7,6 @@ import sys
 import pytest
 import trl.trainer.distillation_trainer as theirs
 from tiny_pair import BUDGET, model, teacher_of, tokenizer, trainer
-from trl.generation.vllm_generation import VLLMGeneration
 
 from pruneopd_kernels import PruneConfig, ResponseBudget
 from pruneopd_kernels.integrations.trl import BudgetCallback
@@ -20,23 +19,6 @@ def test_the_loss_is_called_as_that_of_trl():
     assert [(p.name, p.default) for p in own.values()][1:] == [(p.name, p.default) for p in stock.values()]
     assert TRL_LOSS in DistillationTrainer._compute_loss.__code__.co_names
     assert DistillationTrainer._compute_loss.__globals__ is vars(theirs)
-
-
-def test_the_copies_of_the_length_are_those_that_the_budget_sets(tmp_path):
-    made = trainer(tmp_path)
-    assert made.max_completion_length == made.generation_config.max_new_tokens == 20
-    assert made.generation_kwargs["max_new_tokens"] == 20
-    lines = inspect.getsource(DistillationTrainer.__init__).splitlines()
-    assert [line.strip() for line in lines if "max_completion_length" in line] == [
-        "self.max_completion_length = args.max_completion_length",
-        '"max_new_tokens": self.max_completion_length,',
-        "max_completion_length=self.max_completion_length,",  # of VLLMGeneration
-    ]
-    lines = inspect.getsource(VLLMGeneration).splitlines()
-    assert [line.strip() for line in lines if "self.max_completion_length" in line] == [
-        "self.max_completion_length = max_completion_length",
-        "max_completion_length = self.max_completion_length",  # in generate
-    ]
 
 
 # --- nothing is patched -------------------------------------------------------------------------------------------

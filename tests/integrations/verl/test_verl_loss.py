@@ -7,7 +7,6 @@ from tensordict import TensorDict
 from verl.trainer.distillation import losses as verl_losses
 from verl.utils import tensordict_utils
 from verl.workers.config import DistillationConfig
-from verl.workers.utils.padding import left_right_2_no_padding
 from verl_cases import K, actor, micro_batch, nested, pruned, step, stock
 
 import tiers
@@ -107,28 +106,6 @@ def test_with_verls_own_configuration_the_hyperparameters_are_the_defaults():
 def test_verls_clamp_is_of_the_weighted_loss():
     loss, metrics, _ = step(pruned(loss_max_clamp=0.1, w_base=0.5), micro_batch())
     assert metrics["distillation/loss_max"][0] > 0.1 >= loss
-
-
-def test_padded_batches():
-    """The older trainer's layout: prompts padded left, responses right."""
-    whole = micro_batch()
-    expected = step(pruned(**SHARP), whole)
-    P, R = max(verl_cases.PROMPTS), max(verl_cases.RESPONSES)  # noqa: N806
-    names = ("input_ids", "teacher_ids", "teacher_logprobs")
-    padded = {name: torch.zeros(4, P + R, *whole[name].shape[2:], dtype=whole[name].dtype) for name in names}
-    padded |= {"position_ids": torch.arange(P + R).repeat(4, 1), "attention_mask": torch.zeros(4, P + R).long()}
-    for i, (p, r) in enumerate(zip(verl_cases.PROMPTS, verl_cases.RESPONSES, strict=True)):
-        at = i, slice(P - p, P + r)
-        padded["attention_mask"][at] = 1
-        for name in names:
-            padded[name][at] = whole[name].unbind()[i]
-    padded |= {"prompts": padded["input_ids"][:, :P], "responses": padded["input_ids"][:, P:]}
-    padded |= {"response_mask": whole["response_mask"].to_padded_tensor(0)}
-    settings = {name: whole[name] for name in whole.keys() if not isinstance(whole[name], torch.Tensor)}  # noqa: SIM118
-    batch = tensordict_utils.assign_non_tensor(TensorDict(padded, batch_size=4), **settings)
-    loss, metrics, gradients = step(pruned(**SHARP), left_right_2_no_padding(batch))
-    torch.testing.assert_close((loss, gradients), (expected[0], expected[2]))
-    assert metrics["distillation/effective_length"] == expected[1]["distillation/effective_length"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
