@@ -134,17 +134,6 @@ def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path, undrawn)
     assert "| prune | 2 | 0.250 ± 0.050 | -0.150 ± 0.050 | 0.950 ± 0.050 | +0.150 ± 0.050 |" in text
 
 
-def test_bands_are_means_over_tokens_of_the_given_steps():
-    steps = [
-        {"step": 1, "band_tokens": [60, 1] + [0] * 14, "band_overlap": [0.5, 0.9] + [None] * 14},
-        {"step": 2, "band_tokens": [20, 0] + [0] * 14, "band_overlap": [0.9, None] + [None] * 14},
-        {"step": 3, "band_tokens": [99] * 16, "band_overlap": [0.0] * 16},
-    ]
-    found = figures.by_band(Run(Path(), TrainConfig(), steps), "band_overlap", 1, 2)
-    assert found[0] == pytest.approx(0.6)
-    assert np.isnan(found[1:]).all()  # one token is too few
-
-
 def test_labels_say_what_is_not_usual():
     base = TrainConfig()
     configs = [replace(base, **changes) for changes in METHODS.values()]

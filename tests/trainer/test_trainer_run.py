@@ -241,13 +241,13 @@ def test_a_context_that_is_too_short_is_one_sentence(models, tmp_path, capsys):
 
     def train_within(context):
         file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": context}))
-        return train(models, tmp_path / "out", "--teacher", tmp_path / "teacher", "--steps", 1)
+        return train(models, tmp_path / str(context), "--teacher", tmp_path / "teacher", "--steps", 1)
 
     rule = r"prompt and response must have at most (\d+) tokens, the teacher's max_position_embeddings"
     said = one_sentence(capsys, train_within(24))
     limit, prompt = map(int, re.fullmatch(rf"{rule}, got (\d+) and up to 24", said).groups())
     assert limit == 24
-    one_sentence(capsys, train_within(prompt + 23))
+    assert "and up to 24" in one_sentence(capsys, train_within(prompt + 23))
     assert train_within(prompt + 24) == 0
 
 

@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pruneopd_trainer.config import TrainConfig
-from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.run_folder import RunFolder
 from trainer_models import refusal
 
@@ -41,13 +39,6 @@ def names(run):
     return sorted(path.name for path in run.checkpoints.iterdir())
 
 
-def test_a_run_is_opened_with_the_configuration_it_was_created_with(tmp_path):
-    config = replace(TrainConfig(), steps=7, teacher=Path("models/teacher"))
-    RunFolder.create(tmp_path / "new" / "run", config)
-    run = RunFolder.open(tmp_path / "new" / "run")
-    assert run.config == config
-
-
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "checkpoints/step-000002/training.pt"])
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, name):
     file = tmp_path / name
@@ -59,18 +50,11 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, name):
     assert file.read_text() == "kept"
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path):
     file = tmp_path / "file"
     file.write_text("kept")
     assert refusal(RunFolder.create, file, TrainConfig()) == f"the folder {file} cannot be made: Not a directory"
     assert file.read_text() == "kept"
-
-    def refuse(config, file):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr("pruneopd_trainer.run_folder.write_config", refuse)
-    words = f"{tmp_path / 'config.yaml'} cannot be written: Read-only file system"
-    assert refusal(RunFolder.create, tmp_path, TrainConfig()) == words
     assert refusal(RunFolder.open, tmp_path) == f"{tmp_path} holds no run: there is no config.yaml in it"
 
 
@@ -131,19 +115,6 @@ def test_the_newest_checkpoints_are_kept(run):
     assert content(folder) == str(step)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, TrainerError, ValueError])
-def test_a_save_that_is_broken_off_leaves_nothing(run, error):
-    run.save(1, write_model("first"), keep=1)
-
-    def write(folder):
-        write_model("half")(folder)
-        raise error
-
-    with pytest.raises(error):
-        run.save(2, write, keep=1)
-    assert names(run) == ["step-000001"]
-
-
 @pytest.mark.parametrize("killed_while", ["saving", "removing"])
 def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(run, monkeypatch, killed_while):
     """A folder that is not whole has a hidden name, whether it is being written or removed."""
@@ -161,7 +132,7 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(run,
             run.save(2, kill if killed_while == "saving" else write_model("second"), keep=1)
     left = {"saving": [".step-000002", "step-000001"], "removing": [".step-000001", "step-000002"]}[killed_while]
     assert names(run) == left
-    assert run.latest().name == left[1]
+    assert RunFolder.open(run.path).latest().name == left[1]
     run.save(3, write_model("third"), keep=1)
     assert names(run) == ["step-000003"]
     assert content(run.latest()) == "third"
