@@ -88,14 +88,6 @@ def test_evaluation_samples_up_to_the_maximum(tmp_path):
     assert made.budget.length == 14  # the evaluations' responses have no say in it
 
 
-def test_without_a_budget_the_configured_length_stays(tmp_path):
-    made = trainer(tmp_path, given={"prune": GROWS})
-    made.train()
-    assert made.budget is None
-    assert made.max_completion_length == made.generation_config.max_new_tokens == 20
-    assert not any("prune/budget" in record for record in made.state.log_history)
-
-
 def test_a_step_is_one_update_by_its_own_responses(tmp_path):
     """With gradient accumulation, and after a step that was interrupted and has left lengths behind."""
     made = budgeted(tmp_path, max_steps=3, gradient_accumulation_steps=2, per_device_train_batch_size=2)

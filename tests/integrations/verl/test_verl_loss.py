@@ -133,8 +133,6 @@ def test_fused_kernels_are_refused():
         ({"loss_mode": "k3"}, "loss_mode must be prune_opd, got k3"),
         ({"threshold": 0.0}, "threshold must be in (0, 1], got 0.0"),
         ({"w_drop": -0.1}, "w_drop must be finite and >= 0, got -0.1"),
-        ({"w_base": float("nan")}, "w_base must be finite and >= 0, got nan"),
-        ({"eps": float("inf")}, "eps must be finite and >= 0, got inf"),
         ({"w_drop": "much"}, "w_drop must be a float, got str"),
         ({"topk": None}, "topk must be an int, got NoneType"),
         ({"topk": 0}, "topk must be >= 1, got 0"),

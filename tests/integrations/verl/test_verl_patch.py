@@ -60,13 +60,6 @@ def test_float32(seed, clamp, chunked):
     assert_close(found, expected, **CLOSE)
 
 
-def test_full_width():
-    """With 151 936 logits verl's log-softmax in float32 has errors of its own: here float64 decides."""
-    inputs = make(0, torch.float32, vocabulary=151936)
-    gold = outputs(VERLS, (inputs[0].double(), *inputs[1:]))
-    assert_close(outputs(fsdp_losses.compute_forward_kl_topk, inputs), gold, **CLOSE)
-
-
 @pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
 def test_bfloat16(chunked):
     """verl rounds log-probabilities to bfloat16, the kernel does not: it is nearer to what float64 gives."""

@@ -12,7 +12,6 @@ from vllm.logprobs import append_logprobs_for_next_position, create_prompt_logpr
 import pruneopd_kernels as po
 from pruneopd_kernels.integrations import vllm
 from pruneopd_kernels.integrations.server import Request, Server, TeacherServerError, check_tokenizer
-from pruneopd_kernels.integrations.topk import Asked
 from pruneopd_lab.prompts import PROMPTS
 from pruneopd_lab.score import hidden_states
 from pruneopd_lab.students import load_teacher, remove_layers, smollm2_folder
@@ -95,15 +94,6 @@ def test_the_server_says_what_the_model_says(served):
     print(f"\n{int(mask.sum())} tokens, {differing.float().mean():.4f} of the ids differ, mean overlap "
           f"{both.overlap[mask].mean():.4f}, log-probabilities differ by "
           f"{(out.teacher_topk_logprobs[mask] - of_model).abs().max():.1e} at most")  # fmt: skip
-
-
-def test_recorded_answers_read_the_same(served):
-    """The raw JSON of the server, which the tests without a server have a copy of, through the function for it."""
-    asked = (Asked(0, "", *pair, K) for pair in zip(served.prompts, served.responses, strict=True))
-    positions = [raw(served, vllm._payload("teacher", one)) for one in asked]
-    assert all(position[0] is None for position in positions)
-    out = vllm.from_prompt_logprobs(positions, served.prompts, served.responses, vocab_size=len(served.tokenizer), k=K)
-    assert all(map(torch.equal, out, score(served)))
 
 
 @pytest.mark.parametrize("flat", [False, True])
