@@ -212,16 +212,3 @@ def opd_rewards(
         all_ids.append(ids), all_rewards.append(rewards), all_valid.append(valid)
     m = 2 * k if strategy in ("union", "symmetric_difference") else k
     return tuple(np.array(x).reshape((*shape, m)) for x in (all_ids, all_rewards, all_valid))
-
-
-def sampled_drift(student_logprobs, teacher_logprobs, mask=None, *, max_log_ratio):
-    return (student_logprobs - teacher_logprobs > max_log_ratio) & validity(mask, student_logprobs.shape)
-
-
-def next_drift_count(drift_count, cu_seqlens=None, drift_count_in=None):
-    flat = drift_count.reshape(-1)
-    carried = []
-    for b, response in enumerate(responses(drift_count.shape, cu_seqlens)):
-        before = 0 if drift_count_in is None else drift_count_in[b]
-        carried.append(flat[response[-1]] if len(response) else before)
-    return np.array(carried, np.int32)

@@ -176,7 +176,7 @@ def random_calls(draw, op):
         "student_logits": student,
         "teacher_logits": teacher,
         "mask": torch.rand(1, 3, generator=rng) < 0.8,
-        "token_ids": cases.token_ids(teacher),
+        "token_ids": cases.token_ids(teacher).to(draw(st.sampled_from([torch.int32, torch.int64]))),
         "k": k,
         "student_temperature": temperatures[0],
         "teacher_temperature": temperatures[1],

@@ -74,30 +74,22 @@ def host(op):
 @pytest.mark.parametrize("surface", SURFACES)
 def test_every_surface_looks_at_them(surface):
     function, ops = SURFACES[surface]
+    complex64 = {"mask": bad_input.zeros(2, 8, dtype=torch.complex64)}
+    errors = dict.fromkeys((TypeError, ValueError), RuntimeError) if surface == "raw" else {}
     for op in ops:
-        base = MODULES[op].BASE
-        name = "w_drop" if op in ALONG_RESPONSES else "student_temperature"
-        rule = ">= 0" if op in ALONG_RESPONSES else "> 0"
-        mask = ({"mask": bad_input.zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]")
-        scalar = ({name: -1.0}, f"{name} must be finite and {rule}, got -1.0")
-        for change, words in (mask, scalar):
-            check(function(op), op, base | change, words, RuntimeError if surface == "raw" else ValueError)
-        complex64 = {"mask": bad_input.zeros(2, 8, dtype=torch.complex64)}
-        words = "mask must have dtype bool, integer or float, got complex64"
-        check(function(op), op, base | complex64, words, RuntimeError if surface == "raw" else TypeError)
-    values = {op: {"drift_count": bad_input.i32(0, -1)} for op in ALONG_RESPONSES if op in ops}
-    for op, change in values.items():
-        error = RuntimeError if surface == "raw" else ValueError
-        check(function(op), op, MODULES[op].BASE | change, "drift_count must be >= 0, got -1", error)
-
-
-def test_ids_of_a_loss_are_looked_at_by_every_surface():
-    ids = {op: [name for name in DECLARED[op].tensors if name.endswith("topk_ids")] for op in LOSSES}
-    for op, name in ((op, names[0]) for op, names in ids.items() if names):
-        arguments = MODULES[op].BASE | {name: bad_input.ids(2, 8, 16) + 64}
-        words = f"{name} must be below vocab_size = 64 where the position is valid, got 64"
-        for surface, error in (("raw", RuntimeError), ("reference", ValueError)):
-            check(SURFACES[surface][0](op), op, arguments, words, error)
+        name, rule = ("w_drop", ">= 0") if op in ALONG_RESPONSES else ("student_temperature", "> 0")
+        rows = [
+            ({"mask": bad_input.zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]", ValueError),
+            ({name: -1.0}, f"{name} must be finite and {rule}, got -1.0", ValueError),
+            (complex64, "mask must have dtype bool, integer or float, got complex64", TypeError),
+        ]
+        if op in ALONG_RESPONSES:
+            rows.append(({"drift_count": bad_input.i32(0, -1)}, "drift_count must be >= 0, got -1", ValueError))
+        for name in [name for name in DECLARED[op].tensors if name.endswith("topk_ids") and op in LOSSES]:
+            words = f"{name} must be below vocab_size = 64 where the position is valid, got 64"
+            rows.append(({name: bad_input.ids(2, 8, 16) + 64}, words, ValueError))
+        for change, words, error in rows:
+            check(function(op), op, MODULES[op].BASE | change, words, errors.get(error, error))
 
 
 def test_values_are_never_addresses():
@@ -157,14 +149,8 @@ def test_arguments_that_python_refuses():
 
 @pytest.mark.parametrize("num_threads", [0, -1])
 def test_num_threads(num_threads):
-    words = f"num_threads must be >= 1, got {num_threads}"
-    check(
-        host("reliability"),
-        "reliability",
-        MODULES["reliability"].BASE | {"num_threads": num_threads},
-        words,
-        ValueError,
-    )
+    arguments = MODULES["reliability"].BASE | {"num_threads": num_threads}
+    check(host("reliability"), "reliability", arguments, f"num_threads must be >= 1, got {num_threads}", ValueError)
 
 
 @pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])

@@ -107,14 +107,3 @@ def test_an_infinite_old_logprob_is_a_ratio_at_the_clamp(impl):
     outputs, gradient = run(impl, None, student, ids, advantages, old_logprobs=old)
     np.testing.assert_allclose(outputs.loss, [-np.exp(-20.0), 3.0], rtol=1e-6)
     assert not gradient.any()
-
-
-@each_of(OP)
-def test_dtypes_of_what_comes_with_the_candidates(impl):
-    """What is given as float64, bfloat16 or float16 counts as it is."""
-    student = cases.randn(3, 80, seed=1)
-    ids, advantages = candidates(student, 8)
-    old = moved(student, ids)
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        check(impl, torch.ones(3), student, ids, advantages.to(dtype), old_logprobs=old)
-    check(impl, torch.ones(3), student, ids, advantages, old_logprobs=old.double())

@@ -1,5 +1,8 @@
 """Every operator on every implementation, held to its gold: outputs and gradients within their error budget."""
 
+import itertools
+
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -34,6 +37,42 @@ def test_small_probabilities_have_their_digits(op, impl, case):
     ids = next(arguments[name] for name in arguments if name.endswith("topk_ids")).clamp(min=0)
     others = torch.ones_like(gradient, dtype=torch.bool).scatter(-1, ids, False)
     np.testing.assert_allclose(gradient[others], gold[others], rtol=2e-5, atol=1e-36)
+
+
+@each(["token_stats", "reverse_kl"])
+@pytest.mark.parametrize("offset", [-450.0, 0.0, 30.0])
+def test_what_is_left_beside_a_peak_is_not_rounded_away(op, impl, offset):
+    """Beside a mass of 1, each of the others is less than float32 can add; all entropy and divergence is in them."""
+    logits = torch.full((1, 512), offset)
+    peak = torch.arange(512) == 0
+    for by_teacher, names in ((18.0, ["student_entropy", "teacher_entropy"]), (12.0, ["loss", "gradient"])):
+        arguments = {"student_logits": logits + 17.5 * peak, "teacher_logits": logits + by_teacher * peak}
+        result, gold = impl.run(op, **arguments), operators.answer(op, **arguments).gold
+        for name in [name for name in names if name in result]:
+            rtol = 1e-5 if op == "token_stats" else 1e-4
+            np.testing.assert_allclose(result[name], gold[name], rtol=rtol, err_msg=name)
+
+
+@each(["token_stats", "reverse_kl"])
+def test_divergences_are_never_negative(op, impl):
+    shifts, noises = st.sampled_from([0.0, -450.0]), st.sampled_from([0.0, 1e-6, 1e-3])
+
+    @operators.examples(impl, seed=st.integers(0, 2**31), noise=noises, shift=shifts)
+    def holds(seed, noise, shift):
+        student, more = torch.randn(2, 4, 500, generator=cases.generator(seed))
+        result = impl.run(op, student_logits=student, teacher_logits=student + noise * more + shift)
+        for name in {"loss", "reverse_kl", "forward_kl"} & set(result):
+            assert (result[name] >= 0).all(), name
+            assert name == "forward_kl" or result[name].max() < 1e-5  # this small, it is lost in rounding
+
+
+@each(LOSSES)
+def test_dtypes_of_what_comes_with_the_logits(op, impl):
+    """What is given as float64, bfloat16 or float16 counts as it is."""
+    arguments = example(op, (3,), 80)
+    floats = [n for n in DECLARED[op].tensors if arguments[n].is_floating_point() and not n.endswith("logits")]
+    for name, dtype in itertools.product(floats, (torch.float64, torch.bfloat16, torch.float16)):
+        operators.check(impl, op, **arguments | {name: arguments[name].to(dtype)})
 
 
 @each(LOSSES, references)
