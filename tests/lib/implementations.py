@@ -25,12 +25,8 @@ ALONG_RESPONSES = [op for op, declared in DECLARED.items() if "drift_count" in d
 
 
 def raw(op):
+    """The operator of torch; `_<loss>` also returns what the backward pass needs."""
     return getattr(torch.ops.pruneopd, op)
-
-
-def saving(loss):
-    """The operator that also returns what the backward pass needs."""
-    return getattr(torch.ops.pruneopd, f"_{loss}")
 
 
 def compiled_alone(op, library="cpp", **arguments):

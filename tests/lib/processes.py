@@ -1,6 +1,7 @@
 """Python in a process of its own, warnings as errors: for what an import does, and for what a crash would end."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -8,10 +9,17 @@ from pathlib import Path
 
 import pruneopd_kernels
 
-ROOT = Path(pruneopd_kernels.__file__).parents[1]  # of the package under test, installed or not
+PACKAGE = Path(pruneopd_kernels.__file__).parent  # the one under test, installed or not
+ROOT = PACKAGE.parent
 TESTS = Path(__file__).parents[1]
 # What tests may import by name; pyproject.toml has the same list for pytest.
 FOLDERS = [str(TESTS / name) for name in ("lib", "ops", "torch", "cuda", "triton", "distributed", "trainer", "tools")]
+
+
+def copy_package(folder, *left_out, name="pruneopd_kernels"):
+    """Copy the package under test into a folder."""
+    shutil.copytree(PACKAGE, folder / name, ignore=shutil.ignore_patterns("__pycache__", *left_out))
+    shutil.copy(ROOT / "pruneopd_autoload.py", folder)
 
 
 def command(*arguments, code=None):

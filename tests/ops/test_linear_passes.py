@@ -11,18 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import linear_memory
-from hidden_states import (
-    LOSSES,
-    OF_SERVERS,
-    REDUCTIONS,
-    STUDENT,
-    H,
-    V,
-    at_once,
-    from_server,
-    problem,
-    with_gradients,
-)
+from hidden_states import LOSSES, OF_SERVERS, REDUCTIONS, STUDENT, H, V, at_once, from_server, problem, with_gradients
 from processes import ROOT, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
 from pruneopd_kernels.linear import _products

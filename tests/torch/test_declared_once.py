@@ -1,10 +1,6 @@
 """An operator is declared once: a default and a rule that change there change everywhere."""
 
-import shutil
-from pathlib import Path
-
 import processes
-import pruneopd_kernels
 
 # Prints what each surface says of `reliability`: the default of w_drop, and how it refuses threshold=0.9.
 CODE = """
@@ -54,9 +50,7 @@ RULE = """
 
 def test_a_default_and_a_rule_change_in_one_place(tmp_path):
     package = tmp_path / "pruneopd_kernels"
-    source = Path(pruneopd_kernels.__file__).parent
-    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source.with_name("pruneopd_autoload.py"), tmp_path)
+    processes.copy_package(tmp_path)
     before = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
     assert before[0].split() == ["0.01"] * 6 and len(before[1].split("|")) == 1
     assert before[2:6] == ["None"] * 4

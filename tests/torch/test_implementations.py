@@ -10,6 +10,7 @@ from operators import example
 from pruneopd_kernels.dispatch import cuda, implementations
 
 CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
+ADDS = "PRUNEOPD_CUDA_ARCHITECTURES={} while building adds it, or "
 BUILT_FOR = ["sm_80", "sm_90", "sm_100", "compute_100"]
 
 
@@ -63,23 +64,16 @@ def test_auto_passes_over_the_library_on_a_gpu_that_it_has_no_code_for(usable):
         ((9, 0), BUILT_FOR, None),
         ((10, 3), BUILT_FOR, None),
         ((12, 0), BUILT_FOR, None),  # the driver compiles compute_100
-        ((7, 5), BUILT_FOR, "7.5; impl='triton' computes there"),
-        (
-            (8, 6),
-            ["sm_89", "sm_90", "compute_90"],
-            "8.6; PRUNEOPD_CUDA_ARCHITECTURES=86 while building adds it, or impl='triton' computes there",
-        ),
-        (
-            (9, 0),
-            ["sm_80", "sm_100", "compute_100"],
-            "9.0; PRUNEOPD_CUDA_ARCHITECTURES=90 while building adds it, or impl='triton' computes there",
-        ),
+        ((7, 5), BUILT_FOR, "7.5; "),
+        ((8, 6), ["sm_89", "sm_90", "compute_90"], f"8.6; {ADDS.format(86)}"),
+        ((9, 0), ["sm_80", "sm_100", "compute_100"], f"9.0; {ADDS.format(90)}"),
     ],
     ids=str,
 )
 def test_code_for_a_gpu(capability, built_for, words):
     has = f"_cuda.so has code for {', '.join(built_for)} and the GPU is of compute capability "
-    assert cuda._why_not_with_capability(capability, built_for) == (words and has + words)
+    expected = words and f"{has}{words}impl='triton' computes there"
+    assert cuda._why_not_with_capability(capability, built_for) == expected
 
 
 def test_a_driver_for_the_library():

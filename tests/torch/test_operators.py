@@ -11,23 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import pruneopd_kernels
-import tiers
 from comparison import differing, same_bits
-from implementations import (
-    ALONG_RESPONSES,
-    BACKWARD_PASSES,
-    DECLARED,
-    LOGITS,
-    LOSSES,
-    OPERATORS,
-    REFERENCE,
-    each,
-    named,
-    quick,
-    raw,
-    saving,
-)
+from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS, REFERENCE, each, named, quick, raw
 from operators import MODULES, example, required
+from pruneopd_kernels.ops import BACKWARD_PASSES
 from pruneopd_kernels.ops._operator import IMPLS
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
@@ -118,7 +105,7 @@ def test_opcheck(op, packed, impl):
         args, kwargs = by_position(op, arguments)
         for requires_grad in {False, op in LOGITS}:
             leading = args[0].detach().requires_grad_(requires_grad)
-            for overload in (raw(op), saving(op)) if op in LOSSES else (raw(op),):
+            for overload in (raw(op), raw(f"_{op}")) if op in LOSSES else (raw(op),):
                 torch.library.opcheck(overload.default, (leading, *args[1:]), kwargs | {"impl": impl})
 
 
@@ -128,12 +115,11 @@ def test_opcheck_of_the_backward_pass(op, impl):
     """The operator that autograd calls is one like the others."""
     arguments = example(op)
     args, kwargs = by_position(op, arguments)
-    outputs = saving(op)(*args, **kwargs, impl=impl)
-    saved = outputs[len(DECLARED[op].fields) :]
+    saved = raw(f"_{op}")(*args, **kwargs, impl=impl)[len(DECLARED[op].fields) :]
     name = "reverse_kl_backward" if op == "reverse_kl" else "logprobs_backward"
     scale = torch.rand(2, 6) * arguments["mask"]  # as autograd gives it
     tensors = (*args[: len(BACKWARD_PASSES[name].tensors) - len(saved) - 1], *saved, scale)
-    torch.library.opcheck(getattr(torch.ops.pruneopd, f"_{name}").default, tensors, {"impl": impl})
+    torch.library.opcheck(raw(f"_{name}").default, tensors, {"impl": impl})
 
 
 @every_layout
@@ -143,7 +129,7 @@ def test_fake_and_meta_equal_real(op, packed, impl):
     shapes = [(2, 6), (0, 6), (2, 0), (1, 1), *([] if op in ALONG_RESPONSES else [()])]
     calls = [functools.partial(computed, op, functools.partial(raw(op), impl=impl))]
     if op in LOSSES:
-        calls.append(lambda arguments: dict(enumerate(saving(op)(**arguments, impl=impl))))
+        calls.append(lambda arguments: dict(enumerate(raw(f"_{op}")(**arguments, impl=impl))))
     for call in calls:
         for shape in shapes:
             whole = example(op, shape, packed=packed)
@@ -185,19 +171,14 @@ def counting_backend():
     return aot_autograd(fw_compiler=compiler("forward"), bw_compiler=compiler("backward")), counts
 
 
-CALLS = {"function": function, "raw": raw}
-
-
 @every_layout
-@pytest.mark.parametrize("call", CALLS if tiers.ALL else ["function"])
-def test_compiles_to_one_graph_for_all_shapes(op, packed, call):
+def test_compiles_to_one_graph_for_all_shapes(op, packed):
     """A vocab_size that depends on a width included."""
     backend, counts = counting_backend()
-    plain = CALLS[call](op)
 
     def step(**arguments):
         options = {"vocab_size": arguments["student_logits"].shape[-1] - 2} if op in LOGITS else {}
-        return plain(**arguments, **options)
+        return function(op)(**arguments, **options)
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     for batch, length, width in ((2, 6, 70), (3, 5, 71), (4, 9, 100)):
@@ -355,12 +336,12 @@ def test_activation_checkpointing(op, use_reentrant):
 
 
 @every_operator
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [function, raw])
 def test_vmap_raises(op, call):
     arguments = example(op)
     tensors = {name: torch.stack([x, x]) for name, x in arguments.items() if isinstance(x, torch.Tensor)}
     with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda given: CALLS[call](op)(**arguments | given))(tensors)
+        torch.func.vmap(lambda given: call(op)(**arguments | given))(tensors)
 
 
 # --- choice of implementation ----------------------------------------------------------------------------------------

@@ -1,30 +1,24 @@
 """The package where nothing has been compiled: the reference computes, and every refusal says what would help."""
 
 import functools
-import shutil
-from pathlib import Path
 
 import pytest
 
 import processes
-import pruneopd_kernels
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """`processes.run`, but what it finds is a copy of the package without its compiled files."""
     folder = tmp_path_factory.mktemp("uncompiled")
-    source = Path(pruneopd_kernels.__file__).parent
-    ignore = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(source, folder / "pruneopd_kernels", ignore=ignore)
-    shutil.copy(source.with_name("pruneopd_autoload.py"), folder)
+    processes.copy_package(folder, "*.so")
     return functools.partial(processes.run, root=folder, cwd=folder)
 
 
 def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
     run(
         code="""
-        import torch
+        import pytest, torch
         import pruneopd_kernels
         assert "uncompiled" in pruneopd_kernels.__file__
         logits = torch.randn(2, 3, 40)
@@ -40,13 +34,9 @@ def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
             args = [tensors.get(name.rpartition("_")[2], result.rewards) for name in required]
             getattr(pruneopd_kernels, op)(*args)
             for impl, needs in (("cpp", "compiler"), ("cuda", "nvcc")):
-                try:
+                with pytest.raises(RuntimeError, match=f"^{op}: impl={impl!r} is not usable here: ") as raised:
                     getattr(pruneopd_kernels, op)(*args, impl=impl)
-                except RuntimeError as error:
-                    assert str(error).startswith(f"{op}: impl={impl!r} is not usable here: "), error
-                    assert f"_{impl}.so" in str(error) and needs in str(error), error
-                else:
-                    raise SystemExit(op)
+                assert f"_{impl}.so" in str(raised.value) and needs in str(raised.value)
         student = logits.clone().requires_grad_()
         pruneopd_kernels.reverse_kl(student, -logits).sum().backward()
         assert student.grad.any()
@@ -59,17 +49,15 @@ def test_auto_takes_the_reference_and_the_compiled_ones_refuse(run):
 def test_host_refuses_in_one_sentence(run):
     run(
         code="""
-        import sys
+        import re, sys
         from pruneopd_kernels import PruneConfig
         import numpy as np
         from pruneopd_kernels import host
-        try:
+        import pytest
+        words = "^reliability_from_drift: pruneopd_kernels.host is not usable here: .*compiler.*"
+        with pytest.raises(RuntimeError) as raised:
             host.reliability_from_drift(np.zeros((1, 2), bool))
-        except RuntimeError as error:
-            assert str(error).startswith("reliability_from_drift: pruneopd_kernels.host is not usable here: "), error
-            assert "compiler" in str(error) and "\\n" not in str(error), error
-        else:
-            raise SystemExit("no error")
+        assert re.fullmatch(words, str(raised.value)), raised.value
         assert "torch" not in sys.modules
     """
     )
@@ -91,15 +79,12 @@ def test_a_library_that_does_not_load(run):
         path = Path(pruneopd_kernels.__file__).with_name("_cpp.so")
         path.write_bytes(b"no library")
         try:
-            import torch
+            import pytest, torch
             logits = torch.randn(1, 2, 30)
             pruneopd_kernels.reliability(logits, logits)
-            try:
+            with pytest.raises(RuntimeError, match="does not load") as raised:
                 pruneopd_kernels.reliability(logits, logits, impl="cpp")
-            except RuntimeError as error:
-                assert "does not load" in str(error) and "\\n" not in str(error), error
-            else:
-                raise SystemExit("no error")
+            assert "\\n" not in str(raised.value)
         finally:
             path.unlink()
     """
