@@ -1,6 +1,5 @@
 """Run folders without training: curves of the shape that runs have, with the noise of their seed."""
 
-import json
 import math
 import zlib
 from dataclasses import replace
@@ -8,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from pruneopd_trainer.config import BANDS, TrainConfig, write_config
+from trainer_models import write_lines
 
 
 def write_run(folder, config, *, until=math.inf, graded=True):
     """Write config.yaml and metrics.jsonl of a run, up to the step `until`."""
     folder.mkdir(parents=True)
     write_config(config, folder / "config.yaml")
-    lines = [json.dumps(metrics) + "\n" for metrics in run_metrics(config, graded) if metrics["step"] <= until]
-    (folder / "metrics.jsonl").write_text("".join(lines))
+    write_lines(folder / "metrics.jsonl", *(step for step in run_metrics(config, graded) if step["step"] <= until))
     return folder
 
 

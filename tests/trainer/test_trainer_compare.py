@@ -1,6 +1,5 @@
 """Comparisons whose runs are done by a stand-in for the trainer, `trainer_child.py`."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from pruneopd_lab import compare as module
 from pruneopd_lab.compare import compare, last_step, parse_method, plan
 from pruneopd_trainer.config import TrainConfig, read_config, write_config
-from trainer_models import refusal
+from trainer_models import read_lines, refusal
 
 CHILD = Path(__file__).with_name("trainer_child.py")
 COMMAND = (sys.executable, "-S", str(CHILD))
@@ -31,8 +30,7 @@ def quick(monkeypatch, tmp_path):
 
 
 def journal(tmp_path, event="begin"):
-    lines = (tmp_path / "journal").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+    return [entry for entry in read_lines(tmp_path / "journal") if entry["event"] == event]
 
 
 def began(tmp_path):

@@ -1,6 +1,5 @@
 """Tasks: prompts by number, files that are refused with their line, and grades."""
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pruneopd_lab import math_answers
-from pruneopd_lab.math_answers import MathAnswers, boxed
+from pruneopd_lab.math_answers import MathAnswers
 from pruneopd_lab.presets import load_task
 from pruneopd_lab.tasks import BilingualSums, ChainSums, WordProblems
 from pruneopd_lab.tiny.chain_sum import Problem, solution
@@ -17,12 +16,7 @@ from pruneopd_lab.tiny.tokenizer import make_tokenizer
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example, PromptFile, read_lines
 from pruneopd_trainer.train import from_folders, train
-from trainer_models import refusal
-
-
-def write(path, *lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return path
+from trainer_models import refusal, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +41,11 @@ def test_examples_follow_from_their_number(task):
         assert refusal(one.grade, Example("", None), "5", True) == words
 
 
-@pytest.mark.parametrize(
-    ("response", "grade"),
-    [
-        ("answer 5 7", 1.0),
-        ("start 4 . answer 1 2 wait answer 5 7", 1.0),
-        ("answer 0 5 7", 1.0),
-        ("answer 5 7 .", 0.0),
-        ("answer 7 5", 0.0),
-        ("5 7", 0.0),
-        ("answer 5 7 wait", 0.0),
-    ],
-)
-def test_only_the_last_words_are_graded(response, grade):
-    assert ChainSums(0).grade(Example("50 + 7 =", "57"), response, True) == grade
+def test_only_the_last_words_are_graded():
+    right = ("answer 5 7", "start 4 . answer 1 2 wait answer 5 7", "answer 0 5 7")
+    wrong = ("answer 5 7 .", "answer 7 5", "5 7", "answer 5 7 wait")
+    for response in (*right, *wrong):
+        assert ChainSums(0).grade(Example("50 + 7 =", "57"), response, True) == (response in right), response
 
 
 def test_bilingual_sums_are_held_out_in_both_languages_and_answered_in_either():
@@ -81,7 +66,7 @@ def test_bilingual_sums_are_held_out_in_both_languages_and_answered_in_either():
 
 @pytest.fixture
 def numbered(tmp_path):
-    return write(tmp_path / "prompts.jsonl", *({"prompt": f"prompt {number}"} for number in range(25)))
+    return write_lines(tmp_path / "prompts.jsonl", *({"prompt": f"prompt {number}"} for number in range(25)))
 
 
 def test_the_last_tenth_of_the_lines_is_held_out(numbered):
@@ -129,9 +114,9 @@ WRONG_LINES = {
 @pytest.mark.parametrize("wrong", WRONG_LINES)
 def test_a_wrong_line_is_refused_with_its_number(tmp_path, wrong):
     line, words = WRONG_LINES[wrong]
-    path = write(tmp_path / "prompts.jsonl", GOOD, "", line)
+    path = write_lines(tmp_path / "prompts.jsonl", GOOD, "", line)
     assert refusal(PromptFile, path, 0) == f"{path}, line 3: {words}"
-    path = write(tmp_path / "prompts.jsonl", {"prompt": "p"}, GOOD)
+    path = write_lines(tmp_path / "prompts.jsonl", {"prompt": "p"}, GOOD)
     assert refusal(PromptFile, path, 0) == f"{path}, line 2: there is an answer, but none in line 1"
 
 
@@ -141,7 +126,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     assert refusal(PromptFile, missing, 0) == f"the prompts {missing} cannot be read: No such file or directory"
     missing.write_bytes(b'{"prompt": "\xff"}')
     assert refusal(PromptFile, missing, 0) == f"the prompts {missing} cannot be read: it is not UTF-8"
-    write(missing, GOOD)
+    write_lines(missing, GOOD)
     words = f"{missing} must have at least two prompts, one of them to hold out, got 1"
     assert refusal(PromptFile, missing, 0) == words
 
@@ -167,12 +152,6 @@ def test_a_group_advantage_needs_grades(numbered, tmp_path):
     assert load_task(TrainConfig(**group)).graded
 
 
-def test_many_boxes_are_read_in_one_pass():
-    started = time.process_time()
-    assert boxed("\\boxed{" * 20_000) is None
-    assert time.process_time() - started < 1
-
-
 @pytest.mark.parametrize(
     ("answer", "response", "grade"),
     [
@@ -189,7 +168,7 @@ def test_many_boxes_are_read_in_one_pass():
     ],
 )
 def test_a_boxed_answer_is_graded(tmp_path, answers, answer, response, grade):
-    path = write(tmp_path / "prompts.jsonl", {"prompt": "p", "answer": answer}, GOOD)
+    path = write_lines(tmp_path / "prompts.jsonl", {"prompt": "p", "answer": answer}, GOOD)
     assert not PromptFile(path, 0).graded
     task = PromptFile(path, 0, lambda: answers)
     assert task.graded

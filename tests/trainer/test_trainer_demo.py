@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pruneopd_kernels import PruneConfig, reliability
 from pruneopd_lab import cli, demo
 from pruneopd_lab.cli import main
-from pruneopd_lab.students import remove_layers, round_weights
+from pruneopd_lab.students import remove_layers
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import sample, uniforms
 from trainer_models import refusal, save, word_tokenizer
@@ -43,15 +43,6 @@ def model_folder(teacher, tmp_path):
     fast = word_tokenizer(WORDS, unknown=1, eos_token="<end>", pad_token="<end>")
     fast.chat_template = "{% for m in messages %}{{ m['role'] + ' a b ' + m['content'] }}{% endfor %} assistant"
     return save(tmp_path / "model", teacher, fast)
-
-
-def test_rounded_weights_take_few_values_and_stay_close(teacher):
-    student = round_weights(teacher, bits=4)
-    weight, rounded = (model.model.layers[0].mlp.up_proj.weight for model in (teacher, student))
-    step = weight.abs().amax(1, keepdim=True) / 7
-    assert ((weight - rounded).abs() <= step / 2 + 1e-6).all()
-    assert all(len(row.unique()) <= 15 for row in rounded)
-    assert torch.equal(teacher.model.embed_tokens.weight, student.model.embed_tokens.weight)
 
 
 @pytest.fixture

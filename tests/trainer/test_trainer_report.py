@@ -16,7 +16,7 @@ from pruneopd_lab import report as module
 from pruneopd_lab.report import report
 from pruneopd_lab.run_groups import Run, comparisons, find_runs, read_metrics, read_run
 from pruneopd_trainer.config import TrainConfig, write_config
-from trainer_models import refusal
+from trainer_models import refusal, write_lines
 
 BASE = TrainConfig(steps=2, eval_every=2)
 
@@ -31,12 +31,8 @@ def written(folder, config, *, accuracy=(0.1, 0.5), error=0.05, times=(10.0, 20.
                    "budget": budget, "overlap": 0.6 + 0.1 * step, "peak_memory_mib": 512.4}  # fmt: skip
     for values, found in zip([m for m in metrics if "accuracy" in m], accuracy, strict=False):
         values |= {"accuracy": found, "accuracy_se": error}
-    write_metrics(folder, metrics)
+    write_lines(folder / "metrics.jsonl", *metrics)
     return folder
-
-
-def write_metrics(folder, metrics):
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in metrics))
 
 
 def cells(text):
@@ -128,7 +124,7 @@ def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path, undrawn)
             metrics = read_metrics(folder / "metrics.jsonl")
             metrics[0] |= {"accuracy": None, "accuracy_se": None}
             metrics[2] |= metrics[0] | {"step": 2, "eval_reverse_kl": 0.4 + shift, "eval_overlap": 0.8 - shift}
-            write_metrics(folder, metrics)
+            write_lines(folder / "metrics.jsonl", *metrics)
     text = report([tmp_path])
     assert "| method | seeds | reverse KL, nats | difference to opd | held-out overlap | difference to opd |" in text
     assert "| prune | 2 | 0.250 ± 0.050 | -0.150 ± 0.050 | 0.950 ± 0.050 | +0.150 ± 0.050 |" in text
@@ -204,7 +200,7 @@ def test_half_a_line_is_left_out_and_numbers_that_are_none_are_refused(tmp_path)
         file.write('{"step": 3, "method": "pr')
     assert read_run(folder).last_step == 2, "a line that is being written is left out"
     for value in (math.nan, math.inf, 10**400):
-        write_metrics(folder, [*metrics[:2], metrics[2] | {"time_s": value}])
+        write_lines(folder / "metrics.jsonl", *metrics[:2], metrics[2] | {"time_s": value})
         assert "line 3: " in refusal(read_run, folder)
 
 

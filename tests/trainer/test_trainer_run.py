@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pruneopd_lab.cli import base_config, main
 from pruneopd_trainer.config import PRESETS, TrainConfig, read_config
-from trainer_models import near, random_model, save
+from trainer_models import near, random_model, read_lines, save
 
 SMALL = {
     **{"k": 4, "w_drop": 0.1, "initial_length": 8, "minimum_length": 4, "maximum_length": 24, "length_step": 2},
@@ -60,7 +60,7 @@ def process(models, out, *options):
 
 
 def records(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(out / "metrics.jsonl")
 
 
 def numbers(out):

@@ -1,6 +1,5 @@
 """`pruneopd score`: scores in chunks against one call over whole responses, its file, its table, its refusals."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from pruneopd_lab import score
 from pruneopd_lab.cli import main
 from pruneopd_lab.tiny.make_models import make_model
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
+from trainer_models import read_lines, save, write_lines
 from trainer_models import refusal as refused
-from trainer_models import save
 
 PROMPTS = ["4 + 17 - 9 =", "1 + 2 =", "9 - 8 + 7 - 6 + 5 ="]
 RESPONSE = "start 4 . first take 9 : answer 5 7"
@@ -34,16 +33,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def prompts(tmp_path):
-    return write(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in PROMPTS))
-
-
-def write(path, *lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return write_lines(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in PROMPTS))
 
 
 def refusal(*arguments, **options):
@@ -75,7 +65,7 @@ def test_hidden_states_are_scored_as_the_logits_of_whole_responses(models, promp
 
 def test_the_file_and_the_means(models, prompts, tmp_path):
     found = score.score(*models, prompts, out=tmp_path / "out", samples=3, max_length=20, batch_size=2)
-    records = read(tmp_path / "out" / "scores.jsonl")
+    records = read_lines(tmp_path / "out" / "scores.jsonl")
     assert [(record["line"], record["sample"]) for record in records] == [
         (line, number) for line in (1, 2, 3) for number in range(3)
     ]
@@ -98,15 +88,17 @@ def test_a_response_depends_on_the_seed_and_not_on_its_batch(models, prompts, tm
     options = {"max_length": 12, "samples": 2}
     for name, more in {"one": {}, "two": {"batch_size": 4}, "other": {"seed": 1}}.items():
         score.score(*models, prompts, out=tmp_path / name, **options, **more)
-    one, two, other = (read(tmp_path / name / "scores.jsonl") for name in ("one", "two", "other"))
+    one, two, other = (read_lines(tmp_path / name / "scores.jsonl") for name in ("one", "two", "other"))
     assert [record["token_ids"] for record in one] == [record["token_ids"] for record in two]
     assert [record["token_ids"] for record in one] != [record["token_ids"] for record in other]
 
 
 def test_given_responses_are_scored(models, tmp_path):
     lines = [{"prompt": PROMPTS[0], "response": RESPONSE}, {"prompt": PROMPTS[1]}, {"prompt": "1", "response": "2"}]
-    found = score.score(*models, write(tmp_path / "lines.jsonl", *lines), out=tmp_path / "out", samples=2, max_length=8)
-    records = read(tmp_path / "out" / "scores.jsonl")
+    found = score.score(
+        *models, write_lines(tmp_path / "lines.jsonl", *lines), out=tmp_path / "out", samples=2, max_length=8
+    )
+    records = read_lines(tmp_path / "out" / "scores.jsonl")
     assert [record["line"] for record in records] == [1, 2, 2, 3]
     expected = make_tokenizer()(RESPONSE).input_ids[:8]
     assert [records[0]["token_ids"], records[3]["token_ids"]] == [expected, make_tokenizer()("2").input_ids]
@@ -120,7 +112,7 @@ def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
     printed = capsys.readouterr().out
     for words in ("overlap", "drift rate", "reverse KL", "acceptance", "│ 2-3 ", "│ all ", "3 responses of"):
         assert words in printed
-    assert min(min(record["weight"]) for record in read(tmp_path / "out" / "scores.jsonl")) == 0.5
+    assert min(min(record["weight"]) for record in read_lines(tmp_path / "out" / "scores.jsonl")) == 0.5
 
     assert main(["score", *given, "--threshold", "2"]) == 1
     assert capsys.readouterr().err == "pruneopd: score: threshold must be in (0, 1], got 2.0\n"
@@ -143,9 +135,9 @@ def test_lines_that_cannot_be_scored_are_refused(models, tmp_path):
     for name, least in {"samples": 1, "max_length": 1, "batch_size": 1, "seed": 0}.items():
         said = refusal(*models, path, **{name: least - 1})
         assert said == f"score: {name} must be at least {least}, got {least - 1}"
-    assert refusal(*models, write(path)) == f"{path} must have at least one prompt, got none"
+    assert refusal(*models, write_lines(path)) == f"{path} must have at least one prompt, got none"
     line = {"prompt": "1", "response": ""}
-    assert refusal(*models, write(path, line)) == f"{path}, line 1: \"response\" must be text, got ''"
+    assert refusal(*models, write_lines(path, line)) == f"{path}, line 1: \"response\" must be text, got ''"
 
 
 def test_logits_that_are_not_finite_are_refused(models, prompts, tmp_path):

@@ -1,12 +1,12 @@
 """The tiny preset: its sums, and a run of it by the command line."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
 from pruneopd_lab.tiny.chain_sum import LARGEST, partial_sums, problem
+from trainer_models import read_lines
 
 PROBLEMS = [problem(index, 7) for index in range(200)]
 
@@ -33,7 +33,7 @@ def test_five_steps_in_a_fresh_process(tmp_path, pair, overlap, accuracy):
     done = subprocess.run([sys.executable, "-m", "pruneopd_lab", "train", *options, "--out", out],
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = read_lines(out / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(6))
     assert overlap[0] < records[0]["eval_overlap"] < overlap[1]
     assert accuracy[0] <= records[0]["accuracy"] <= accuracy[1]

@@ -1,5 +1,7 @@
 """Small random models with the tiny tokenizer, and what the trainer's tests share."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -45,6 +47,17 @@ def save(folder, model, tokenizer=TOKENIZER):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_lines(path, *lines):
+    """Write JSON Lines; a string is written as it is."""
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def read_lines(path):
+    """Return the values of a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def refusal(function, *arguments, **options):
