@@ -18,6 +18,7 @@ def test_sampled_drift():
     assert sampled_drift(student, teacher, max_log_ratio=-2.5).tolist() == [[True, True, True, True, True]]
     mask = torch.tensor([[1, 1, 0, 1, 0]])
     assert sampled_drift(student, teacher, mask, max_log_ratio=2.0).tolist() == [[False, True, False, False, False]]
+    assert sampled_drift(torch.tensor([[torch.nan]]), torch.zeros(1, 1), max_log_ratio=2.0).all()
     with pytest.raises(TypeError):
         sampled_drift(student, teacher)  # there is no default
 
