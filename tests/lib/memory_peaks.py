@@ -25,9 +25,8 @@ def main():
     ids, drift = torch.randint(1000, (64, 1024, 16)), torch.rand(64, 12288) < 0.5
     calls = [("reliability_from_topk", {}, ids, ids.flip(0)), ("reliability_from_drift", {}, drift)]
     for dtype in (torch.float32, torch.bfloat16):
-        pair = [torch.randn(64, 151936).to(dtype) for _ in range(2)]
-        for op, shape in (("reliability", (4, 16, -1)), ("token_stats", (64, -1))):
-            calls += [(op, {"k": k}, *(x.view(shape) for x in pair)) for k in (16, 256)]
+        pair = [torch.randn(4, 16, 151936).to(dtype) for _ in range(2)]
+        calls += [(op, {"k": k}, *pair) for op in ("reliability", "token_stats") for k in (16, 256)]
     for impl in COMPILED:
         for op, options, *tensors in calls:
             given = dict(zip(DECLARED[op].tensors, tensors, strict=False)) | options
