@@ -118,8 +118,7 @@ def test_what_is_masked_has_no_influence(ranks, op):
         one, other = (on_ranks(ranks, op, widths, **given) for given in (arguments, arguments | spoilt))
         assert comparison.differing(one, other) == []
         if op in LOSSES:
-            assert (other["gradient"][0, 1] == 0).all()
-            assert other["loss"][0, 1] == 0
+            assert (other["gradient"][0, 1] == 0).all() and other["loss"][0, 1] == 0
 
 
 @pytest.mark.parametrize(("op", "skipping"), [("topk_policy_loss", "advantages"), ("reverse_kl", "weight")])
@@ -130,9 +129,7 @@ def test_rows_without_advantages_or_weight_are_not_read(ranks, op, skipping):
     for name in parallel_rank.SLICED:
         arguments.get(name, torch.empty(2, 2, 1))[1, 1] = torch.nan
     result = on_ranks(ranks, op, [20, 22], **arguments)
-    assert result["loss"][1, 1] == 0
-    assert (result["gradient"][1, 1] == 0).all()
-    assert result["loss"].isfinite().all()
+    assert result["loss"][1, 1] == 0 and (result["gradient"][1, 1] == 0).all() and result["loss"].isfinite().all()
 
 
 def test_equal_logits_across_the_border_of_two_slices(ranks):
@@ -151,8 +148,7 @@ def test_a_slice_of_minus_infinity_is_no_broken_row(ranks):
     student[1, :, :10] -= 2000.0  # a share that underflows
     arguments = {"student_logits": student, "teacher_logits": teacher, "k": 4, "token_ids": torch.full((3, 4), 12)}
     result = on_ranks(ranks, "token_stats", [10, 20], **arguments)
-    assert result["forward_kl"][0].isinf().all()
-    assert result["reverse_kl"][1].isinf().all()
+    assert result["forward_kl"][0].isinf().all() and result["reverse_kl"][1].isinf().all()
     assert result["reverse_kl"][2].isfinite().all()
     comparison.check(result, operators.answer("token_stats", **arguments))
 
@@ -221,8 +217,7 @@ def test_packed_responses_that_come_in_chunks(ranks):
 @each_loss
 def test_a_second_derivative_raises(ranks, op):
     for words in ranks.run(parallel_rank.second_derivative, op, [20, 22], ordinary(op), size=2):
-        assert words is not None
-        assert words.endswith("the gradient of a loss cannot be differentiated a second time")
+        assert words is not None and words.endswith("the gradient of a loss cannot be differentiated a second time")
 
 
 @pytest.mark.thorough  # the compiler takes its time to load
@@ -231,10 +226,8 @@ def test_modes(ranks, op):
     for plain, (silent, requires_grad), inferred, compiled in ranks.run(
         parallel_rank.modes, op, CUTS[-1], ordinary(op), size=len(CUTS[-1])
     ):
-        assert comparison.same_bits([silent], plain[:1])
-        assert not requires_grad
-        assert comparison.same_bits(inferred, plain)
-        assert comparison.same_bits(compiled, plain)
+        assert comparison.same_bits([silent], plain[:1]) and not requires_grad
+        assert comparison.same_bits(inferred, plain) and comparison.same_bits(compiled, plain)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -282,16 +275,14 @@ def test_values_that_the_checks_look_at_are_compared_where_valid(ranks):
     other_where_masked[0, 1], other[1, 1] = 2**40, 7  # the mask has its hole there
     assert raised(ranks, "token_stats", {"token_ids": IDS}, {"token_ids": other_where_masked}) == [None] * 2
     (kind, words), second = raised(ranks, "token_stats", {"token_ids": IDS}, {"token_ids": other})
-    assert (kind, words) == second
-    assert kind == "ValueError"
+    assert (kind, words) == second and kind == "ValueError"
     assert words.startswith("token_stats: token_ids must be equal on every rank, got values of checksum ")
 
 
 def test_another_operator_on_another_rank(ranks):
     words = "the operator must be equal on every rank, got token_stats (rank 0), reliability (rank 1)"
-    first, second = raised(ranks, "token_stats", {}, {"op": "reliability"})
-    assert first == ("ValueError", f"token_stats: {words}")
-    assert second == ("ValueError", f"reliability: {words}")
+    expected = [("ValueError", f"{op}: {words}") for op in ("token_stats", "reliability")]
+    assert raised(ranks, "token_stats", {}, {"op": "reliability"}) == expected
 
 
 # What one rank finds by itself, in the words of one rank's operator: of each kind of check one.

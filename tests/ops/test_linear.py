@@ -191,9 +191,8 @@ def test_gradients_are_as_good_as_eagers(impl, loss, reduction, dtype):
 def test_sums_over_many_chunks_stay_good_in_half_precision(loss):
     """Summed in bfloat16 over 256 chunks, the head's gradient would stand still: a term is below half a unit of it."""
     given = problem(torch.bfloat16, seed=1, mask="none", b=4, t=64, v=40)
-    one_by_one, at_a_time = (
-        with_gradients(given, loss=loss, reduction="sum", chunk_size=size)[1] for size in (1, 256)
-    )  # fmt: skip
+    options = {"loss": loss, "reduction": "sum"}
+    one_by_one, at_a_time = (with_gradients(given, chunk_size=size, **options)[1] for size in (1, 256))
     for one, other in zip(one_by_one[1:], at_a_time[1:], strict=True):
         assert (one.float() - other.float()).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps * one.abs().max()
 
@@ -229,14 +228,11 @@ def test_what_has_no_weight_has_no_part(loss, reduction):
     given.teacher_hidden[1] = torch.nan
     drift_count = torch.tensor([0, 9, 0], dtype=torch.int32)
     out, gradients = with_gradients(given, w_base=0.0, drift_count=drift_count, loss=loss, reduction=reduction)
-    assert out.loss.isfinite().all()
-    assert all(x.isfinite().all() for x in gradients)
-    assert not gradients[0][1].any()
+    assert out.loss.isfinite().all() and all(x.isfinite().all() for x in gradients) and not gradients[0][1].any()
     scale = torch.where(given.mask, 1.0, torch.nan)
     scale[1] = 0.0
     out, gradients = with_gradients(given, scale=scale, loss=loss, reduction="sum")
-    assert out.loss.isfinite()
-    assert all(x.isfinite().all() for x in gradients)
+    assert out.loss.isfinite() and all(x.isfinite().all() for x in gradients)
 
 
 # --- exhausted responses ------------------------------------------------------------------------------------------

@@ -26,21 +26,6 @@ def test_numbers_of_candidates(impl, k):
 
 
 @each_of(OP)
-def test_by_hand(impl):
-    student = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    ids, q = torch.tensor([[3, 0]]), torch.tensor([[0.5, 0.25]])
-    outputs, gradient = run(impl, torch.tensor([2.0]), student, ids, q.log())
-    # 0.5 (ln 0.5 - ln 0.125) + 0.25 (ln 0.25 - ln 0.5)
-    np.testing.assert_allclose(outputs.loss, [0.5 * np.log(4) - 0.25 * np.log(2)], rtol=1e-6)
-    np.testing.assert_allclose(outputs.student_mass, [0.625], rtol=1e-6)
-    np.testing.assert_allclose(outputs.teacher_mass, [0.75], rtol=1e-6)
-    np.testing.assert_allclose(outputs.overlap_token_advantage, [0.25 * np.log(2)], rtol=1e-6)  # of id 0 alone
-    assert outputs.overlap.tolist() == [0.5] and outputs.student_topk_ids.tolist() == [[0, 1]]
-    p, mass = np.array([0.5, 0.25, 0.125, 0.125]), 0.75
-    np.testing.assert_allclose(gradient, [2 * (mass * p - np.array([0.25, 0, 0, 0.5]))], rtol=1e-6)
-
-
-@each_of(OP)
 def test_raised_to_logprob_min(impl):
     """A log p below it is raised and has no gradient. The masses are as they were."""
     student = torch.tensor([[0.0, 0.0, -torch.inf, 0.0, 0.0]])  # log p is exactly -ln 4 or -inf

@@ -24,15 +24,11 @@ def test_numbers_of_candidates(impl, m):
 
 def one_candidate(impl, advantage, log_ratio, **clips):
     """Loss and derivative by log p of one candidate whose log p is exactly 0: the only token."""
-    student, one = torch.zeros(1, 2), torch.tensor([[advantage]])
-    student[0, 0] = 0.0
-    student[0, 1] = -torch.inf
-    old = torch.tensor([[-log_ratio]])
-    outputs, _ = run(impl, None, student, torch.tensor([[0]]), one, old_logprobs=old, **clips)
+    candidate, old = (torch.tensor([[0]]), torch.tensor([[advantage]])), torch.tensor([[-log_ratio]])
+    outputs, _ = run(impl, None, torch.tensor([[0.0, -torch.inf]]), *candidate, old_logprobs=old, **clips)
     # Of two equal ones the derivative shows: by the first logit it is half of that by log p.
-    student = torch.zeros(1, 2)
     old = torch.tensor([[0.5]]).log() - log_ratio
-    _, gradient = run(impl, None, student, torch.tensor([[0]]), one, old_logprobs=old, **clips)
+    _, gradient = run(impl, None, torch.zeros(1, 2), *candidate, old_logprobs=old, **clips)
     return outputs.loss.item(), 2 * gradient[0, 0].item()
 
 
