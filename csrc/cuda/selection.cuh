@@ -147,6 +147,7 @@ __device__ __forceinline__ void collect(const typename Vectors<T>::Row& row, con
 }
 
 /// The k best of each row, into `out.best`. The tiles have been chosen, found_count is 0, and a barrier lies between.
+/// The caller needs a barrier before it reads the result.
 template <class T, int kSides>
 __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int k, Selection<kSides>& out) {
   constexpr int kRowThreads = Selection<kSides>::kRowThreads;
@@ -178,7 +179,6 @@ __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int 
     for (int j = 0; j < count; ++j) rank += out.found[side][j] > mine;
     if (rank < k) out.best[side][rank] = mine;
   }
-  __syncthreads();
 }
 
 }  // namespace pruneopd::cuda

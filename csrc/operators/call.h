@@ -19,7 +19,7 @@ template <>
 constexpr Scalar kScalarOf<int64_t> = Scalar::kI64;
 
 /// Hands out the arguments and makes the outputs, for torch (csrc/torch) or NumPy (csrc/host). Torch passes arguments
-/// without names. So an operator reads them in the order of its schema (pruneopd_kernels/schemas.py), all of them
+/// without names. So an operator reads them in the order of its schema (pruneopd_kernels/ops), all of them
 /// before its guards, and makes its outputs in the order of the schema.
 class Call : public Guard {
  public:

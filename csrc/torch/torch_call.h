@@ -1,6 +1,6 @@
 // What the libraries for CPU tensors and for CUDA tensors share. They use only torch's stable ABI, so that one build
 // loads in every torch from 2.11 on. Their namespaces (PRUNEOPD_LIBRARY) and the schemas in them are defined in Python
-// (pruneopd_kernels/schemas.py).
+// (pruneopd_kernels/ops).
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

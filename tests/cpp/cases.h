@@ -279,41 +279,34 @@ inline Tensor make_scale(Random& random, int64_t positions, const std::function<
   });
 }
 
-/// The backward pass of a loss over candidates, on what its forward pass has written.
+/// The backward pass of a loss, on what its forward pass has written; returns the gradient.
 template <class Args, class Compute>
-Tensor check_backward(const std::string& where, const Args& args, const View& ids, int64_t m, int64_t width,
-                      uint64_t seed, const Compute& compute) {
-  Random random(seed);
-  const Tensor scale = make_scale(random, args.positions, [](int64_t) { return true; });
-  const Tensor coefficients = moved(random, args.out.coefficients, args.positions, m),
-               state = moved(random, args.out.state, args.positions, kRowState),
-               gradient = new_gradient(args.student, args.positions, width);
-  compute(LogprobsBackwardArgs{args.student, ids, coefficients.view, state.view, scale.view, args.positions, m,
-                               gradient.data(), width});
-  check_gradient(where, gradient, args.student.vocab_size,
-                 naive::backward(args.student, ids, coefficients.view, scale.view, args.positions, m, width));
-  return gradient;
-}
-template <class Compute>
-Tensor check_backward(const std::string& where, const TopkPolicyLossArgs& args, int64_t width, uint64_t seed,
-                      const Compute& compute) {
-  return check_backward(where, args, args.topk_ids, args.m, width, seed, compute);
-}
-template <class Compute>
-Tensor check_backward(const std::string& where, const TopkForwardKlArgs& args, int64_t width, uint64_t seed,
-                      const Compute& compute) {
-  return check_backward(where, args, args.teacher_topk_ids, args.k, width, seed, compute);
-}
-template <class Compute>
-Tensor check_backward(const std::string& where, const ReverseKlArgs& args, int64_t width, uint64_t seed,
+Tensor check_backward(const std::string& where, const Args& args, int64_t width, uint64_t seed,
                       const Compute& compute) {
   Random random(seed);
-  const Tensor scale = make_scale(random, args.positions, [&](int64_t n) { return naive::weight_of(args, n) != 0; });
-  const Tensor state = moved(random, args.out.state, args.positions, kDivergenceState),
-               gradient = new_gradient(args.student, args.positions, width);
-  compute(ReverseKlBackwardArgs{args.student, args.teacher, state.view, scale.view, args.positions, gradient.data(),
-                                width});
-  check_gradient(where, gradient, args.student.vocab_size, naive::backward(args, scale.view, width));
+  const int64_t positions = args.positions;
+  const Tensor gradient = new_gradient(args.student, positions, width);
+  if constexpr (std::is_same_v<Args, ReverseKlArgs>) {
+    const Tensor scale = make_scale(random, positions, [&](int64_t n) { return naive::weight_of(args, n) != 0; });
+    const Tensor state = moved(random, args.out.state, positions, kDivergenceState);
+    compute(
+        ReverseKlBackwardArgs{args.student, args.teacher, state.view, scale.view, positions, gradient.data(), width});
+    check_gradient(where, gradient, args.student.vocab_size, naive::backward(args, scale.view, width));
+  } else {
+    const auto [ids, m] = [&] {
+      if constexpr (requires { args.m; })
+        return std::pair{args.topk_ids, args.m};
+      else
+        return std::pair{args.teacher_topk_ids, args.k};
+    }();
+    const Tensor scale = make_scale(random, positions, [](int64_t) { return true; });
+    const Tensor coefficients = moved(random, args.out.coefficients, positions, m);
+    const Tensor state = moved(random, args.out.state, positions, kRowState);
+    compute(LogprobsBackwardArgs{args.student, ids, coefficients.view, state.view, scale.view, positions, m,
+                                 gradient.data(), width});
+    check_gradient(where, gradient, args.student.vocab_size,
+                   naive::backward(args.student, ids, coefficients.view, scale.view, positions, m, width));
+  }
   return gradient;
 }
 

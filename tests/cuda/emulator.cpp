@@ -265,6 +265,7 @@ void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std:
   Fibre here;
   host = &here;
   body = &thread;
+  fences.reserve(1000);  // memory that a fibre allocated would itself be a race, and hide that a fence is not needed
   gridDim = dim3(blocks);
   blockDim = dim3(threads);
   std::mt19937_64 random(settings.seed);
