@@ -115,7 +115,7 @@ def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact,
     SPAN: tl.constexpr = 32 if PASS == "exact" else 1  # positions that a program looks at together
     scales, temperatures = float64_pair(scales), float64_pair(temperatures)
     candidates, lists, records, maxima = memory_of(scratch, tl.program_id(0), words, x, y, K_PADDED, SEGMENTS)
-    maxima = maxima if K_PADDED > 0 else None
+    tile_maxima = maxima if K_PADDED > 0 else None
     for first in range(tl.program_id(0) * SPAN, positions, tl.num_programs(0) * SPAN):
         for position in range(first, end_of_span(needs_exact, first, positions, SPAN)):
             n = position + tl.zeros([], tl.int64)
@@ -123,13 +123,13 @@ def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact,
                 x_row, y_row = row_at(x, n, VEC, ALIGNED), None if y is None else row_at(y, n, VEC, ALIGNED)
                 if PASS == "exact":
                     summaries, divergences, broken = summarize_exactly(
-                        x_row, y_row, maxima, vocab_size, temperatures, STATS
+                        x_row, y_row, tile_maxima, vocab_size, temperatures, STATS
                     )
                 else:
                     if PASS == "fused":
                         for segment in range(segments):
-                            sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGMENTS, VEC,
-                                        STATS)  # fmt: skip
+                            sum_segment(x_row, y_row, tile_maxima, records, segment, vocab_size, scales, SEGMENTS,
+                                        VEC, STATS)  # fmt: skip
                         tl.debug_barrier()
                     summaries, divergences, broken = summarize(
                         records, segments, scales, temperatures, SEGMENTS, STATS, y is not None
@@ -193,15 +193,18 @@ def run_at_positions(
     layout = {"VEC": vector_size(logits), "ALIGNED": all(map(is_aligned, logits)), "STATS": stats,
               "SEGMENTS": segments_padded, "K_PADDED": k_padded, "num_warps": NUM_WARPS}  # fmt: skip
     shape = (size // 8, vocab_size, segments, tuple(float64_bits(scale_of(x)) for x in temperatures))
+    arguments = (
+        *rows, mask, tuple(map(per_position, inputs)), tuple(outputs), tuple(map(float64_bits, scalars)),
+        scratch, needs_exact, positions, *shape, tuple(map(float64_bits, temperatures)),
+    )  # fmt: skip
+    widths = tuple(x.numel() // positions for x in outputs)
     with device_of(scratch):
         if not fused:
             segments_kernel[(positions * segments,)](*rows, mask, scratch, *shape, **layout)
         for pass_ in ("fused" if fused else "merge", "exact"):
             positions_kernel[(programs,)](
-                *rows, mask, tuple(map(per_position, inputs)), tuple(outputs), tuple(map(float64_bits, scalars)),
-                scratch, needs_exact, positions, *shape, tuple(map(float64_bits, temperatures)), COMPUTE=compute,
-                OPTION=option, WIDTHS=tuple(x.numel() // positions for x in outputs), PASS=pass_, K=k,
-                TILES_PADDED=tiles_padded, **layout, **registers(per_processor if pass_ == "fused" else 1),
+                *arguments, COMPUTE=compute, OPTION=option, WIDTHS=widths, PASS=pass_, K=k, TILES_PADDED=tiles_padded,
+                **layout, **registers(per_processor if pass_ == "fused" else 1),
             )  # fmt: skip
 
 
