@@ -138,7 +138,7 @@ def positions_kernel(x, y, mask, inputs, outputs, scalars, scratch, needs_exact,
                 if K_PADDED > 0:
                     select(x_row, maxima, vocab_size, lists, candidates[0], K, K_PADDED, TILES_PADDED)
                     if y_row is not None:
-                        select(y_row, maxima + 1, vocab_size, lists, candidates[1], K, K_PADDED, TILES_PADDED)  # type: ignore[operator]
+                        select(y_row, maxima + 1, vocab_size, lists, candidates[1], K, K_PADDED, TILES_PADDED)
                 sides = (x_row, summaries[0], temperatures[0]), (y_row, summaries[-1], temperatures[1])
                 COMPUTE(n, sides, vocab_size, divergences, broken, candidates, inputs, outputs, scalars, K, OPTION)
                 tl.debug_barrier()  # the memory is free for the next position
