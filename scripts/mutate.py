@@ -38,8 +38,6 @@ RESULTS = FOLDER / "results.jsonl"
 MINUTES = {1: 15, 2: 60}  # a step that takes longer has noticed
 SURVIVED = "SURVIVED"
 NEAR = {  # sources -> the tests closest to them
-    "csrc/cuda/": "tests/cuda",
-    "pruneopd_kernels/triton/": "tests/triton",
     "pruneopd_kernels/parallel/": "tests/distributed",
     "": "tests/ops",
 }
