@@ -156,3 +156,11 @@ def test_any_leading_axes(strategy, shape):
     result = check(six, strategy=strategy)
     m = 6 if strategy in ("union", "symmetric_difference") else 3
     assert all(x.shape == (*shape, m) for x in result)
+
+
+def test_without_renormalising_an_impossible_candidate_stays_impossible():
+    """There is no mass to renormalise, and none is asked for: log q = -inf < log p is a reward of -inf."""
+    ids, logprobs = torch.tensor([[[0]], [[1]]]), torch.tensor([[[-0.1]], [[-torch.inf]], [[-torch.inf]], [[-2.0]]])
+    options = {"strategy": "symmetric_difference", "reward_weight": "teacher"}
+    rewards = opd_rewards(ids[0], logprobs[0], ids[1], logprobs[1], logprobs[2], logprobs[3], **options).rewards
+    assert rewards[0, 0] == -torch.inf
