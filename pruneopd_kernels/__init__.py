@@ -1,8 +1,8 @@
 """Operators for prune-aware on-policy distillation (Prune-OPD, arXiv:2605.07804).
 
-The names below are imported when they are first used. Importing this package imports neither torch nor NumPy, and
-`pruneopd_kernels.host` works without torch. `torch.ops.pruneopd` is filled once both this package and torch are
-imported, in either order.
+The names below are imported when they are first used. Importing the installed package imports neither torch nor NumPy,
+and `pruneopd_kernels.host` works without torch. `torch.ops.pruneopd` is filled once both this package and torch are
+imported, in either order. A copy that is on the path without being installed imports torch for that, if there is one.
 """
 
 import os

@@ -29,8 +29,6 @@ _HOST, WHY_NOT = _load()
 
 
 def _function(op: Operator) -> Any:
-    tensors = len(op.tensors)
-
     def function(*args: Any, num_threads: int | None = None, **kwargs: Any) -> Any:
         a = op.arguments(args, kwargs)
         op.check_kinds(a, np.ndarray, "an array")
@@ -46,11 +44,7 @@ def _function(op: Operator) -> Any:
             raise RuntimeError(f"{op.name}: pruneopd_kernels.host is not usable here: {WHY_NOT}")
         if "vocab_size" in op.scalars and a.vocab_size is None:
             a = a._replace(vocab_size=a.student_logits.shape[-1])
-        return op.result(
-            *getattr(_HOST, op.name)(
-                *a[:tensors], **dict(zip(op.scalars, a[tensors:], strict=True)), num_threads=num_threads
-            )
-        )
+        return op.result(*getattr(_HOST, op.name)(*a, num_threads=num_threads))
 
     return op.surface(
         function,
