@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from .errors import InvalidType, InvalidValue
     from .linear.linear_opd_loss import LinearOpdLoss, linear_opd_loss
     from .linear.linear_reliability import linear_reliability
+    from .ops.opd_loss import OpdLoss, opd_loss
     from .ops.reliability import Reliability, reliability
     from .ops.reliability_from_drift import ReliabilityFromDrift, reliability_from_drift
     from .ops.reliability_from_topk import ReliabilityFromTopk, reliability_from_topk
     from .ops.reverse_kl import reverse_kl
+    from .ops.selected_logprobs import SelectedLogprobs, selected_logprobs
     from .ops.token_stats import TokenStats, token_stats
     from .ops.topk_forward_kl import TopkForwardKl, topk_forward_kl
     from .ops.topk_policy_loss import topk_policy_loss
@@ -35,18 +37,21 @@ __all__ = [
     "InvalidType",
     "InvalidValue",
     "LinearOpdLoss",
+    "OpdLoss",
     "OpdRewards",
     "PruneConfig",
     "Reliability",
     "ReliabilityFromDrift",
     "ReliabilityFromTopk",
     "ResponseBudget",
+    "SelectedLogprobs",
     "TokenStats",
     "TopkForwardKl",
     "host",
     "linear_opd_loss",
     "linear_reliability",
     "next_drift_count",
+    "opd_loss",
     "opd_rewards",
     "parallel",
     "reference",
@@ -55,6 +60,7 @@ __all__ = [
     "reliability_from_topk",
     "reverse_kl",
     "sampled_drift",
+    "selected_logprobs",
     "token_stats",
     "topk_forward_kl",
     "topk_policy_loss",

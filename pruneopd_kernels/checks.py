@@ -20,6 +20,8 @@ from .errors import InvalidType, InvalidValue
 
 Metric = Literal["overlap", "top_p"]
 RewardWeight = Literal["student", "teacher", "none"]
+PolicyLoss = Literal["topk_policy", "reverse_kl"]
+Tail = Literal["bucket", "generalised", "none"]
 
 METRICS = get_args(Metric)
 REWARD_WEIGHTS = get_args(RewardWeight)
@@ -41,6 +43,8 @@ KINDS = {
     "bool": "bool",
     "Metric": "str",
     "RewardWeight": "str",
+    "PolicyLoss": "str",
+    "Tail": "str",
 }
 
 
@@ -145,7 +149,7 @@ def responses(
             bad_value(op, "cu_seqlens", f"be given when {layout.format('[N')}", None)
         if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
             bad_value(op, "cu_seqlens", "have shape [B + 1]", list(cu_seqlens.shape))
-        has_dtype(op, "cu_seqlens", cu_seqlens, ("int32",))
+        has_dtype(op, "cu_seqlens", cu_seqlens, IDS)
         same_device(op, "cu_seqlens", cu_seqlens, like)
     elif cu_seqlens is not None:
         bad_value(op, "cu_seqlens", f"be None when {layout.format('[B, T')}", f"shape {list(cu_seqlens.shape)}")
@@ -215,10 +219,13 @@ SCALARS = {
     "metric": functools.partial(one_of, allowed=METRICS),
     "top_p": unit,
     "reward_weight": functools.partial(one_of, allowed=REWARD_WEIGHTS),
+    "loss": functools.partial(one_of, allowed=get_args(PolicyLoss)),
+    "tail": functools.partial(one_of, allowed=get_args(Tail)),
     "clip_low": fraction,
     "clip_high": not_negative,
     "clip_dual": above_one,
     "logprob_min": finite_or_none,
+    "temperature": positive,
     "student_temperature": positive,
     "teacher_temperature": positive,
 }
@@ -238,9 +245,8 @@ def _scalar_rules(kind: Hashable) -> list[tuple[str, Any]]:
 
 def vocab_size(op: str, a: Any) -> int:
     """Check `a.vocab_size` against the widths of the logits; return how many ids exist."""
-    widths = [
-        logits.shape[-1] for logits in (a.student_logits, getattr(a, "teacher_logits", None)) if logits is not None
-    ]
+    names = [name for name in ("logits", "student_logits", "teacher_logits") if hasattr(a, name)]
+    widths = [getattr(a, name).shape[-1] for name in names]
     return vocabulary(op, a.vocab_size, widths, "last axes of student_logits and teacher_logits")
 
 
@@ -251,7 +257,7 @@ def vocabulary(op: str, size: int | None, widths: Sequence[int], axes: str) -> i
             bad_value(op, "vocab_size", f"be given when the {axes} differ", f"{widths[0]} and {widths[-1]}")
         size = widths[0]
     if not 1 <= size <= min(widths):
-        whose = "min(student, teacher)" if len(widths) == 2 else "the student's"
+        whose = "min(student, teacher)" if len(widths) == 2 else "the logits'"
         bad_value(op, "vocab_size", f"be between 1 and {whose} width = {min(widths)}", size)
     return size
 
@@ -287,6 +293,25 @@ def candidate_values(op: str, argument: str, ids: Any, mask: Any, vocab_size: in
     if outside.any():
         rule = f"be below vocab_size = {vocab_size} where the position is valid"
         bad_value(op, argument, rule, int(ids[outside][0]))
+
+
+def distinct(op: str, argument: str, ids: Any, logprobs: Any, mask: Any) -> None:
+    """Check that no id is twice among the filled slots of a valid position."""
+    filled = ids >= 0
+    if logprobs is not None:
+        filled = filled & (logprobs != -math.inf)
+    if mask is not None:
+        filled = filled & (mask != 0)[..., None]
+    slots = (ids + 1) * filled - 1
+    ordered = slots.sort(-1)[0] if hasattr(slots, "stride") else _sorted(slots)
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+    if twice.any():
+        bad_value(op, argument, "hold no id twice in a position", int(ordered[..., 1:][twice][0]))
+
+
+def _sorted(array: Any) -> Any:
+    array.sort(-1)  # NumPy sorts in place
+    return array
 
 
 def response_values(

@@ -24,7 +24,20 @@ def has_values(tensor: Tensor) -> bool:
 
 def valid_positions(mask: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
     """Return where the mask is not 0; without a mask, every position is valid."""
-    return torch.ones(shape, dtype=torch.bool, device=like.device) if mask is None else mask != 0
+    return torch.ones(shape, dtype=torch.bool, device=like.device) if mask is None else is_set(mask)
+
+
+def is_set(mask: Tensor) -> Tensor:
+    """Return where a mask is not 0: by its bits, because a processor may be told to take subnormal floats for 0."""
+    if not mask.is_floating_point():
+        return mask != 0
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[mask.element_size()]
+    return mask.abs().view(integers) != 0
+
+
+def where_used(used: Tensor, values: Tensor) -> Tensor:
+    """Return the values of positions, or of their slots, that are used; 0 elsewhere, even for a NaN."""
+    return torch.where(used if used.ndim == values.ndim else used[..., None], values, 0.0)
 
 
 def float_type(*logits: Tensor) -> torch.dtype:
@@ -57,16 +70,24 @@ def read_rows(logits: Tensor, used: Tensor, vocab_size: int | None, temperature:
 
 
 def topk_ids(x: Tensor, k: int) -> Tensor:
-    """Return the first k ids in order: descending logit; equal logits, lower id first; -0 == +0; NaN first of all."""
+    """Return the first k ids in order: descending logit; equal logits, lower id first; -0 == +0; NaN first of all.
+
+    Those with a logit of -inf, the last ones, only fill up empty slots: see `filled_slots`.
+    """
     # A radix sort compares the bits of -0 and of NaN: there must be one of each.
     x = x.masked_fill(x == 0, 0.0).masked_fill(x.isnan(), torch.nan)
     ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
     return ids.clone(memory_format=torch.contiguous_format)
 
 
+def filled_slots(rows: Rows, ids: Tensor) -> Tensor:
+    """Return the candidates, -1 in the empty slots of a row that has too few ids with a logit above -inf."""
+    return ids.masked_fill(rows.logits.gather(-1, ids) == -torch.inf, -1)
+
+
 def entropy(rows: Rows) -> Tensor:
     p = rows.logprobs.exp()
-    return torch.where(p == 0, 0.0, -p * rows.logprobs).sum(-1)
+    return -(p * rows.logprobs.masked_fill(p == 0, 0.0)).sum(-1)
 
 
 def kl_divergence(p: Rows, q: Rows) -> Tensor:
@@ -89,10 +110,11 @@ def token_logprobs(rows: Rows, token_ids: Tensor | None) -> Tensor:
 
 
 def candidate_logprobs(logprobs: Tensor, ids: Tensor) -> Tensor:
-    """Return log p of candidates: NaN for an id that does not exist; for padding, that of id 0."""
+    """Return log p of candidates: NaN for an id that does not exist; 0 without a gradient for padding."""
     ids = ids.to(torch.int64)
     exists = ids < logprobs.shape[-1]
-    return logprobs.gather(-1, torch.where(exists, ids, 0).clamp(min=0)).masked_fill(~exists, torch.nan)
+    of_ids = logprobs.gather(-1, torch.where(exists, ids, 0).clamp(min=0)).masked_fill(~exists, torch.nan)
+    return torch.where(ids < 0, 0.0, of_ids)
 
 
 # --- drift at a position (eq. 6, 7, 14-16) ------------------------------------------------------------------------
@@ -101,45 +123,60 @@ def candidate_logprobs(logprobs: Tensor, ids: Tensor) -> Tensor:
 MASS_TOLERANCE = 1e-6
 
 
-def overlap_count(student_topk_ids: Tensor, teacher_topk_ids: Tensor) -> Tensor:
-    """Count the student's candidates that are among the teacher's; an id below 0 matches nothing."""
-    same = student_topk_ids[..., :, None] == teacher_topk_ids[..., None, :]
-    return (same.any(-1) & (student_topk_ids >= 0)).sum(-1)
+def found_in(ids: Tensor, among: Tensor) -> Tensor:
+    """Return which ids occur in the last axis of `among`; an id below 0 does not. No `[..., k, k]` is made."""
+    ids, ordered = ids.to(torch.int64).contiguous(), among.to(torch.int64).sort(-1).values
+    at = torch.searchsorted(ordered, ids).clamp(max=ordered.shape[-1] - 1)
+    return (ordered.gather(-1, at) == ids) & (ids >= 0)
 
 
-def overlap_of(count: Tensor, k: int) -> Tensor:
-    """Return O (eq. 6) of an exact count, in float64."""
-    return count.to(torch.float64) / k
+def filled_from_outside(ids: Tensor, logprobs: Tensor | None) -> Tensor:
+    """Return candidates that a caller gave, -1 in empty slots: an id below 0, a log-probability of -inf, a repetition.
+
+    On a CPU the checks refuse repetitions. On a GPU the first one counts.
+    """
+    if logprobs is not None:
+        ids = ids.masked_fill(logprobs == -torch.inf, -1)
+    ordered, order = ids.sort(dim=-1, stable=True)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return ids.masked_fill(torch.zeros_like(again).scatter(-1, order, again), -1)
 
 
-def accepted(token_ids: Tensor, teacher_topk_ids: Tensor, teacher_topk_logprobs: Tensor, top_p: float) -> Tensor:
+def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
+    """Return O (eq. 6) in float64: common candidates over the size of the larger set; -1 marks an empty slot."""
+    count = found_in(student_slots, teacher_slots).sum(-1).masked_fill(broken, 0)
+    size = torch.maximum((student_slots >= 0).sum(-1), (teacher_slots >= 0).sum(-1))
+    return count.to(torch.float64) / size.clamp(min=1)
+
+
+def accepted(token_ids: Tensor, teacher_slots: Tensor, teacher_topk_logprobs: Tensor, top_p: float) -> Tensor:
     """Return whether the token is in the nucleus: the shortest prefix whose mass reaches top_p, or all if none does."""
-    candidate = teacher_topk_ids >= 0
+    candidate = teacher_slots >= 0
     logprobs = teacher_topk_logprobs.to(torch.float64).masked_fill(~candidate, -torch.inf)
     mass = logprobs.exp().cumsum(-1)
-    reached = (mass >= top_p - MASS_TOLERANCE) & candidate
+    reached = (mass >= top_p - MASS_TOLERANCE) & candidate & (top_p < 1)  # 1 means all
     before = reached.cumsum(-1) - reached.to(torch.int64)  # shorter prefixes that reach top_p
     in_nucleus = candidate & (before == 0)
-    return (in_nucleus & (teacher_topk_ids == token_ids[..., None])).any(-1) & ~logprobs.isnan().any(-1)
+    return (in_nucleus & (teacher_slots == token_ids[..., None])).any(-1) & ~logprobs.isnan().any(-1)
 
 
 def overlap_and_drift(
-    student_topk_ids: Tensor,
-    teacher_topk_ids: Tensor,
+    student_slots: Tensor,
+    teacher_slots: Tensor,
     teacher_topk_logprobs: Tensor | None,
     broken: Tensor,
     valid: Tensor,
     a: Any,
-) -> tuple[Tensor, Tensor]:
-    """Return O in float32 and B; `a` has the operator's arguments that decide about drift."""
-    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0)
-    overlap = overlap_of(count, student_topk_ids.shape[-1])
-    if a.metric == "overlap":
-        drift = overlap < a.threshold
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return O in float32, B and acceptance; `a` has the operator's arguments that decide about drift."""
+    overlap = overlap_of(student_slots, teacher_slots, broken)
+    if a.token_ids is None or teacher_topk_logprobs is None:
+        is_accepted = torch.zeros_like(valid)
     else:
-        assert teacher_topk_logprobs is not None
-        drift = ~accepted(a.token_ids, teacher_topk_ids, teacher_topk_logprobs, a.top_p) | broken
-    return torch.where(valid, overlap, 0.0).to(torch.float32), drift & valid
+        is_accepted = accepted(a.token_ids, teacher_slots, teacher_topk_logprobs, a.top_p) & ~broken & valid
+    drift = overlap < a.threshold if a.metric == "overlap" else ~is_accepted
+    return where_used(valid, overlap).to(torch.float32), drift & valid, is_accepted
 
 
 # --- along a response (eq. 8-10, 12) ------------------------------------------------------------------------------
@@ -228,28 +265,20 @@ def policy_positions(topk_ids: Tensor, advantages: Tensor, mask: Tensor | None) 
     return valid & ((topk_ids >= 0) & (advantages != 0)).any(-1)
 
 
-def policy_terms(
-    logprobs: Tensor,
-    topk_ids: Tensor,
-    advantages: Tensor,
-    old_logprobs: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    clip_dual: float,
-) -> tuple[Tensor, Tensor]:
+def policy_terms(logprobs: Tensor, a: Any) -> tuple[Tensor, Tensor]:
     """Return each candidate's term of the loss, and its derivative by the candidate's log-probability."""
-    skipped = (topk_ids < 0) | (advantages == 0) | (logprobs == -torch.inf)
+    skipped = (a.topk_ids < 0) | (a.advantages == 0) | (logprobs == -torch.inf)
     logprobs = torch.where(skipped, 0.0, logprobs)
-    advantages = torch.where(skipped, 0.0, advantages.detach().to(torch.float64))
-    old = logprobs.detach() if old_logprobs is None else old_logprobs.detach().to(torch.float64)
+    advantages = torch.where(skipped, 0.0, a.advantages.detach().to(torch.float64))
+    old = logprobs.detach() if a.old_logprobs is None else a.old_logprobs.detach().to(torch.float64)
     log_ratio = torch.where(skipped, 0.0, logprobs - old)
     ratio = log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.detach().clamp(1 - clip_low, 1 + clip_high)
+    clipped = -advantages * ratio.detach().clamp(1 - a.clip_low, 1 + a.clip_high)
     # Not "greater than": a NaN stays, and of equal terms the unclipped one counts.
     by_ratio = ~(unclipped < clipped)
     terms = torch.where(by_ratio, unclipped, clipped)
-    bound = torch.where(advantages < 0, -advantages * clip_dual, torch.inf)
+    bound = torch.where(advantages < 0, -advantages * a.clip_dual, torch.inf)
     by_dual = terms > bound
     terms = torch.where(skipped, 0.0, torch.where(by_dual, bound, terms))
     moves = by_ratio & ~by_dual & ~(log_ratio.abs() > LARGEST_LOG_RATIO) & ~skipped
@@ -258,118 +287,118 @@ def policy_terms(
 
 # --- forward KL over the teacher's candidates ---------------------------------------------------------------------
 
-
-class ForwardTerms(NamedTuple):
-    """One value for each of the teacher's candidates, in float64."""
-
-    terms: Tensor  # of the loss
-    derivatives: Tensor  # of the terms by the student's log-probabilities
-    student_logprobs: Tensor  # -inf for padding
-    teacher_logprobs: Tensor
+LEAST_REST = 2.0**-24
 
 
-class Measures(NamedTuple):
-    """The other results of the forward KL over the teacher's candidates, per position."""
+class TopkDivergence(NamedTuple):
+    """The results of `topk_forward_kl`, and what its backward pass needs."""
 
-    student_mass: Tensor
-    teacher_mass: Tensor
-    overlap: Tensor
-    overlap_token_advantage: Tensor
+    outputs: tuple[Tensor, ...]  # the loss, both masses, overlap, overlap_token_advantage
+    coefficients: Tensor  # derivatives of the loss by the student's log-probabilities of the candidates, float64
 
 
-def forward_terms(
-    student_logprobs: Tensor,
-    broken: Tensor,
-    teacher_topk_ids: Tensor,
-    teacher_topk_logprobs: Tensor,
-    logprob_min: float | None,
-) -> ForwardTerms:
-    """Compute the terms from the student's log-probabilities of the teacher's candidates."""
-    padding = teacher_topk_ids < 0
-    a = student_logprobs.masked_fill(padding, -torch.inf)
-    b = teacher_topk_logprobs.detach().to(torch.float64).masked_fill(padding, -torch.inf)
-    a_raised, b_raised, moves = a, b, ~padding
-    if logprob_min is not None:
-        moves = moves & ~(a < logprob_min)
-        a_raised, b_raised = a.clamp(min=logprob_min), b.clamp(min=logprob_min)
-    q = b_raised.exp()
-    has_mass = (b_raised != -torch.inf) & ~padding
-    impossible = has_mass & (a_raised == -torch.inf) & ~b.isnan()
-    counts = has_mass & ~impossible
+def topk_forward_kl(row: Any, a: Any) -> TopkDivergence:
+    """Compute the loss and its measures from `row_stats` of the student; `a` has the operator's arguments."""
+    broken = row.state[..., 0].isnan()
+    valid = valid_positions(a.mask, broken, broken.shape)
+    slots = filled_from_outside(a.teacher_topk_ids, a.teacher_topk_logprobs)
+    terms, rest, derivatives, masses = divergence_terms(row.logprobs, slots, a)
+    loss = where_used(valid, (terms.sum(-1) + rest).masked_fill(broken, torch.nan)).to(row.lse.dtype)
+    k = slots.shape[-1]
+    own = row.topk_ids.masked_fill(torch.arange(k, device=slots.device) >= row.filled[..., None], -1)
+    shared = found_in(slots, own)
+    advantage = torch.where(shared, -terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
+    student_mass, teacher_mass = masses[0].masked_fill(broken, torch.nan), masses[1]
+    overlap = where_used(valid, overlap_of(own, slots, broken)).to(torch.float32)
+    floats = [where_used(valid, x).to(loss.dtype) for x in (student_mass, teacher_mass, advantage)]
+    floats[2] = floats[2].masked_fill(broken & valid, torch.nan)
+    outputs = loss, *floats[:2], overlap, floats[2]
+    return TopkDivergence(outputs, coefficients_of(loss, derivatives, valid))
+
+
+def divergence_terms(
+    student_logprobs: Tensor, slots: Tensor, a: Any
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Return the terms of the loss, what its tail adds, their derivatives by log p, and the masses of both sides."""
+    filled = slots >= 0
+    log_p = student_logprobs.masked_fill(~filled, -torch.inf)
+    log_q = a.teacher_topk_logprobs.detach().to(torch.float64).masked_fill(~filled, -torch.inf)
+    masses = log_p.exp().sum(-1), log_q.exp().sum(-1)
+    moves = filled
+    if a.logprob_min is not None:
+        moves = filled & ~(log_p < a.logprob_min)
+        log_p, log_q = (x.clamp(min=a.logprob_min).masked_fill(~filled, -torch.inf) for x in (log_p, log_q))
+    p, q = log_p.exp(), log_q.exp()
+    impossible = filled & (log_p == -torch.inf) & ~log_q.isnan()
+    counts = filled & ~impossible
     # Equal log-probabilities are not masked: their term is 0 and its derivative is not.
-    terms = torch.where(counts, q * (torch.where(counts, b_raised, 0.0) - torch.where(counts, a_raised, 0.0)), 0.0)
-    terms = terms.masked_fill(a.isnan(), torch.nan)  # also for an id that does not exist
+    terms = torch.where(counts, q * (torch.where(counts, log_q, 0.0) - torch.where(counts, log_p, 0.0)), 0.0)
     terms = terms.masked_fill(impossible, torch.inf)
-    # A broken row makes even a loss over no candidates NaN.
-    terms = terms.masked_fill(broken[..., None], torch.nan)
-    return ForwardTerms(terms, torch.where(moves & has_mass, -q, 0.0), a, b)
+    rest, of_rest = _rest(p, q, a.tail)
+    return terms, rest, torch.where(moves, of_rest - q, 0.0), masses
 
 
-def measures_of(
-    student_topk_ids: Tensor,
-    broken: Tensor,
-    terms: ForwardTerms,
-    teacher_topk_ids: Tensor,
-    valid: Tensor,
-    dtype: torch.dtype = torch.float64,
-) -> Measures:
-    """Compute the measures in this dtype, the overlap in float32."""
-    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(broken, 0)
-    shared = (teacher_topk_ids[..., :, None] == student_topk_ids[..., None, :]).any(-1)
-    advantage = torch.where(shared, -terms.terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
-    return Measures(
-        torch.where(valid, terms.student_logprobs.exp().sum(-1).masked_fill(broken, torch.nan), 0.0).to(dtype),
-        torch.where(valid, terms.teacher_logprobs.exp().sum(-1), 0.0).to(dtype),
-        torch.where(valid, overlap_of(count, teacher_topk_ids.shape[-1]), 0.0).to(torch.float32),
-        torch.where(valid, advantage.masked_fill(broken, torch.nan), 0.0).to(dtype),
-    )
+def _rest(p: Tensor, q: Tensor, tail: str) -> tuple[Tensor, Tensor]:
+    """Return what the ids outside of the candidates add to the loss, and its derivative by each log p."""
+    if tail == "none":
+        return torch.zeros_like(p[..., 0]), torch.zeros_like(p)
+    if tail == "generalised":
+        return (p - q).sum(-1), p
+    rest_of_p = 1.0 - p.sum(-1)
+    p_r, q_r = rest_of_p.clamp(min=LEAST_REST), (1.0 - q.sum(-1)).clamp(min=LEAST_REST)
+    slope = torch.where(rest_of_p > LEAST_REST, q_r / p_r, 0.0)  # a clamped p_r does not move
+    return q_r * (q_r.log() - p_r.log()), slope[..., None] * p
 
 
 # --- reverse KL ---------------------------------------------------------------------------------------------------
 
 
-def weighted_positions(like: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Return the valid positions whose weight is not 0; `like` are logits."""
-    valid = valid_positions(mask, like, like.shape[:-1])
-    return valid if weight is None else valid & (weight.detach() != 0)
+def loss_factor(weight: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
+    """Return what multiplies each position's divergence in a loss, in float64: 0 where masked, else the weight or 1."""
+    weight = torch.ones_like(like, dtype=torch.float64) if weight is None else weight.detach().to(torch.float64)
+    return weight if mask is None else where_used(is_set(mask), weight)
 
 
-def weighted_loss(loss: Tensor, weight: Tensor | None, used: Tensor) -> Tensor:
-    """Multiply each position's loss by its weight; 0 where a position is not used."""
-    return torch.where(used, loss if weight is None else weight.detach().to(torch.float64) * loss, 0.0)
+def spoilt_state(state: Tensor, loss: Tensor) -> Tensor:
+    """Return the state of `reverse_kl` with an offset of NaN where the loss is not finite."""
+    spoilt = ~loss.isfinite()[..., None] & (torch.arange(state.shape[-1], device=state.device) == 3)
+    return state.masked_fill(spoilt, torch.nan)
 
 
 def reverse_kl_state(
-    student_state: list[Tensor],
-    teacher_reference: Tensor,
-    student_log_mass: Tensor,
-    teacher_log_mass: Tensor,
+    student_state: Tensor,
+    teacher_state: Tensor,
     peak_log_ratio: Tensor,
     kl: Tensor,
-    loss: Tensor,
     used: Tensor,
 ) -> Tensor:
-    """Return what the backward pass needs, `[..., 5]`.
+    """Return what the backward pass needs, `[..., 5]`, from the states of both rows.
 
     The excess of an id is log p - log q - KL. The state holds the student's reference logit and mass, the teacher's
     reference logit, the offset and the excess of the student's peak. The offset is what is left of the excess where
-    both logits equal their references: KL + log(ratio of the masses), NaN if the loss is not finite.
+    both logits equal their references: KL + log(ratio of the masses).
     """
-    offset = torch.where(used, kl + student_log_mass - teacher_log_mass, 0.0).masked_fill(~loss.isfinite(), torch.nan)
-    excess = torch.where(used, peak_log_ratio - kl, 0.0)
-    return torch.stack([*student_state, teacher_reference, offset, excess], -1)
+    reference, mass = student_state[..., 0], student_state[..., 1]
+    teacher_reference, teacher_mass = teacher_state[..., 0], teacher_state[..., 1]
+    offset = where_used(used, kl + mass.log() - teacher_mass.log())
+    excess = where_used(used, peak_log_ratio - kl)
+    return torch.stack([reference, mass, teacher_reference, offset, excess], -1)
 
 
 # --- what a forward pass saves ------------------------------------------------------------------------------------
 
 
-def row_state(rows: Rows, used: Tensor) -> list[Tensor]:
-    """Return what defines a row's softmax: a reference logit, and the sum of exp((logit - reference) / temperature)."""
+def row_state(rows: Rows, used: Tensor) -> Tensor:
+    """Return what defines a row's softmax, `[..., 3]`: for d = (x - r) / T a logit r, the sum of exp(d), the mean of d."""
     reference = rows.logits.amax(-1)
-    mass = ((rows.logits - reference[..., None]) / rows.temperature).exp().sum(-1)
-    return [torch.where(used, x.masked_fill(rows.broken, torch.nan), 0.0) for x in (reference, mass)]
+    distance = (rows.logits - reference[..., None]) / rows.temperature
+    mass = distance.exp().sum(-1)
+    p = rows.logprobs.exp()
+    mean = torch.where(p == 0, 0.0, p * distance).sum(-1)
+    state = torch.stack([reference, mass, mean], -1).masked_fill(rows.broken[..., None], torch.nan)
+    return where_used(used, state)
 
 
 def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:
     """Return the derivatives by the candidates' log-probabilities; NaN where the loss is not finite."""
-    return torch.where(used[..., None], derivatives, 0.0).masked_fill(~loss.isfinite()[..., None], torch.nan)
+    return where_used(used, derivatives).masked_fill(~loss.isfinite()[..., None], torch.nan)

@@ -23,9 +23,10 @@ def reliability_from_drift(
 ) -> ReliabilityFromDrift: ...
 def reliability_from_topk(
     student_topk_ids: Array, teacher_topk_ids: Array, mask: Array | None = ..., *,
-    teacher_topk_logprobs: Array | None = ..., token_ids: Array | None = ..., cu_seqlens: Array | None = ...,
-    drift_count: Array | None = ..., threshold: float = ..., w_drop: float = ..., w_base: float = ...,
-    eps: float = ..., metric: Metric = ..., top_p: float = ..., num_threads: int | None = ...,
+    student_topk_logprobs: Array | None = ..., teacher_topk_logprobs: Array | None = ...,
+    token_ids: Array | None = ..., cu_seqlens: Array | None = ..., drift_count: Array | None = ...,
+    threshold: float = ..., w_drop: float = ..., w_base: float = ..., eps: float = ..., metric: Metric = ...,
+    top_p: float = ..., num_threads: int | None = ...,
 ) -> ReliabilityFromTopk: ...
 def token_stats(
     student_logits: Array, teacher_logits: Array, mask: Array | None = ..., *, token_ids: Array | None = ...,

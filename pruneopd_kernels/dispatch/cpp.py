@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from .. import checks
-from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
+from ..ops._operator import NAMESPACE, compiled
 
 PATH = Path(__file__).parents[1] / "_cpp.so"  # not in this folder, where it would hide this file from import
 
 _DEFINITIONS = torch.library.Library(f"{NAMESPACE}_cpp", "DEF")
-for _op in (*OPERATORS.values(), *BACKWARD_PASSES.values()):
+for _op in compiled():
     _DEFINITIONS.define(_op.private_schema)
 # What no public operator shows: the speed of just reading rows, for the benchmarks.
 _DEFINITIONS.define("row_max(Tensor student_logits, Tensor teacher_logits) -> (Tensor student_max, Tensor teacher_max)")

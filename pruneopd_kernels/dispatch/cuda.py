@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS
+from ..ops._operator import NAMESPACE, compiled
 
 _APART = f"{__package__.partition('.')[0]}_cuda13"
 
@@ -29,7 +29,7 @@ def _path() -> Path:
 PATH = _path()
 
 _DEFINITIONS = torch.library.Library(f"{NAMESPACE}_cuda", "DEF")
-for _op in (*OPERATORS.values(), *BACKWARD_PASSES.values()):
+for _op in compiled():
     _DEFINITIONS.define(_op.private_schema)
 
 

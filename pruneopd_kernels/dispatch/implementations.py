@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..ops._operator import IMPLS, NAMESPACE, Operator
+from ..ops._operator import FORWARD_PASSES, IMPLS, NAMESPACE, Operator
 from . import cpp, cuda
 
 # implementation: the kind of device it runs on, which an AMD GPU is too
@@ -59,11 +60,6 @@ def _why_not_on(impl: str, device: torch.device) -> str | None:
     return cuda.why_not_on(device) if impl == "cuda" else None
 
 
-def saved_type(impl: str) -> torch.dtype:
-    """Return the dtype of what a forward pass saves: float64 in the reference, which rounds nothing on the way."""
-    return torch.float64 if impl == "reference" else torch.float32
-
-
 def require_usable(op: str, impl: str, device: torch.device) -> None:
     """An implementation that was asked for runs or raises; there is no falling back."""
     why = WHY_NOT[impl] or _why_not_on(impl, device)
@@ -72,9 +68,17 @@ def require_usable(op: str, impl: str, device: torch.device) -> None:
 
 
 def run(op: Operator, impl: str, a: Any) -> tuple[torch.Tensor, ...]:
-    """Compute, with arguments that have been checked. A loss also returns what its backward pass needs."""
+    """Compute, with arguments that have been checked. What has a gradient also returns what its backward pass needs."""
     require_usable(op.name, impl, a[0].device)
+    if op.is_composed:
+        return tuple(op.module.compute(a, functools.partial(_run_pass, impl)))
     if impl in ("cpp", "cuda"):
         outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op.name)(*a)
         return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     return tuple(import_module(f"..{impl}", __package__).COMPUTE[op.name](a))
+
+
+def _run_pass(impl: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a forward pass of this implementation; return its result."""
+    op = FORWARD_PASSES[name]
+    return op.result(*run(op, impl, op.arguments(args, kwargs)))

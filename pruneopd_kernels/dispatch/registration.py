@@ -24,17 +24,16 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 class Empty:
     """Makes the empty outputs of a call: `empty(dtype, *more)` is `[..., *more]`, where `...` are the positions.
 
-    The dtype "logits" stands for `formulas.float_type` of the logits, "saved" for `implementations.saved_type`.
+    The dtype "logits" stands for `formulas.float_type` of the logits.
     """
 
-    def __init__(self, a: Any, impl: str) -> None:
+    def __init__(self, a: Any) -> None:
         self.like = a[0]
         self.positions = self.like.shape[: self.like.ndim - (self.like.dtype != torch.bool)]
-        logits = [x for name, x in a._asdict().items() if name.endswith("_logits")]
-        self.dtypes = {"logits": formulas.float_type(*logits), "saved": implementations.saved_type(impl)}
+        self.of_logits = formulas.float_type(*(x for name, x in a._asdict().items() if name.endswith("logits")))
 
     def __call__(self, dtype: str, *more: int | torch.SymInt) -> Tensor:
-        torch_dtype = self.dtypes.get(dtype) or getattr(torch, dtype)
+        torch_dtype = self.of_logits if dtype == "logits" else getattr(torch, dtype)
         return self.like.new_empty((*self.positions, *more), dtype=torch_dtype)  # type: ignore[no-any-return]
 
     def scan(self, cu_seqlens: Tensor | None) -> Outputs:
@@ -59,38 +58,40 @@ def register(op: Operator) -> None:
     op.call = _function(op, compute)  # type: ignore[method-assign]
 
 
-def register_loss(op: Operator) -> None:
-    """Register an operator whose first output is differentiable in its first argument, and nothing else.
+def register_differentiable(op: Operator) -> None:
+    """Register an operator some of whose outputs are differentiable in its first argument, and in nothing else.
 
     `torch.ops.pruneopd._<op>` does the work. It returns the public outputs and what its backward pass needs, which the
     public operator drops.
     """
     inner, visible = f"_{op.name}", len(op.fields)
-    compute = _define(op, inner, (*op.fields, *op.saved))
-    saved_inputs = op.module.SAVED_INPUTS
+    outputs = (*op.fields, *op.saved)
+    compute = _define(op, inner, outputs)
+    differentiable = [op.fields.index(name) for name in op.differentiable]
+    constant = [index for index in range(len(outputs)) if index not in differentiable]
 
-    def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Outputs) -> None:
+    def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: dict[str, Any], output: Any) -> None:
         is_differentiable = ctx.needs_input_grad[0]
-        ctx.mark_non_differentiable(*(output[1:] if is_differentiable else output))
+        ctx.mark_non_differentiable(*(output[i] for i in constant) if is_differentiable else output)
         ctx.set_materialize_grads(False)
         if not is_differentiable:
             return
-        given = dict(zip(op.tensors, inputs, strict=True))
-        # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
-        tensors = {name: given[name] for name in saved_inputs}
-        ctx.unsaved = {name: x for name, x in tensors.items() if x is None or x.is_inference()}
-        ctx.names = [name for name in tensors if name not in ctx.unsaved]
         ctx.scalars = keyword_only_inputs
-        ctx.save_for_backward(*(tensors[name] for name in ctx.names), *output[visible:])
+        given = dict(zip(op.tensors, inputs, strict=True)) | dict(zip(outputs, output, strict=True))
+        kept = {name: given[name] for name in op.module.kept(SimpleNamespace(**keyword_only_inputs))}
+        # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
+        ctx.unsaved = {name: x for name, x in kept.items() if x is None or x.is_inference()}
+        ctx.names = [name for name in kept if name not in ctx.unsaved]
+        ctx.save_for_backward(*(kept[name] for name in ctx.names))
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         none: tuple[Tensor | None, ...] = (None,) * len(op.tensors)
-        if gradients[0] is None or not ctx.needs_input_grad[0]:
+        wanted = [gradients[i] for i in differentiable]
+        if all(gradient is None for gradient in wanted) or not ctx.needs_input_grad[0]:
             return none
-        kept = ctx.saved_tensors  # read once: checkpointing computes them again
-        tensors = dict(zip(ctx.names, kept, strict=False))
-        a = SimpleNamespace(**tensors, **ctx.unsaved, **ctx.scalars)
-        return op.module.backward(gradients[0], kept[len(ctx.names) :], a), *none[1:]
+        kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        a = SimpleNamespace(**kept, **ctx.unsaved, **ctx.scalars)
+        return op.module.backward(a, *wanted), *none[1:]
 
     torch.library.register_autograd(f"{NAMESPACE}::{inner}", backward, setup_context=setup_context, lib=_LIBRARY)
     saving = getattr(OPS, inner).default
@@ -143,8 +144,8 @@ def _define(op: Operator, name: str, outputs: tuple[str, ...]) -> Callable[[str,
 
     def fake(*args: Any, **kwargs: Any) -> Any:
         impl, a = kwargs.pop("impl", "auto"), op.raw_arguments(args, kwargs)
-        impl = prepare(impl, a, real=False)
-        made = (a[0].new_empty(a[0].shape),) if is_backward else op.module.fake(a, Empty(a, impl))
+        prepare(impl, a, real=False)
+        made = (a[0].new_empty(a[0].shape),) if is_backward else op.module.fake(a, Empty(a))
         return made[0] if single else made
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
@@ -196,6 +197,6 @@ def _function(op: Operator, compute: Callable[[str, Any], Any]) -> Callable[...,
 
 
 for _op in OPERATORS.values():
-    (register_loss if _op.saved else register)(_op)
+    (register_differentiable if _op.saved else register)(_op)
 for _op in BACKWARD_PASSES.values():
     register_backward(_op)

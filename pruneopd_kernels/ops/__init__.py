@@ -3,28 +3,35 @@
 Importing this package imports no torch. `pruneopd_kernels.dispatch` makes operators for torch of the declarations.
 """
 
-from ._operator import BACKWARD_PASSES, OPERATORS, Operator
+from ._operator import BACKWARD_PASSES, FORWARD_PASSES, OPERATORS, Operator
+from .opd_loss import OpdLoss, opd_loss
 from .reliability import Reliability, reliability
 from .reliability_from_drift import ReliabilityFromDrift, reliability_from_drift
 from .reliability_from_topk import ReliabilityFromTopk, reliability_from_topk
 from .reverse_kl import reverse_kl
+from .selected_logprobs import SelectedLogprobs, selected_logprobs
 from .token_stats import TokenStats, token_stats
 from .topk_forward_kl import TopkForwardKl, topk_forward_kl
 from .topk_policy_loss import topk_policy_loss
 
 __all__ = [
     "BACKWARD_PASSES",
+    "FORWARD_PASSES",
     "OPERATORS",
+    "OpdLoss",
     "Operator",
     "Reliability",
     "ReliabilityFromDrift",
     "ReliabilityFromTopk",
+    "SelectedLogprobs",
     "TokenStats",
     "TopkForwardKl",
+    "opd_loss",
     "reliability",
     "reliability_from_drift",
     "reliability_from_topk",
     "reverse_kl",
+    "selected_logprobs",
     "token_stats",
     "topk_forward_kl",
     "topk_policy_loss",

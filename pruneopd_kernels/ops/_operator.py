@@ -1,9 +1,12 @@
 """What follows from an operator's declaration: its schemas, its record of arguments, its Python function.
 
 A module `ops/<op>.py` declares one operator, read downwards: the signature with its defaults and docstring, the type of
-the result, `check` (the rules for its arguments) and `fake` (empty outputs). A loss also has `SAVED`, what its forward
-pass saves, `SAVED_INPUTS` and `backward`. Neither this module nor the declarations import torch, so that `host` works
-without it. `dispatch.registration` makes the operators for torch.
+the result, `check` (the rules for its arguments) and `fake` (empty outputs). A differentiable operator also has
+`SAVED`, what its forward pass saves, `SAVED_INPUTS` and `backward`. Neither this module nor the declarations import
+torch, so that `host` works without it. `dispatch.registration` makes the operators for torch.
+
+Only what reads logits is compiled, or the scan along responses. An operator whose module has `compute` is composed: it
+runs a compiled pass, declared by `forward_pass`, and computes the rest in PyTorch.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ _EXACT = {"int": (int,), "SymInt": (int,), "float": (float, int), "str": (str,),
 _REQUIRED = inspect.Parameter.empty
 
 OPERATORS: dict[str, Operator] = {}
+FORWARD_PASSES: dict[str, Operator] = {}
 BACKWARD_PASSES: dict[str, Operator] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,19 +54,30 @@ def operator(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
+def forward_pass(function: Function) -> Function:
+    """Declare what composed operators read logits with; `compute(a, run)` runs it by its name."""
+    FORWARD_PASSES[function.__name__] = Operator(function)
+    return function
+
+
 def backward_pass(function: Function) -> Function:
     """Declare the backward pass of a loss, `torch.ops.pruneopd._<name>`: the gradient of its first argument."""
     BACKWARD_PASSES[function.__name__] = Operator(function)
     return function
 
 
-def run_backward(name: str, a: Any, *tensors: Any) -> Tensor:
-    """Run a backward pass on these tensors, with the scalars of the loss whose arguments are `a`."""
+def run_backward(name: str, impl: str, *tensors: Any, **scalars: Any) -> Tensor:
+    """Run a backward pass."""
     import torch
 
-    scalars = {scalar: getattr(a, scalar) for scalar in BACKWARD_PASSES[name].scalars}
-    gradient: Tensor = getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=a.impl)
+    gradient: Tensor = getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=impl)
     return gradient
+
+
+def compiled() -> list[Operator]:
+    """Return what every implementation has kernels for."""
+    operators = [op for op in OPERATORS.values() if not op.is_composed]
+    return [*operators, *FORWARD_PASSES.values(), *BACKWARD_PASSES.values()]
 
 
 class Operator:
@@ -114,13 +129,23 @@ class Operator:
     @functools.cached_property
     def fields(self) -> tuple[str, ...]:
         """The names of the outputs."""
-        single = "student_logits_gradient" if self.name in BACKWARD_PASSES else "loss"
+        single = "gradient" if self.name in BACKWARD_PASSES else "loss"
         return self.result._fields if self.result else (single,)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether PyTorch computes it from the results of a compiled pass."""
+        return self.name in OPERATORS and hasattr(self.module, "compute")
 
     @functools.cached_property
     def saved(self) -> tuple[str, ...]:
-        """The names of what the forward pass of a loss saves for its backward pass; nothing for other operators."""
-        return () if self.name in BACKWARD_PASSES else getattr(self.module, "SAVED", ())
+        """The names of what a forward pass makes for the backward pass, besides outputs; else nothing."""
+        return getattr(self.module, "SAVED", ()) if self.name in OPERATORS else ()
+
+    @functools.cached_property
+    def differentiable(self) -> tuple[str, ...]:
+        """The names of the outputs that have a gradient, if there is a backward pass."""
+        return getattr(self.module, "DIFFERENTIABLE", self.fields[:1])
 
     # Schemas. Autograd registration refuses tensors after the `*`, so they stand before it.
 
@@ -133,8 +158,9 @@ class Operator:
     @property
     def private_schema(self) -> str:
         """The schema of a compiled implementation, which takes all arguments by position and returns `saved`, too."""
+        arguments = ", ".join(f"{kind} {name}" for name, kind in self.kinds.items())
         returns = ", ".join(f"Tensor {output}" for output in (*self.fields, *self.saved))
-        return f"{self.name}({', '.join(map(self._argument, self.kinds))}) -> ({returns})"
+        return f"{self.name}({arguments}) -> ({returns})"
 
     def _argument(self, name: str) -> str:
         default = self.parameters[name].default

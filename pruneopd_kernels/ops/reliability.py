@@ -40,7 +40,7 @@ def reliability(
     With p and q the student's and the teacher's distributions at a position, S and T their k most probable ids
     (Prune-OPD, arXiv:2605.07804)
 
-        O = |S & T| / k                                          (6)
+        O = |S & T| / max(|S|, |T|)                              (6)
         B = O < threshold                  metric="overlap"      (7)
         B = token_id not in nucleus(T)     metric="top_p"        (14-16)
         C = number of drifts so far                              (8)
@@ -50,12 +50,13 @@ def reliability(
         E = number of positions with R > eps                     (12)
 
     where the nucleus is the shortest prefix of T whose mass reaches `top_p` (to within 1e-6), or all of T, and w is p
-    renormalised over S, or q, or 1/k. Every logit is read once; nothing of the vocabulary's size is written.
+    renormalised over S, or q, or 1/|S|. Each logit is read once; no vocabulary-sized tensor is written.
 
     A row with a NaN, a +inf or no finite logit makes its position one of overlap 0 that drifts and whose rewards are
-    NaN. A logit of -inf is an ordinary one: where only log q is -inf the reward is -inf, where log p is, it is 0.
-    Rewards are 0 wherever L is 0. At a masked position the logits are never read: floats are 0, drift is False,
-    candidates are 0 .. k-1, and C is that of the position before.
+    NaN. A logit of -inf means that the token does not exist: it is never a candidate. Where a row has fewer than k
+    others, the last slots are empty: they hold the next ids, match nothing and have reward 0, and |S| and |T| count the
+    filled slots. Where log q = -inf < log p the reward is -inf. Rewards are 0 wherever L is 0. At a masked position the
+    logits are never read: floats are 0, drift is False, candidates are 0 .. k-1, and C is that of the position before.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[B, T, V]` (padded) or `[N, V]` (packed); stride 1 on the last
@@ -65,8 +66,8 @@ def reliability(
             positions are valid.
         token_ids: int32 or int64 `[B, T]` or `[N]`, the response's tokens, in `[0, vocab_size)` where valid; for
             `metric="top_p"`.
-        cu_seqlens: int32 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]` to
-            `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
+        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]`
+            to `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
         drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
             `next_drift_count`). None: 0.
         k: Candidates per position, 1 to min(vocab_size, 256).
@@ -75,7 +76,7 @@ def reliability(
         w_base: What is added to the reliability to give the weight, >= 0.
         eps: A position counts towards E where its R exceeds this, >= 0.
         metric: `"overlap"` or `"top_p"` decides about drift.
-        top_p: Mass of the teacher's nucleus, in (0, 1].
+        top_p: Mass of the teacher's nucleus, in (0, 1]; 1 means all candidates.
         reward_weight: Rewards are weighted by the `"student"`'s or the `"teacher"`'s probabilities, or `"none"`.
         student_temperature: What the student's logits are divided by, > 0. The order of candidates does not change.
         teacher_temperature: The same for the teacher.

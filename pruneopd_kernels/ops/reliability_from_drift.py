@@ -40,7 +40,7 @@ def reliability_from_drift(
         drift: bool `[B, T]` (padded) or `[N]` (packed).
         mask: bool, integer or float of drift's shape; non-zero where a position is valid. Holes are allowed. None: all
             positions are valid.
-        cu_seqlens: int32 `[B + 1]`, required exactly when drift is packed: response b is `cu_seqlens[b]` to
+        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when drift is packed: response b is `cu_seqlens[b]` to
             `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
         drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
             `next_drift_count`). None: 0.

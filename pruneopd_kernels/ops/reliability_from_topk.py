@@ -19,6 +19,7 @@ def reliability_from_topk(
     teacher_topk_ids: Tensor,
     mask: Tensor | None = None,
     *,
+    student_topk_logprobs: Tensor | None = None,
     teacher_topk_logprobs: Tensor | None = None,
     token_ids: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -35,25 +36,29 @@ def reliability_from_topk(
 
     With S and T the student's and the teacher's candidates at a position (Prune-OPD, arXiv:2605.07804)
 
-        O = |S & T| / k                                          (6)
+        O = |S & T| / max(|S|, |T|)                                          (6)
         B = O < threshold                  metric="overlap"      (7)
         B = token_id not in nucleus(T)     metric="top_p"        (14-16)
 
     where the nucleus is the shortest prefix of T whose mass reaches `top_p` (to within 1e-6), or all of T. C, R, L and
     E follow as in `reliability_from_drift`. A masked position has overlap 0 and does not drift.
 
-    The candidates stay in the caller's order. An id below 0 is padding: it matches nothing and its log-probability is
-    ignored. A log-probability of -inf has no mass; where another one is NaN, no token is accepted.
+    The candidates stay in the caller's order. A slot with an id below 0, or with a log-probability of -inf if they are
+    given, is empty: it matches nothing, has no mass, and is not counted in |S| or |T|. Where the log-probability of a
+    filled slot is NaN, no token is accepted.
 
     Args:
-        student_topk_ids: int32 or int64 `[B, T, k]` (padded) or `[N, k]` (packed), k from 1 to 256.
+        student_topk_ids: int32 or int64 `[B, T, k]` (padded) or `[N, k]` (packed), k from 1 to 256; no id twice among
+            the filled slots of a position (on a GPU, where values are not checked, the first counts).
         teacher_topk_ids: int32 or int64 of the same shape, the most probable first where `metric="top_p"`.
         mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. Holes are allowed. None: all
             positions are valid.
-        teacher_topk_logprobs: float `[..., k]`, natural logarithms, of the teacher's candidates; for `metric="top_p"`.
+        student_topk_logprobs: float `[..., k]`, natural logarithms, of the student's candidates: -inf marks an empty
+            slot. None: an id below 0 does.
+        teacher_topk_logprobs: the same of the teacher's candidates; for `metric="top_p"`.
         token_ids: int32 or int64 `[B, T]` or `[N]`, the response's tokens; for `metric="top_p"`.
-        cu_seqlens: int32 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]` to
-            `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
+        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]`
+            to `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
         drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
             `next_drift_count`). None: 0.
         threshold: A position drifts where its overlap is below this, in (0, 1]; compared in float64 on the exact count.
@@ -61,7 +66,7 @@ def reliability_from_topk(
         w_base: What is added to the reliability to give the weight, >= 0.
         eps: A position counts towards E where its R exceeds this, >= 0.
         metric: `"overlap"` or `"top_p"` decides about drift.
-        top_p: Mass of the teacher's nucleus, in (0, 1].
+        top_p: Mass of the teacher's nucleus, in (0, 1]; 1 means all candidates.
         impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
@@ -107,12 +112,15 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
     checks.has_one_for_each(op, "teacher_topk_ids", a.teacher_topk_ids, ids, ids.shape, checks.IDS)
     positions = ids.shape[:-1]
     checks.mask_of_positions(op, a.mask, ids, positions)
+    checks.has_one_for_each(op, "student_topk_logprobs", a.student_topk_logprobs, ids, ids.shape)
     checks.has_one_for_each(op, "teacher_topk_logprobs", a.teacher_topk_logprobs, ids, ids.shape)
     checks.ids_of_positions(op, a.token_ids, ids, positions)
     checks.responses(op, a.cu_seqlens, a.drift_count, ids, positions, "student_topk_ids are {}, k]")
     checks.scalars(op, a)
     checks.needed_by_top_p(op, a, "teacher_topk_logprobs", "token_ids")
     if values:
+        checks.distinct(op, "student_topk_ids", ids, a.student_topk_logprobs, a.mask)
+        checks.distinct(op, "teacher_topk_ids", a.teacher_topk_ids, a.teacher_topk_logprobs, a.mask)
         checks.response_values(op, a.cu_seqlens, a.drift_count, positions)
 
 

@@ -28,11 +28,11 @@ def reverse_kl(
         loss = weight * sum(p * (log p - log q))
 
     with p and q the softmax of each side's logits over its temperature; the sum runs over the whole vocabulary. The
-    forward pass reads each logit once and saves five floats a position; the backward pass reads each logit once and
+    forward pass reads each logit once and saves five floats per position; the backward pass reads each logit once and
     writes the student's gradient once. Nothing else of the vocabulary's size is written.
 
     A logit of -inf is an ordinary one: where log q = -inf < log p, KL is +inf. A row with a NaN, a +inf or no finite
-    logit makes it NaN. Where a loss, or KL itself in float32, is not finite, the gradient is NaN for every id. Where a
+    logit makes it NaN. Where a loss is not finite, the gradient is NaN for every id. Where a
     position is masked or its weight is 0, the logits are not read, loss and gradient are 0.
 
     Args:
@@ -84,22 +84,27 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
 # Five floats a position: the student's reference and mass, the teacher's reference, what is left of KL if both logits
 # are at their references, and the excess of the student's peak.
 SAVED = ("state",)
-SAVED_INPUTS = ("student_logits", "teacher_logits", "mask", "weight")
+
+
+def kept(a: Any) -> tuple[str, ...]:
+    return "student_logits", "teacher_logits", "mask", "weight", "state"
 
 
 def fake(a: Any, empty: Any) -> Any:
-    return empty("logits"), empty("saved", 5)
+    return empty("logits"), empty("float64", 5)
 
 
-def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
-    import torch
+def backward(a: Any, gradient: Tensor) -> Tensor:
+    from .. import formulas
 
-    scale = gradient
-    if a.weight is not None:
-        scale = torch.where((a.weight == 0) | (gradient == 0), 0.0, gradient * a.weight.to(gradient.dtype))
-    if a.mask is not None:
-        scale = torch.where(a.mask != 0, scale, 0.0)
-    return run_backward("reverse_kl_backward", a, a.student_logits, a.teacher_logits, *saved, scale)
+    return through_divergence(formulas.weighted(formulas.loss_factor(a.weight, a.mask, gradient), gradient), a)
+
+
+def through_divergence(scale: Tensor, a: Any) -> Tensor:
+    """Return the student's gradient of `scale * KL(student || teacher)`."""
+    scalars = {name: getattr(a, name) for name in ("student_temperature", "teacher_temperature", "vocab_size")}
+    tensors = a.student_logits, a.teacher_logits, a.state, scale
+    return run_backward("reverse_kl_backward", a.impl, *tensors, **scalars)
 
 
 @backward_pass

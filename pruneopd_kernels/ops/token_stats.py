@@ -30,18 +30,20 @@ def token_stats(
     With x and y the student's and the teacher's logits over their temperatures, p and q the softmax of each, S and T
     the k most probable ids (Prune-OPD, arXiv:2605.07804)
 
-        O = |S & T| / k                                     (6)
+        O = |S & T| / max(|S|, |T|)                         (6)
         lse = log(sum(exp(x)))
         entropy = -sum(p * log p)
         reverse_kl = KL(p || q) = sum(p * (log p - log q))
         forward_kl = KL(q || p)
 
     and log p and log q of the candidates of both and of the response's token. The sums run over the whole vocabulary;
-    every logit is read once, and nothing of the vocabulary's size is written.
+    each logit is read once, and no vocabulary-sized tensor is written.
 
     A row with a NaN, a +inf or no finite logit has NaN for all but its candidates, its overlap (0) and its lse (what
-    `torch.logsumexp` gives), and so has every divergence with it. A logit of -inf is an ordinary one: where
-    log q = -inf < log p, KL(p || q) is +inf. At a masked position the logits are never read: floats are 0, candidates
+    `torch.logsumexp` gives), and so has every divergence with it. A logit of -inf means that the token does not exist:
+    it is never a candidate, and where log q = -inf < log p, KL(p || q) is +inf. Where a row has fewer than k other ids
+    the last slots are empty: they hold the next ids with log-probability -inf, match nothing, and |S| and |T| count
+    the filled slots. At a masked position the logits are never read: floats are 0, candidates
     are 0 .. k-1.
 
     Args:

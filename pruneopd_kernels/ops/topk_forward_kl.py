@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import checks
+from ..checks import Tail
 from ._operator import Impl, operator
-from .logprobs_backward import through_logprobs
+from .row_stats import through_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ def topk_forward_kl(
     teacher_topk_logprobs: Tensor,
     mask: Tensor | None = None,
     *,
+    tail: Tail = "bucket",
     logprob_min: float | None = None,
     student_temperature: float = 1.0,
     vocab_size: int | None = None,
@@ -29,25 +31,32 @@ def topk_forward_kl(
     With T the teacher's candidates, log q their log-probabilities as given, S the k most probable ids of the student
     and p its softmax
 
-        loss = sum(q[j] * (log q[j] - log p[j]) for j in T)
-        O = |S & T| / k                                          (6)
+        loss = sum(q[j] * (log q[j] - log p[j]) for j in T) + rest
+        rest = q_r * (log q_r - log p_r)                        tail="bucket"
+        rest = sum(p[j] - q[j] for j in T)                      tail="generalised"
+        rest = 0                                                tail="none"
+        O = |S & T| / max(|S|, |T|)                             (6)
 
-    Nothing is renormalised: q sums to the mass that the teacher's candidates have. Where `logprob_min` is given, log q
-    and log p are first raised to it; a log p below it has no gradient. The forward pass reads each logit once and
-    saves k + 2 floats a position; the backward pass reads each logit once and writes its gradient once. A log-softmax
-    is never written.
+    where q_r = 1 - sum(q) and p_r = 1 - sum(p), both at least 2**-24, are what lies outside of T: one more candidate.
+    The first two are divergences: never below 0, and 0 with a gradient of 0 where p = q on T. Without a tail, as verl
+    computes it, the loss can be negative and its gradient at p = q is not 0. Nothing is renormalised. If `logprob_min`
+    is given, log q and log p are first raised to it; a log p below it has no gradient. The forward pass reads each
+    logit once and saves k + 3 floats per position; the backward pass reads each logit once and writes its gradient
+    once. A log-softmax is never written.
 
-    An id below 0 is padding: it matches nothing and its log-probability is ignored. A log-probability of -inf has no
-    mass, unless it is raised; where another one is NaN, so are the loss and the teacher's mass. Where
-    log p = -inf < log q the loss is +inf. A row with a NaN, a +inf or no finite logit has overlap 0, and its loss,
-    student's mass and advantage are NaN. Where a loss is not finite, the gradient is NaN for every id. At a masked
-    position the logits are never read: floats are 0, candidates are 0 .. k-1, the gradient is 0.
+    A slot with an id below 0, or whose log-probability is -inf, is empty: it matches nothing and has no mass. If
+    another log-probability is NaN, so are the loss and the teacher's mass. Where log p = -inf < log q the loss is +inf.
+    A row with a NaN, a +inf or no finite logit has overlap 0, and its loss, student's mass and advantage are NaN. Where
+    a loss is not finite, the gradient is NaN for every id. At a masked position the logits are never read: floats are
+    0, candidates are 0 .. k-1, the gradient is 0.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[..., V]`; stride 1 on the last axis, any other strides.
-        teacher_topk_ids: int32 or int64 `[..., k]`, k from 1 to min(vocab_size, 256), in any order.
+        teacher_topk_ids: int32 or int64 `[..., k]`, k from 1 to min(vocab_size, 256), in any order; no id twice among
+            the filled slots (on a GPU, where values are not checked, the first counts).
         teacher_topk_logprobs: float `[..., k]`, natural logarithms.
         mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
+        tail: What is added for the ids outside of T: `"bucket"`, `"generalised"` or `"none"`.
         logprob_min: What log-probabilities are raised to, finite. None: they stay as they are.
         student_temperature: What the student's logits are divided by, > 0. The teacher's log-probabilities come with
             whatever temperature they were made with.
@@ -69,7 +78,7 @@ def topk_forward_kl(
         >>> logits = torch.tensor([[0.0, 2.0, 1.0]], requires_grad=True)
         >>> out = topk_forward_kl(logits, torch.tensor([[1, 0]]), torch.tensor([[0.6, 0.3]]).log())
         >>> out.loss.detach(), out.overlap, out.student_topk_ids
-        (tensor([0.2992]), tensor([0.5000]), tensor([[1, 2]]))
+        (tensor([0.2088]), tensor([0.5000]), tensor([[1, 2]]))
         >>> out.loss.sum().backward()
         >>> logits.grad
         tensor([[-0.2190, -0.0013,  0.2203]])
@@ -107,16 +116,30 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
         checks.bad_value(op, "teacher_topk_ids", rule, ids.shape[-1])
     if values:
         checks.candidate_values(op, "teacher_topk_ids", ids, a.mask, vocab_size)
+        checks.distinct(op, "teacher_topk_ids", ids, a.teacher_topk_logprobs, a.mask)
 
 
 SAVED = ("coefficients", "state")  # the derivatives by each log p, NaN where the loss is not finite; the row's softmax
-SAVED_INPUTS = ("student_logits", "teacher_topk_ids")
+
+
+def kept(a: Any) -> tuple[str, ...]:
+    return "student_logits", "teacher_topk_ids", *SAVED
 
 
 def fake(a: Any, empty: Any) -> Any:
     k, floats = a.teacher_topk_ids.shape[-1], [empty("logits") for _ in range(4)]
-    return *floats[:3], empty("float32"), floats[3], empty("int64", k), empty("saved", k), empty("saved", 2)
+    return *floats[:3], empty("float32"), floats[3], empty("int64", k), empty("float64", k), empty("float64", 3)
 
 
-def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
-    return through_logprobs(gradient, saved, a, a.teacher_topk_ids)
+def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
+    from .. import formulas
+
+    k = a.teacher_topk_ids.shape[-1]
+    scalars = {"k": k, "entropy": False, "temperature": a.student_temperature, "vocab_size": a.vocab_size}
+    row = run("row_stats", a.student_logits, a.teacher_topk_ids, a.mask, **scalars)
+    kl = formulas.topk_forward_kl(row, a)
+    return *kl.outputs, row.topk_ids, kl.coefficients, row.state
+
+
+def backward(a: Any, gradient: Tensor) -> Tensor:
+    return through_logprobs(gradient, a, a.teacher_topk_ids, a.coefficients)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ._operator import Impl, operator
-from .logprobs_backward import through_logprobs
+from .row_stats import through_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,8 @@ def topk_policy_loss(
         loss = sum(l[j])
 
     where `old` is `old_logprobs`, or log p itself, held constant: then every ratio is 1, and the gradient is that of
-    -sum(A * log p). The forward pass reads each logit once and saves the derivative by each log p[j] and two floats
-    a position; the backward pass reads each logit once and writes its gradient once.
+    -sum(A * log p). The forward pass reads each logit once and saves the derivative by each log p[j] and three floats
+    per position; the backward pass reads each logit once and writes its gradient once.
 
     A candidate with A = 0, an id below 0 or log p = -inf has no part in the loss. Where nothing has, or a position is
     masked, its logits are not read, its loss and its gradient are 0. A row with a NaN, a +inf or no finite logit has a
@@ -97,12 +97,26 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
 
 
 SAVED = ("coefficients", "state")  # the derivatives by each log p, NaN where the loss is not finite; the row's softmax
-SAVED_INPUTS = ("student_logits", "topk_ids")
+
+
+def kept(a: Any) -> tuple[str, ...]:
+    return "student_logits", "topk_ids", *SAVED
 
 
 def fake(a: Any, empty: Any) -> Any:
-    return empty("logits"), empty("saved", a.topk_ids.shape[-1]), empty("saved", 2)
+    return empty("logits"), empty("float64", a.topk_ids.shape[-1]), empty("float64", 3)
 
 
-def backward(gradient: Tensor, saved: Any, a: Any) -> Tensor:
-    return through_logprobs(gradient, saved, a, a.topk_ids)
+def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
+    from .. import formulas
+
+    used = formulas.policy_positions(a.topk_ids, a.advantages, a.mask)
+    scalars = {"entropy": False, "temperature": a.student_temperature, "vocab_size": a.vocab_size}
+    row = run("row_stats", a.student_logits, a.topk_ids, used, **scalars)
+    terms, derivatives = formulas.policy_terms(row.logprobs, a)
+    loss = formulas.where_used(used, terms.sum(-1)).to(row.lse.dtype)
+    return loss, formulas.coefficients_of(loss, derivatives, used), row.state
+
+
+def backward(a: Any, gradient: Tensor) -> Tensor:
+    return through_logprobs(gradient, a, a.topk_ids, a.coefficients)

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..checks import Metric, RewardWeight
-from ..ops import Reliability, TokenStats, TopkForwardKl
+from ..ops import OpdLoss, Reliability, TokenStats, TopkForwardKl
 from ..ops._operator import Impl
 
 def reliability(
@@ -19,6 +19,14 @@ def reverse_kl(
     student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
     impl: Impl = ..., group: ProcessGroup | None = ...,
 ) -> Tensor: ...
+def opd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
+    weight: Tensor | None = ..., cu_seqlens: Tensor | None = ..., drift_count: Tensor | None = ...,
+    loss: PolicyLoss = ..., entropies: bool = ..., k: int = ..., threshold: float = ..., w_drop: float = ...,
+    w_base: float = ..., eps: float = ..., metric: Metric = ..., top_p: float = ...,
+    reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
+    vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> OpdLoss: ...
 def token_stats(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
     k: int = ..., student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
@@ -26,8 +34,8 @@ def token_stats(
 ) -> TokenStats: ...
 def topk_forward_kl(
     student_logits: Tensor, teacher_topk_ids: Tensor, teacher_topk_logprobs: Tensor, mask: Tensor | None = ..., *,
-    logprob_min: float | None = ..., student_temperature: float = ..., vocab_size: int | None = ...,
-    impl: Impl = ..., group: ProcessGroup | None = ...,
+    tail: Tail = ..., logprob_min: float | None = ..., student_temperature: float = ...,
+    vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
 ) -> TopkForwardKl: ...
 def topk_policy_loss(
     student_logits: Tensor, topk_ids: Tensor, advantages: Tensor, mask: Tensor | None = ..., *,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import formulas
-from ..ops import BACKWARD_PASSES, OPERATORS, Operator
+from ..ops import BACKWARD_PASSES, FORWARD_PASSES, OPERATORS, Operator
 
 
 def _function(op: Operator) -> Any:
@@ -25,13 +25,15 @@ def _function(op: Operator) -> Any:
             op.check(a, float64=True, values=formulas.has_values(a[0]))
         return definition(a)
 
-    COMPUTE[op.name] = getattr(module, "forward_pass", definition)  # of a loss, which saves for the backward pass
+    if not op.is_composed:
+        COMPUTE[op.name] = getattr(module, "forward_pass", definition)  # of a loss, which saves for the backward pass
     return op.surface(function, f"Compute `pruneopd_kernels.{op.name}` in plain PyTorch.")
 
 
-# operator or backward pass: what `impl="reference"` runs, with a record of arguments that have been checked
+# operator or pass: what `impl="reference"` runs, with a record of arguments that have been checked
 COMPUTE: dict[str, Any] = {}
 globals().update({name: _function(op) for name, op in OPERATORS.items()})
-COMPUTE.update({name: getattr(import_module(f".{op.stem}", __name__), name) for name, op in BACKWARD_PASSES.items()})
+_PASSES = FORWARD_PASSES | BACKWARD_PASSES
+COMPUTE.update({name: getattr(import_module(f".{op.stem}", __name__), name) for name, op in _PASSES.items()})
 
 __all__ = [*OPERATORS]

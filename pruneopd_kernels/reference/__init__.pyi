@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import Metric, RewardWeight
-from ..ops import Reliability, ReliabilityFromDrift, ReliabilityFromTopk, TokenStats, TopkForwardKl
+from ..ops import OpdLoss, Reliability, ReliabilityFromDrift, ReliabilityFromTopk, SelectedLogprobs, TokenStats, TopkForwardKl
 
 COMPUTE: dict[str, Any]
 
@@ -16,27 +16,41 @@ def reliability(
     reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
     vocab_size: int | None = ...,
 ) -> Reliability: ...
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, weight: Tensor | None = ...,
+    student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
+) -> Tensor: ...
+def opd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
+    weight: Tensor | None = ..., cu_seqlens: Tensor | None = ..., drift_count: Tensor | None = ...,
+    loss: PolicyLoss = ..., entropies: bool = ..., k: int = ..., threshold: float = ..., w_drop: float = ...,
+    w_base: float = ..., eps: float = ..., metric: Metric = ..., top_p: float = ...,
+    reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
+    vocab_size: int | None = ...,
+) -> OpdLoss: ...
 def reliability_from_drift(
     drift: Tensor, mask: Tensor | None = ..., *, cu_seqlens: Tensor | None = ..., drift_count: Tensor | None = ...,
     w_drop: float = ..., w_base: float = ..., eps: float = ...,
 ) -> ReliabilityFromDrift: ...
 def reliability_from_topk(
     student_topk_ids: Tensor, teacher_topk_ids: Tensor, mask: Tensor | None = ..., *,
-    teacher_topk_logprobs: Tensor | None = ..., token_ids: Tensor | None = ..., cu_seqlens: Tensor | None = ...,
-    drift_count: Tensor | None = ..., threshold: float = ..., w_drop: float = ..., w_base: float = ...,
-    eps: float = ..., metric: Metric = ..., top_p: float = ...,
+    student_topk_logprobs: Tensor | None = ..., teacher_topk_logprobs: Tensor | None = ...,
+    token_ids: Tensor | None = ..., cu_seqlens: Tensor | None = ..., drift_count: Tensor | None = ...,
+    threshold: float = ..., w_drop: float = ..., w_base: float = ..., eps: float = ..., metric: Metric = ...,
+    top_p: float = ...,
 ) -> ReliabilityFromTopk: ...
-def reverse_kl(
-    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, weight: Tensor | None = ...,
-    student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
-) -> Tensor: ...
+def selected_logprobs(
+    logits: Tensor, token_ids: Tensor, mask: Tensor | None = ..., *, temperature: float = ...,
+    vocab_size: int | None = ...,
+) -> SelectedLogprobs: ...
 def token_stats(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
     k: int = ..., student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,
 ) -> TokenStats: ...
 def topk_forward_kl(
     student_logits: Tensor, teacher_topk_ids: Tensor, teacher_topk_logprobs: Tensor, mask: Tensor | None = ..., *,
-    logprob_min: float | None = ..., student_temperature: float = ..., vocab_size: int | None = ...,
+    tail: Tail = ..., logprob_min: float | None = ..., student_temperature: float = ...,
+    vocab_size: int | None = ...,
 ) -> TopkForwardKl: ...
 def topk_policy_loss(
     student_logits: Tensor, topk_ids: Tensor, advantages: Tensor, mask: Tensor | None = ..., *,

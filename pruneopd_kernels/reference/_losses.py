@@ -19,10 +19,10 @@ def differentiable(loss_of: Callable[[Tensor], Tensor], student_logits: Tensor, 
         loss = loss_of(x.detach())
     spoilt = ~loss.isfinite()
     finite = loss_of(torch.where(spoilt[..., None], 0.0, x))  # no gradient reaches a row that is replaced
-    return torch.where(spoilt, loss, finite) + _NanGradient.apply(x, loss, spoilt)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.where(spoilt, loss, finite) + NanGradient.apply(x, loss, spoilt)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _NanGradient(torch.autograd.Function):
+class NanGradient(torch.autograd.Function):
     """Zeros like `loss`. The gradient is NaN for the spoilt rows of x, except where the incoming gradient is 0."""
 
     generate_vmap_rule = True

@@ -11,11 +11,12 @@ from ..formulas import (
     Rows,
     float_type,
     kl_divergence,
+    loss_factor,
     read_rows,
     reverse_kl_state,
     row_state,
-    weighted_loss,
-    weighted_positions,
+    spoilt_state,
+    weighted,
 )
 from ._losses import differentiable, full_width, probabilities
 
@@ -28,27 +29,31 @@ def reverse_kl(a: Any) -> Tensor:
 def forward_pass(a: Any) -> tuple[Tensor, Tensor]:
     """Compute the loss, and save a state for `reverse_kl_backward`."""
     loss, kl, student, teacher, used = _forward(a, a.student_logits)
-    student_state, (teacher_reference, teacher_mass) = row_state(student, used), row_state(teacher, used)
-    log_masses = student_state[1].log(), teacher_mass.log()
-    peak = student.logits.argmax(-1, keepdim=True)
-    log_ratio = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0]
-    return loss, reverse_kl_state(student_state, teacher_reference, *log_masses, log_ratio, kl, loss, used)
+    return loss, spoilt_state(state_of(student, teacher, kl, used), loss)
 
 
 def _forward(a: Any, student_logits: Tensor) -> tuple[Tensor, Tensor, Rows, Rows, Tensor]:
-    used = weighted_positions(student_logits, a.mask, a.weight)
+    factor = loss_factor(a.weight, a.mask, student_logits[..., 0])
+    used = factor != 0
     student = read_rows(student_logits, used, a.vocab_size, a.student_temperature)
     teacher = read_rows(a.teacher_logits.detach(), used, a.vocab_size, a.teacher_temperature)
     kl = kl_divergence(student, teacher)
-    loss = weighted_loss(kl, a.weight, used).to(float_type(student_logits, a.teacher_logits))
+    loss = weighted(factor, kl).to(float_type(student_logits, a.teacher_logits))
     return loss, kl, student, teacher, used
+
+
+def state_of(student: Rows, teacher: Rows, kl: Tensor, used: Tensor) -> Tensor:
+    """Return what the backward pass needs of both rows."""
+    peak = student.logits.argmax(-1, keepdim=True)
+    log_ratio = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0]
+    return reverse_kl_state(row_state(student, used), row_state(teacher, used), log_ratio, kl, used)
 
 
 def reverse_kl_backward(a: Any) -> tuple[Tensor]:
     """Compute the gradient of `scale * KL(p || q)`."""
     size = a.vocab_size or a.student_logits.shape[-1]
     used = a.scale != 0
-    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in a.state.to(torch.float64).unbind(-1))
+    reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in a.state.unbind(-1))
     p = probabilities(a.student_logits, a.state, used, size, a.student_temperature)
     x, y = (logits[..., :size].to(torch.float64) for logits in (a.student_logits, a.teacher_logits))
     excess = (x - reference) / a.student_temperature - (y - teacher_reference) / a.teacher_temperature - offset

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..formulas import (
     entropy,
+    filled_slots,
     float_type,
     kl_divergence,
-    overlap_count,
     overlap_of,
     read_rows,
     token_logprobs,
@@ -27,7 +27,7 @@ def token_stats(a: Any) -> TokenStats:
     student = read_rows(a.student_logits, valid, a.vocab_size, a.student_temperature)
     teacher = read_rows(a.teacher_logits, valid, a.vocab_size, a.teacher_temperature)
     student_topk_ids, teacher_topk_ids = (topk_ids(rows.logits, a.k) for rows in (student, teacher))
-    count = overlap_count(student_topk_ids, teacher_topk_ids).masked_fill(student.broken | teacher.broken, 0)
+    slots = filled_slots(student, student_topk_ids), filled_slots(teacher, teacher_topk_ids)
 
     dtype = float_type(a.student_logits, a.teacher_logits)
 
@@ -42,7 +42,7 @@ def token_stats(a: Any) -> TokenStats:
         teacher_topk_logprobs=stored(teacher.logprobs.gather(-1, teacher_topk_ids)),
         teacher_on_student_logprobs=stored(teacher.logprobs.gather(-1, student_topk_ids)),
         student_on_teacher_logprobs=stored(student.logprobs.gather(-1, teacher_topk_ids)),
-        overlap=stored(overlap_of(count, a.k)),
+        overlap=stored(overlap_of(*slots, student.broken | teacher.broken)),
         student_lse=stored(student.lse()),
         teacher_lse=stored(teacher.lse()),
         student_entropy=stored(entropy(student)),

@@ -34,7 +34,7 @@ def logits(*names, shape="[..., V]", too_few=((),)):
         yield {name: strided}, f"{name} must have stride 1 on its last axis, got 2"
         yield {name: zeros(2, 8, 1).expand(2, 8, 64)}, f"{name} must have stride 1 on its last axis, got 0"
         yield {name: [[0.0]]}, f"{name} must be a tensor, got list", TypeError
-    width = "min(student, teacher) width" if len(names) == 2 else "the student's width"
+    width = "min(student, teacher) width" if len(names) == 2 else "the logits' width"
     for value in (65, 0):
         yield {"vocab_size": value}, f"vocab_size must be between 1 and {width} = 64, got {value}"
     yield from temperature("student_temperature")

@@ -125,7 +125,7 @@ def table():
              base=SERVER)  # fmt: skip
     words = f"loss must be {OF_SERVERS!r} when teacher_topk_ids are given, got 'reverse_kl'"
     add({"loss": "reverse_kl"}, words, base=SERVER)
-    add({"vocab_size": 65}, "vocab_size must be between 1 and the student's width = 64, got 65", base=SERVER)
+    add({"vocab_size": 65}, "vocab_size must be between 1 and the logits' width = 64, got 65", base=SERVER)
     words = "teacher_topk_ids must be below vocab_size = 64 where the position is valid, got 64"
     add({"teacher_topk_ids": ids(2, 8, 16) + 64}, words, base=SERVER)
     return rows

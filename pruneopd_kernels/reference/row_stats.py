@@ -1,0 +1,75 @@
+"""The passes over one model's rows: log-probabilities of given ids, and their gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..formulas import (
+    candidate_logprobs,
+    entropy,
+    filled_slots,
+    float_type,
+    read_rows,
+    row_state,
+    topk_ids,
+    valid_positions,
+    where_used,
+)
+from ..ops.row_stats import RowStats
+from ._losses import full_width, probabilities
+
+
+def row_stats(a: Any) -> RowStats:
+    return row_stats_of(a.logits, a.token_ids, a.mask, a.k, a.temperature, a.vocab_size, a.entropy)
+
+
+@torch.no_grad()
+def row_stats_of(
+    logits: Tensor,
+    token_ids: Tensor,
+    mask: Tensor | None,
+    k: int,
+    temperature: float,
+    vocab_size: int | None,
+    with_entropy: bool = False,
+) -> RowStats:
+    valid, dtype = valid_positions(mask, logits, logits.shape[:-1]), float_type(logits)
+    rows = read_rows(logits, valid, vocab_size, temperature)
+    ids, state = topk_ids(rows.logits, k), row_state(rows, valid)
+    if not with_entropy:
+        state[..., 2] = where_used(valid & rows.broken, state[..., 2])
+    return RowStats(
+        logprobs=where_used(valid, candidate_logprobs(rows.logprobs, token_ids)),
+        entropy=where_used(valid & with_entropy, entropy(rows)).to(dtype),
+        lse=where_used(valid, rows.lse()).to(dtype),
+        topk_ids=ids,
+        filled=where_used(valid, (filled_slots(rows, ids) >= 0).sum(-1)).to(torch.int32),
+        state=state,
+    )
+
+
+def logprobs_backward(a: Any) -> tuple[Tensor]:
+    """Compute the gradient of `sum(coefficients * log p[token_ids]) + entropy_coefficient * entropy`.
+
+    Candidates below 0 or beyond the vocabulary are part of the sum of coefficients, and have no logit here.
+    """
+    size = a.vocab_size or a.logits.shape[-1]
+    coefficients = a.coefficients.to(torch.float64)
+    used = (coefficients != 0).any(-1)
+    if a.entropy_coefficient is not None:
+        used = used | (a.entropy_coefficient != 0)
+    p = probabilities(a.logits, a.state, used, size, a.temperature)
+    gradient = -p * coefficients.sum(-1, keepdim=True)
+    exists = (a.token_ids >= 0) & (a.token_ids < size)
+    ids = torch.where(exists, a.token_ids.to(torch.int64), 0)
+    gradient = gradient.scatter_add(-1, ids, torch.where(exists, coefficients, 0.0))
+    if a.entropy_coefficient is not None:
+        reference, mean = a.state[..., :1], a.state[..., 2:]
+        of_entropy = -p * ((a.logits[..., :size].to(torch.float64) - reference) / a.temperature - mean)
+        of_entropy = torch.where(p == 0, 0.0, of_entropy)
+        e = a.entropy_coefficient.to(torch.float64)[..., None]
+        gradient = gradient + torch.where(e == 0, 0.0, e * of_entropy)
+    return (full_width(a.logits, gradient / a.temperature, used),)
