@@ -389,7 +389,7 @@ def reverse_kl_state(
 
 
 def row_state(rows: Rows, used: Tensor) -> Tensor:
-    """Return what defines a row's softmax, `[..., 3]`: for d = (x - r) / T a logit r, the sum of exp(d), the mean of d."""
+    """Return what defines a row's softmax: a logit r, the sum of exp((x - r) / T), and the mean of (x - r) / T."""
     reference = rows.logits.amax(-1)
     distance = (rows.logits - reference[..., None]) / rows.temperature
     mass = distance.exp().sum(-1)

@@ -7,14 +7,16 @@ Type checkers and editors read these files. Defaults are left out, as usual in s
 """
 
 import inspect
+import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterable
 from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pruneopd_kernels import checks
 from pruneopd_kernels.ops import OPERATORS, Operator
 
 PACKAGE = Path(__file__).parents[1] / "pruneopd_kernels"
@@ -38,76 +40,58 @@ def signature(op: Any, tensor: str, result: str, extra: str = "", without: str =
     return f"def {op.name}(\n{textwrap.indent(body.replace(chr(0), ' '), '    ')},\n) -> {result}: ...\n"
 
 
+def imported(module: str, names: Iterable[str]) -> str:
+    """Return an import of these names, as ruff formats it."""
+    names = sorted(names)
+    line = f"from {module} import {', '.join(names)}\n"
+    each = "".join(f"    {name},\n" for name in names)
+    return line if len(line) <= 121 else f"from {module} import (\n{each})\n"
+
+
+def stub(before: str, package: str, functions: Iterable[str], after: str = "") -> str:
+    """Return a stub of functions; the types in their signatures are imported from the package at `package`."""
+    body = "".join(functions)
+    words = set(re.findall(r"\w+", body))
+    types = imported(f"{package}checks", words & {*checks.KINDS})
+    results = imported(f"{package}ops", words & {op.result.__name__ for op in OPERATORS.values() if op.result})
+    impl = imported(f"{package}ops._operator", ["Impl"]) if "Impl" in words else ""
+    return f"{HEAD}{before}\n{types}{results}{impl}{after}{body}"
+
+
 def host() -> str:
-    imports = """from typing import Any
-
-import numpy as np
-
-from .checks import Metric, RewardWeight
-from .ops import Reliability, ReliabilityFromDrift, ReliabilityFromTopk, TokenStats
-
-Array = np.ndarray[Any, np.dtype[Any]]
-WHY_NOT: str | None
-
-"""
+    before = "from typing import Any\n\nimport numpy as np\n"
+    after = "\nArray = np.ndarray[Any, np.dtype[Any]]\nWHY_NOT: str | None\n\n"
     ops = [op for op in OPERATORS.values() if not op.saved]
-    extra = "num_threads: int | None"
-    return HEAD + imports + "".join(signature(op, "Array", result_of(op), extra) for op in ops)
+    return stub(before, ".", [signature(op, "Array", result_of(op), "num_threads: int | None") for op in ops], after)
 
 
 def reference() -> str:
-    imports = f"""from typing import Any
-
-from torch import Tensor
-
-from ..checks import Metric, RewardWeight
-from ..ops import {results()}
-
-COMPUTE: dict[str, Any]
-
-"""
-    return HEAD + imports + "".join(signature(op, "Tensor", result_of(op)) for op in OPERATORS.values())
+    before, after = "from typing import Any\n\nfrom torch import Tensor\n", "\nCOMPUTE: dict[str, Any]\n\n"
+    return stub(before, "..", [signature(op, "Tensor", result_of(op)) for op in OPERATORS.values()], after)
 
 
 def parallel() -> str:
-    imports = f"""from torch import Tensor
-from torch.distributed import ProcessGroup
-
-from ..checks import Metric, RewardWeight
-from ..ops import {results(lambda op: "student_logits" in op.tensors)}
-from ..ops._operator import Impl
-
-"""
-    ops = [op for op in OPERATORS.values() if "student_logits" in op.tensors]
+    before = "from torch import Tensor\nfrom torch.distributed import ProcessGroup\n"
+    ops = [op for op in OPERATORS.values() if any(name.endswith("logits") for name in op.tensors)]
     extra = "group: ProcessGroup | None"
-    return HEAD + imports + "".join(signature(op, "Tensor", result_of(op), extra, without="") for op in ops)
+    return stub(before, "..", [signature(op, "Tensor", result_of(op), extra, without="") for op in ops], "\n")
 
 
 def linear() -> str:
     from pruneopd_kernels import linear
 
-    imports = """from torch import Tensor
-
-from ..checks import Metric, RewardWeight
-from ..ops import Reliability, TokenStats
-from ..ops._operator import Impl
-from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss
+    after = """from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss
 from .linear_opd_loss import Loss, Reduction
 
 """
     functions = (linear.linear_opd_loss, linear.linear_reliability, linear.linear_token_stats)
     declared = [SimpleNamespace(name=f.__name__, signature=inspect.signature(f)) for f in functions]
-    return (
-        HEAD + imports + "".join(signature(op, "Tensor", op.signature.return_annotation, without="") for op in declared)
-    )
+    signatures = [signature(op, "Tensor", op.signature.return_annotation, without="") for op in declared]
+    return stub("from torch import Tensor\n", "..", signatures, after)
 
 
 def result_of(op: Operator) -> str:
     return op.result.__name__ if op.result else "Tensor"
-
-
-def results(has: Callable[[Operator], bool] = lambda op: True) -> str:
-    return ", ".join(sorted(op.result.__name__ for op in OPERATORS.values() if op.result and has(op)))
 
 
 STUBS = {

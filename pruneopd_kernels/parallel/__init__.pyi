@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..checks import Metric, RewardWeight
-from ..ops import OpdLoss, Reliability, TokenStats, TopkForwardKl
+from ..checks import Metric, PolicyLoss, RewardWeight, Tail, Tensor, bool, float, int
+from ..ops import OpdLoss, Reliability, SelectedLogprobs, TokenStats, TopkForwardKl
 from ..ops._operator import Impl
 
 def reliability(
@@ -27,6 +27,10 @@ def opd_loss(
     reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
     vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
 ) -> OpdLoss: ...
+def selected_logprobs(
+    logits: Tensor, token_ids: Tensor, mask: Tensor | None = ..., *, temperature: float = ...,
+    vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> SelectedLogprobs: ...
 def token_stats(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
     k: int = ..., student_temperature: float = ..., teacher_temperature: float = ..., vocab_size: int | None = ...,

@@ -4,8 +4,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import Metric, RewardWeight
-from ..ops import OpdLoss, Reliability, ReliabilityFromDrift, ReliabilityFromTopk, SelectedLogprobs, TokenStats, TopkForwardKl
+from ..checks import Metric, PolicyLoss, RewardWeight, Tail, Tensor, bool, float, int
+from ..ops import (
+    OpdLoss,
+    Reliability,
+    ReliabilityFromDrift,
+    ReliabilityFromTopk,
+    SelectedLogprobs,
+    TokenStats,
+    TopkForwardKl,
+)
 
 COMPUTE: dict[str, Any]
 
