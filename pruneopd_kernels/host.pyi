@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import Metric, RewardWeight, float, int
+from .checks import Metric, RewardWeight
 from .ops import Reliability, ReliabilityFromDrift, ReliabilityFromTopk, TokenStats
 
 Array = np.ndarray[Any, np.dtype[Any]]

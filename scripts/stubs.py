@@ -52,7 +52,7 @@ def stub(before: str, package: str, functions: Iterable[str], after: str = "") -
     """Return a stub of functions; the types in their signatures are imported from the package at `package`."""
     body = "".join(functions)
     words = set(re.findall(r"\w+", body))
-    types = imported(f"{package}checks", words & {*checks.KINDS})
+    types = imported(f"{package}checks", (name for name in words if name in checks.KINDS and hasattr(checks, name)))
     results = imported(f"{package}ops", words & {op.result.__name__ for op in OPERATORS.values() if op.result})
     impl = imported(f"{package}ops._operator", ["Impl"]) if "Impl" in words else ""
     return f"{HEAD}{before}\n{types}{results}{impl}{after}{body}"

@@ -2,7 +2,7 @@
 # fmt: off
 from torch import Tensor
 
-from ..checks import Metric, RewardWeight, Tensor, bool, float, int
+from ..checks import Metric, RewardWeight
 from ..ops import Reliability, TokenStats
 from ..ops._operator import Impl
 from .linear_opd_loss import LinearOpdLoss as LinearOpdLoss

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..checks import Metric, PolicyLoss, RewardWeight, Tail, Tensor, bool, float, int
+from ..checks import Metric, PolicyLoss, RewardWeight, Tail
 from ..ops import OpdLoss, Reliability, SelectedLogprobs, TokenStats, TopkForwardKl
 from ..ops._operator import Impl
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import Metric, PolicyLoss, RewardWeight, Tail, Tensor, bool, float, int
+from ..checks import Metric, PolicyLoss, RewardWeight, Tail
 from ..ops import (
     OpdLoss,
     Reliability,
