@@ -10,6 +10,7 @@ own:
 
 python -m bench linear           losses from hidden states
 python -m bench parallel         a vocabulary that is split over several processes
+python -m bench step             a training step from logits: `opd_loss`, PyTorch, `torch.compile`
 python -m bench trl, verl        losses of other people's trainers
 python -m bench sampled_drift    drift by the sampled token against drift by overlap, on real models
 python -m bench sass             counts instructions in the kernels' machine code
@@ -38,7 +39,7 @@ from bench.operators import OPERATORS, USUAL
 from bench.report import rows as results
 from bench.report import tables, targets
 
-OTHERS = {name: f"bench.studies.{name}" for name in ("linear", "parallel", "trl", "verl", "sampled_drift")}
+OTHERS = {name: f"bench.studies.{name}" for name in ("linear", "parallel", "sampled_drift", "step", "trl", "verl")}
 OTHERS |= {"sass": "bench.count.machine_code", "predict": "bench.count.predictions"}
 
 
