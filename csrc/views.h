@@ -11,8 +11,8 @@ namespace pruneopd {
 
 /// The largest k of every operator.
 constexpr int64_t kMaxCandidates = 256;
-/// The largest m of topk_policy_loss.
-constexpr int64_t kMaxPolicyCandidates = 512;
+/// The largest m of row_stats and logprobs_backward: ids that a caller names.
+constexpr int64_t kMaxTokenIds = 512;
 
 enum class Scalar : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 
@@ -77,7 +77,7 @@ inline View view_of_flags(const bool* flags, int64_t positions) {
 struct Responses {
   int64_t count = 0;      // B
   int64_t positions = 0;  // B * T, or N
-  View cu_seqlens;        // [B + 1] int32 with any values; not given if padded
+  View cu_seqlens;        // [B + 1] with any values; not given if padded
 };
 
 enum class Metric : uint8_t { kOverlap, kTopP };

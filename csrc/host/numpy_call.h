@@ -31,7 +31,7 @@ class NumPyCall : public Call {
     return next(name).cast<std::optional<int64_t>>();
   }
   double number(const char* name) override { return next(name).cast<double>(); }
-  std::optional<double> optional_number(const char* name) override { return next(name).cast<std::optional<double>>(); }
+  bool boolean(const char* name) override { return next(name).cast<bool>(); }
   std::string text(const char* name) override { return next(name).cast<std::string>(); }
 
   /// The outputs: one, or a tuple of them.
@@ -78,6 +78,7 @@ class NumPyCall : public Call {
     return type == Scalar::kBool  ? py::dtype::of<bool>()
            : type == Scalar::kI32 ? py::dtype::of<int32_t>()
            : type == Scalar::kI64 ? py::dtype::of<int64_t>()
+           : type == Scalar::kF64 ? py::dtype::of<double>()
                                   : py::dtype::of<float>();
   }
 

@@ -80,16 +80,17 @@ PRUNEOPD_FORMULA int64_t load_id(const void* data, Scalar type, int64_t offset) 
   return type == Scalar::kI32 ? static_cast<const int32_t*>(data)[offset] : static_cast<const int64_t*>(data)[offset];
 }
 
-/// Whether the value at `offset` elements is not zero: any type.
+/// Whether the value at `offset` elements is not zero: any type. Floats by their bits, because a processor may be set
+/// to take subnormals for zeros.
 PRUNEOPD_FORMULA bool load_flag(const void* data, Scalar type, int64_t offset) {
   switch (type) {
     case Scalar::kI16: return static_cast<const int16_t*>(data)[offset] != 0;
     case Scalar::kI32:
     case Scalar::kI64: return load_id(data, type, offset) != 0;
     case Scalar::kF16:
-    case Scalar::kBF16: return (static_cast<const uint16_t*>(data)[offset] & 0x7fff) != 0;  // no subnormal is flushed
-    case Scalar::kF32:
-    case Scalar::kF64: return load_real(data, type, offset) != 0;
+    case Scalar::kBF16: return static_cast<const uint16_t*>(data)[offset] << 1 & 0xffff;
+    case Scalar::kF32: return static_cast<const uint32_t*>(data)[offset] << 1;
+    case Scalar::kF64: return static_cast<const uint64_t*>(data)[offset] << 1;
     default: return static_cast<const uint8_t*>(data)[offset] != 0;
   }
 }

@@ -18,7 +18,6 @@ struct RowSums {
   double mass = 0, own = 0, other = 0;
 
   PRUNEOPD_FORMULA double log2_mass() const { return log2(mass); }
-  PRUNEOPD_FORMULA double entropy() const { return kLn2 * (log2_mass() - scale * own / mass); }
 };
 
 /// KL(p || q) in nats of p's sums against q's; never below 0, NaN stays NaN.
@@ -31,16 +30,16 @@ PRUNEOPD_FORMULA double kl_divergence(const RowSums& p, const RowSums& q) {
 struct RowSummary {
   double reference = 0;  // a logit, NaN where the row is broken
   double log_mass = 0;   // logsumexp(logits / temperature) - reference / temperature
-  double entropy = 0;
-  bool broken = false;  // a NaN, a +inf, or no finite logit
+  double mean = 0;       // of (logit - reference) / temperature under the softmax; 0 where it is not summed
+  bool broken = false;   // a NaN, a +inf, or no finite logit
   double lse = 0;
 
   RowSummary() = default;
-  PRUNEOPD_FORMULA RowSummary(double reference, double log_mass, double entropy, double temperature)
-      : reference(reference), log_mass(log_mass), entropy(entropy), lse(reference / temperature + log_mass) {}
+  PRUNEOPD_FORMULA RowSummary(double reference, double log_mass, double mean, double temperature)
+      : reference(reference), log_mass(log_mass), mean(mean), lse(reference / temperature + log_mass) {}
   /// Dividing by the rounded `scale` undoes its rounding.
-  PRUNEOPD_FORMULA RowSummary(const RowSums& sums, double temperature, bool stats)
-      : RowSummary(sums.reference, sums.log2_mass() / (sums.scale * temperature), stats ? sums.entropy() : 0,
+  PRUNEOPD_FORMULA RowSummary(const RowSums& sums, double temperature)
+      : RowSummary(sums.reference, sums.log2_mass() / (sums.scale * temperature), sums.own / sums.mass / temperature,
                    temperature) {}
 
   PRUNEOPD_FORMULA static RowSummary of_broken(double lse) {
@@ -55,10 +54,15 @@ struct RowSummary {
   PRUNEOPD_FORMULA RowSummary relative_to(double logit, double temperature) const {
     RowSummary summary = *this;
     if (broken) return summary;
-    summary.log_mass += (reference - logit) / temperature;
+    const double shift = (reference - logit) / temperature;
+    summary.log_mass += shift;
+    summary.mean += shift;
     summary.reference = logit;
     return summary;
   }
+
+  /// In nats, where the mean is summed.
+  PRUNEOPD_FORMULA double entropy() const { return log_mass - mean; }
 
   /// log-probability of a logit of this row. The reference goes first: beside a huge one the mass would vanish.
   PRUNEOPD_FORMULA double logprob(double logit, double temperature) const {

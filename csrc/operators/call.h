@@ -17,6 +17,8 @@ template <>
 constexpr Scalar kScalarOf<int32_t> = Scalar::kI32;
 template <>
 constexpr Scalar kScalarOf<int64_t> = Scalar::kI64;
+template <>
+constexpr Scalar kScalarOf<double> = Scalar::kF64;
 
 /// Hands out the arguments and makes the outputs, for torch (csrc/torch) or NumPy (csrc/host). Torch passes arguments
 /// without names. So an operator reads them in the order of its schema (pruneopd_kernels/ops), all of them
@@ -31,7 +33,7 @@ class Call : public Guard {
   virtual int64_t integer(const char* name) = 0;
   virtual std::optional<int64_t> optional_integer(const char* name) = 0;
   virtual double number(const char* name) = 0;
-  virtual std::optional<double> optional_number(const char* name) = 0;
+  virtual bool boolean(const char* name) = 0;
   virtual std::string text(const char* name) = 0;
 
   /// The arguments w_drop, w_base and eps.
@@ -42,16 +44,15 @@ class Call : public Guard {
     return rule;
   }
   /// The arguments student_temperature, teacher_temperature and vocab_size, which end a schema; then the guards.
-  std::pair<Logits, Logits> read_logits_pair(const Array& student, const Array& teacher, bool along_responses = false) {
+  std::pair<Logits, Logits> read_logits_pair(const Array& student, const Array& teacher) {
     const double student_temperature = number("student_temperature");
     const double teacher_temperature = number("teacher_temperature");
-    return logits_pair(student, teacher, student_temperature, teacher_temperature, optional_integer("vocab_size"),
-                       along_responses);
+    return logits_pair(student, teacher, student_temperature, teacher_temperature, optional_integer("vocab_size"));
   }
-  /// The same for the student alone.
-  Logits read_student_logits(const Array& student) {
-    const double temperature = number("student_temperature");
-    return student_logits(student, temperature, optional_integer("vocab_size"));
+  /// The same for one model: temperature and vocab_size.
+  Logits read_logits(const Array& logits) {
+    const double temperature = number("temperature");
+    return one_logits(logits, temperature, optional_integer("vocab_size"));
   }
 
   /// An output: contiguous and not initialised.

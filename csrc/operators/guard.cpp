@@ -33,7 +33,8 @@ Scalar scalar(const std::string& dtype) {
 
 const Dtypes kLogits{"float32, bfloat16 or float16", {"float32", "bfloat16", "float16"}};
 const Dtypes kLogprobs{"float32, bfloat16, float16 or float64", {"float32", "bfloat16", "float16", "float64"}};
-const Dtypes kFloat{"float32", {"float32"}};
+const Dtypes kGradient{"float32 or float64", {"float32", "float64"}};
+const Dtypes kState{"float64", {"float64"}};
 const Dtypes kIds{"int32 or int64", {"int32", "int64"}};
 const Dtypes kBool{"bool", {"bool"}};
 const Dtypes kInt32{"int32", {"int32"}};
@@ -104,24 +105,21 @@ std::pair<Logits, Logits> Guard::logits_pair(const Array& student, const Array& 
   return {of_student, of_teacher};
 }
 
-Logits Guard::student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const {
-  Logits of_student = logits("student_logits", student, temperature);
-  of_student.vocab_size = vocab_size.value_or(of_student.vocab_size);
-  if (of_student.vocab_size < 1 || of_student.vocab_size > student.shape.back())
-    fail("vocab_size", "be between 1 and the student's width = " + std::to_string(student.shape.back()),
-         std::to_string(of_student.vocab_size));
-  return of_student;
+Logits Guard::one_logits(const Array& array, double temperature, std::optional<int64_t> vocab_size) const {
+  Logits one = logits("logits", array, temperature);
+  const int64_t width = one.vocab_size;
+  one.vocab_size = vocab_size.value_or(width);
+  if (one.vocab_size < 1 || one.vocab_size > width)
+    fail("vocab_size", "be between 1 and the width of logits = " + std::to_string(width),
+         std::to_string(one.vocab_size));
+  return one;
 }
 
-void Guard::check_k(int64_t k, int64_t vocab_size) const {
+void Guard::check_k(int64_t k, int64_t vocab_size, int64_t least) const {
   const int64_t most = std::min(vocab_size, kMaxCandidates);
-  if (k < 1 || k > most)
-    fail("k", "be between 1 and min(vocab_size, 256) = " + std::to_string(most), std::to_string(k));
-}
-
-void Guard::check_candidates(const char* argument, int64_t k, int64_t vocab_size) const {
-  if (k > vocab_size)
-    fail(argument, "have at most vocab_size = " + std::to_string(vocab_size) + " candidates", std::to_string(k));
+  if (k < least || k > most)
+    fail("k", "be between " + std::to_string(least) + " and min(vocab_size, 256) = " + std::to_string(most),
+         std::to_string(k));
 }
 
 View Guard::values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const {
@@ -164,7 +162,7 @@ Responses Guard::responses(const Shape& positions, const MaybeArray& cu_seqlens,
   if (!cu_seqlens) fail("cu_seqlens", std::string("be given when ") + packed, "None");
   const Shape& shape = cu_seqlens->shape;
   if (shape.size() != 1 || shape[0] == 0) fail("cu_seqlens", "have shape [B + 1]", text(shape));
-  return {shape[0] - 1, positions[0], view("cu_seqlens", *cu_seqlens, shape, kInt32, 1)};
+  return {shape[0] - 1, positions[0], view("cu_seqlens", *cu_seqlens, shape, kIds, 1)};
 }
 
 Metric Guard::metric(std::string_view name) const {

@@ -36,7 +36,7 @@ struct Dtypes {
   std::vector<std::string_view> names;
 };
 
-extern const Dtypes kLogits, kIds, kMask, kLogprobs, kFloat, kBool, kInt32;
+extern const Dtypes kLogits, kIds, kMask, kLogprobs, kGradient, kState, kBool, kInt32;
 
 /// The guards of one operator: each returns a part of what the operator takes, or throws std::runtime_error with
 /// `<op>: <argument> must <rule>, got <actual>`.
@@ -49,11 +49,9 @@ class Guard {
   std::pair<Logits, Logits> logits_pair(const Array& student, const Array& teacher, double student_temperature,
                                         double teacher_temperature, std::optional<int64_t> vocab_size,
                                         bool along_responses = false) const;
-  /// The student alone, with any leading axes.
-  Logits student_logits(const Array& student, double temperature, std::optional<int64_t> vocab_size) const;
-  void check_k(int64_t k, int64_t vocab_size) const;
-  /// The same for candidates that are given.
-  void check_candidates(const char* argument, int64_t k, int64_t vocab_size) const;
+  /// Those of one model, the argument `logits`, with any leading axes.
+  Logits one_logits(const Array& logits, double temperature, std::optional<int64_t> vocab_size) const;
+  void check_k(int64_t k, int64_t vocab_size, int64_t least = 1) const;
 
   /// One value per position. An argument that was not given becomes an empty View.
   View values(const char* argument, const MaybeArray& array, const Shape& positions, const Dtypes& dtypes) const;

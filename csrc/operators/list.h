@@ -6,9 +6,8 @@
 #include "operators/reliability_from_drift.h"
 #include "operators/reliability_from_topk.h"
 #include "operators/reverse_kl.h"
+#include "operators/row_stats.h"
 #include "operators/token_stats.h"
-#include "operators/topk_forward_kl.h"
-#include "operators/topk_policy_loss.h"
 
 namespace pruneopd {
 
@@ -19,8 +18,8 @@ void for_each_operator(const Visit& visit) {
   visit.template operator()<ReliabilityFromTopkArgs>();
   visit.template operator()<ReliabilityFromDriftArgs>();
   visit.template operator()<TokenStatsArgs>();
-  visit.template operator()<TopkPolicyLossArgs>();
-  visit.template operator()<TopkForwardKlArgs>();
+  visit.template operator()<OpdScoresArgs>();
+  visit.template operator()<RowStatsArgs>();
   visit.template operator()<ReverseKlArgs>();
   visit.template operator()<LogprobsBackwardArgs>();
   visit.template operator()<ReverseKlBackwardArgs>();

@@ -1,8 +1,8 @@
-// logprobs_backward: the gradient of scale * sum(coefficients * log p[topk_ids]) by the logits, for the losses over
-// candidates. Ids that do not exist count in the sum of coefficients and have no logit.
+// logprobs_backward: the gradient of sum(coefficients * log p[token_ids]) + entropy_coefficient * entropy by the
+// logits. Ids that do not exist count in the sum of coefficients and have no logit.
 #pragma once
 
-#include "math/loss.h"
+#include "math/state.h"
 #include "operators/call.h"
 
 namespace pruneopd {
@@ -10,30 +10,31 @@ namespace pruneopd {
 struct LogprobsBackwardArgs {
   static constexpr const char* kName = "logprobs_backward";
 
-  Logits student;
-  View topk_ids, coefficients;  // [..., m]
-  View state;                   // [..., kRowState]
-  View scale;
+  Logits logits;
+  View token_ids, coefficients;  // [..., m]
+  View state;                    // [..., kRowState]
+  View entropy_coefficient;      // not given: 0
   int64_t positions, m;
 
   void* gradient;  // [..., width], of the logits' type
   int64_t width;
 
   static LogprobsBackwardArgs from(Call& call) {
-    const Array student = call.tensor("student_logits"), ids = call.tensor("topk_ids");
-    const Array coefficients = call.tensor("coefficients"), state = call.tensor("state"), scale = call.tensor("scale");
+    const Array logits = call.tensor("logits"), token_ids = call.tensor("token_ids");
+    const Array coefficients = call.tensor("coefficients"), state = call.tensor("state");
+    const MaybeArray entropy_coefficient = call.optional_tensor("entropy_coefficient");
     LogprobsBackwardArgs args;
-    args.student = call.read_student_logits(student);
+    args.logits = call.read_logits(logits);
 
-    const Shape positions = without_last(student.shape);
+    const Shape positions = without_last(logits.shape);
     args.positions = count(positions);
-    args.topk_ids = call.ids("topk_ids", ids, positions, kMaxPolicyCandidates, "m");
-    args.m = ids.shape.back();
-    args.coefficients = call.rows("coefficients", coefficients, ids.shape, kFloat);
-    args.state = call.rows("state", state, with_last(positions, kRowState), kFloat);
-    args.scale = call.values("scale", scale, positions, kFloat);
-    args.gradient = call.output_like_first(student);
-    args.width = student.shape.back();
+    args.token_ids = call.ids("token_ids", token_ids, positions, kMaxTokenIds, "m");
+    args.m = token_ids.shape.back();
+    args.coefficients = call.rows("coefficients", coefficients, token_ids.shape, kGradient);
+    args.state = call.rows("state", state, with_last(positions, kRowState), kState);
+    args.entropy_coefficient = call.values("entropy_coefficient", entropy_coefficient, positions, kGradient);
+    args.gradient = call.output_like_first(logits);
+    args.width = logits.shape.back();
     return args;
   }
 };

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "math/loss.h"
+#include "math/state.h"
 #include "operators/call.h"
 
 namespace pruneopd {
@@ -17,7 +17,7 @@ struct ReverseKlArgs {
 
   struct Outputs {
     float* loss;
-    float* state;  // [..., kDivergenceState]
+    double* state;  // [..., kDivergenceState]
   } out;
 
   static ReverseKlArgs from(Call& call) {
@@ -31,7 +31,7 @@ struct ReverseKlArgs {
     args.mask = call.values("mask", mask, positions, kMask);
     args.weight = call.values("weight", weight, positions, kLogprobs);
     args.out.loss = call.output<float>(positions);
-    args.out.state = call.output<float>(with_last(positions, kDivergenceState));
+    args.out.state = call.output<double>(with_last(positions, kDivergenceState));
     return args;
   }
 };
@@ -56,8 +56,8 @@ struct ReverseKlBackwardArgs {
 
     const Shape positions = without_last(student.shape);
     args.positions = count(positions);
-    args.state = call.rows("state", state, with_last(positions, kDivergenceState), kFloat);
-    args.scale = call.values("scale", scale, positions, kFloat);
+    args.state = call.rows("state", state, with_last(positions, kDivergenceState), kState);
+    args.scale = call.values("scale", scale, positions, kGradient);
     args.gradient = call.output_like_first(student);
     args.width = student.shape.back();
     return args;

@@ -80,7 +80,7 @@ class TorchCall : public Call {
   int64_t integer(const char*) override { return next<int64_t>(); }
   std::optional<int64_t> optional_integer(const char*) override { return next<std::optional<int64_t>>(); }
   double number(const char*) override { return next<double>(); }
-  std::optional<double> optional_number(const char*) override { return next<std::optional<double>>(); }
+  bool boolean(const char*) override { return next<bool>(); }
   /// torch's own conversion to std::string leaks up to torch 2.13.
   std::string text(const char*) override {
     const auto handle = next<StringHandle>();
@@ -125,6 +125,7 @@ class TorchCall : public Call {
            : type == Scalar::kBool ? ScalarType::Bool
            : type == Scalar::kI32  ? ScalarType::Int
            : type == Scalar::kI64  ? ScalarType::Long
+           : type == Scalar::kF64  ? ScalarType::Double
                                    : ScalarType::Float;
   }
 
