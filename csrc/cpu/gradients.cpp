@@ -6,13 +6,9 @@
 namespace pruneopd::PRUNEOPD_ISA {
 namespace {
 
-/// Whether differences to a reference neither overflow nor leave the scale's range.
-PRUNEOPD_INLINE bool is_tame(float reference, float scale) {
-  return reference > -1e30f && reference < 1e30f && is_usable_scale(scale);
-}
-
-/// Whether what exponentials are multiplied by is a float32: beyond, the product with a small one may still be one.
-PRUNEOPD_INLINE bool is_tame(double total) { return total > -1e30 && total < 1e30; }
+/// Whether a number, its differences to others and its products with exponentials stay far from the ends of float32:
+/// what is left of a greater one may still be one.
+PRUNEOPD_INLINE bool is_tame(double number) { return number > -1e30 && number < 1e30; }
 
 /// The end of a row.
 template <class T>
@@ -55,31 +51,42 @@ PRUNEOPD_INLINE void write_row(int64_t vocab_size, T* out, const Gradient& gradi
   __builtin_memcpy(out + whole, rest, static_cast<size_t>(vocab_size - whole) * sizeof(T));
 }
 
-/// total * e * (log p - log q - KL), with p = e / mass. kPeaked: also where the logit lies that is the reference, else
-/// -1.
+/// What was not written as it should be.
+struct Exceptions {
+  bool lost = false;       // the row is to be computed in float64
+  int64_t peak_step = -1;  // with kPeaked: where the logit lies that is the reference
+};
+
+/// total * e * (log p - log q - KL), with p = e / mass.
 template <bool kPeaked, class TX, class TY>
-int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, const DivergenceState& state,
-                                  double student_temperature, double teacher_temperature, double total, TX* out) {
+Exceptions write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, const DivergenceState& state,
+                                     double student_temperature, double teacher_temperature, double total, TX* out) {
   constexpr bool kInOrder = !std::is_same_v<TX, TY>;  // the two rows must agree
-  const Vec scale = broadcast(log2_scale(student_temperature)), factor = broadcast(static_cast<float>(total));
+  const auto reference = static_cast<float>(state.reference);
+  const auto teacher_reference = static_cast<float>(state.teacher_reference);
+  const float scale = log2_scale(student_temperature), teacher_scale = log2_scale(teacher_temperature);
+  const Vec limit = broadcast(limit_of_products(scale, teacher_scale));
+  const Vec factor = broadcast(static_cast<float>(total)), offset = broadcast(static_cast<float>(-state.offset));
   const Vec of_x = broadcast(static_cast<float>(1 / student_temperature));
   const Vec of_y = broadcast(static_cast<float>(-1 / teacher_temperature));
-  int64_t peak_step = -1;
+  Exceptions found;
   const auto gradient = [&](int64_t i, const TX* from_x, const TY* from_y, Vec(&v)[2]) __attribute__((always_inline)) {
     Vec dx[2], dy[2], e[2];
-    const Vec scales[2] = {scale, scale};
+    const Vec scales[2] = {broadcast(scale), broadcast(scale)};
     load_two<kInOrder>(from_x, dx);
     load_two<kInOrder>(from_y, dy);
     for (int j = 0; j < 2; ++j) {
-      dx[j] = sub(dx[j], broadcast(state.reference));
-      dy[j] = sub(dy[j], broadcast(state.teacher_reference));
+      dx[j] = sub(dx[j], broadcast(reference));
+      dy[j] = sub(dy[j], broadcast(teacher_reference));
     }
     if constexpr (kPeaked)
       if (at_least(max(dx[0], dx[1]), broadcast(0))) [[unlikely]]
-        peak_step = i;
+        found.peak_step = i;
+    if (at_least(max(mul(dx[0], dy[0]), mul(dx[1], dy[1])), limit)) [[unlikely]]
+      found.lost |= loses_terms(from_x, from_y, kStep, reference, teacher_reference, scale, teacher_scale);
     exp2_scaled<false>(dx, scales, e);
     for (int j = 0; j < 2; ++j) {
-      const Vec excess = fma(dy[j], of_y, fma(dx[j], of_x, broadcast(-state.offset)));
+      const Vec excess = fma(dy[j], of_y, fma(dx[j], of_x, offset));
       v[j] = where_nonzero(e[j], mul(mul(e[j], factor), excess));
     }
   };
@@ -95,28 +102,29 @@ int64_t write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_size, 
         const PaddedStep<TY> rest_y(y + i, vocab_size - i);
         gradient(i, rest_x.data, rest_y.data, v);
       });
-  if (peak_step < 0) return -1;
-  for (int64_t i = peak_step; i < peak_step + kStep && i < vocab_size; ++i)
-    if (to_float(x[i]) == state.reference) return i;
-  return -1;  // these are not the logits that the state is of
+  return found;
 }
 
 }  // namespace
 
-void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out) {
+void softmax_gradient(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
+                      void* out) {
+  // p * (total + entropy * (d - mean)) = e * (of_e + slope * (logit - reference))
+  const double share = entropy / state.mass, slope = share / row.temperature,
+               of_e = total / state.mass - share * state.mean;
   const float scale = log2_scale(row.temperature);
-  const double total = factor / state.mass;
-  if (!is_tame(state.reference, scale) || !is_tame(total))
-    return scaled_softmax_exact(row, vocab_size, state, factor, out);
-  const Vec factors = broadcast(static_cast<float>(total));
+  if (!is_usable_scale(scale) || !is_tame(state.reference) || !is_tame(of_e) || !is_tame(share) || !is_tame(slope))
+    return softmax_gradient_exact(row, vocab_size, state, total, entropy, out);
+  const auto reference = static_cast<float>(state.reference);
+  const Vec slopes = broadcast(static_cast<float>(slope)), of_es = broadcast(static_cast<float>(of_e));
   with_logits(row.logits, row.type, [&]<class T>(const T* x) {
     const auto gradient = [&](const T* from, Vec(&v)[2]) __attribute__((always_inline)) {
       Vec d[2], e[2];
       const Vec scales[2] = {broadcast(scale), broadcast(scale)};
       load_two<false>(from, d);
-      for (Vec& one : d) one = sub(one, broadcast(state.reference));
+      for (Vec& one : d) one = sub(one, broadcast(reference));
       exp2_scaled<false>(d, scales, e);
-      for (int j = 0; j < 2; ++j) v[j] = mul(factors, e[j]);
+      for (int j = 0; j < 2; ++j) v[j] = where_nonzero(e[j], mul(e[j], fma(d[j], slopes, of_es)));
     };
     write_row<false>(
         vocab_size, static_cast<T*>(out),
@@ -133,20 +141,20 @@ void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, d
 
 void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                          double factor, void* out) {
-  const double total = factor / state.mass;
-  if (!is_tame(state.reference, log2_scale(student.temperature)) ||
-      !is_tame(state.teacher_reference, log2_scale(teacher.temperature)) || !is_tame(total))
-    return divergence_gradient_exact(student, teacher, vocab_size, state, factor, out);
+  const double t = student.temperature, u = teacher.temperature, total = factor / state.mass;
+  const auto exactly = [&] { divergence_gradient_exact(student, teacher, vocab_size, state, factor, out); };
+  if (!is_usable_scale(log2_scale(t)) || !is_usable_scale(log2_scale(u)) || !is_tame(state.reference) ||
+      !is_tame(state.teacher_reference) || !is_tame(state.offset) || !is_tame(total))
+    return exactly();
   with_logits(student, teacher, [&]<class TX, class TY>(const TX* x, const TY* y) {
-    const double t = student.temperature, u = teacher.temperature;
     TX* const row = static_cast<TX*>(out);
-    if (!state.is_peaked()) {
-      write_divergence_gradient<false>(x, y, vocab_size, state, t, u, total, row);
-      return;
-    }
-    const int64_t peak = write_divergence_gradient<true>(x, y, vocab_size, state, t, u, total, row);
-    if (peak < 0) return;  // this part of the vocabulary does not hold it
-    row[peak] = from_float<TX>(static_cast<float>(total * state.peak_excess));
+    const Exceptions found = state.is_peaked()
+                                 ? write_divergence_gradient<true>(x, y, vocab_size, state, t, u, total, row)
+                                 : write_divergence_gradient<false>(x, y, vocab_size, state, t, u, total, row);
+    if (found.lost) return exactly();
+    if (found.peak_step < 0) return;  // or this part of the vocabulary does not hold it
+    for (int64_t i = found.peak_step; i < found.peak_step + kStep && i < vocab_size; ++i)
+      if (to_float(x[i]) == state.reference) row[i] = from_float<TX>(static_cast<float>(total * state.peak_excess));
   });
 }
 

@@ -1,6 +1,9 @@
 // What the operators over logits share on the CPU: positions, rows and candidates.
 #pragma once
 
+#include <limits>
+
+#include "../math/drift.h"
 #include "row_pass.h"
 #include "scalars.h"
 
@@ -30,15 +33,20 @@ inline double logprob_at(const Row& row, const RowSummary& summary, int64_t id) 
   return summary.logprob(logit_at(row, id), row.temperature);
 }
 
-/// How many of the student's k candidates are among the teacher's.
-inline int count_common_candidates(const RowScratch& scratch, int64_t k) {
-  IdBlocks student(k);
+/// How many of a row's k candidates are no empty slots, whose logit is -inf and which come last.
+inline int count_filled(const Candidate* candidates, int64_t k) {
+  while (k > 0 && candidate_logit(candidates[k - 1]) == -std::numeric_limits<float>::infinity()) --k;
+  return static_cast<int>(k);
+}
+
+/// The overlap of both rows' candidates, of which so many are filled.
+inline double overlap_of(const RowScratch& scratch, int student_size, int teacher_size) {
+  IdBlocks student(student_size);
   int32_t teacher[256];
-  for (int64_t j = 0; j < k; ++j) {
+  for (int j = 0; j < student_size; ++j)
     student.ids[j] = static_cast<int32_t>(candidate_id(scratch.student_candidates[j]));
-    teacher[j] = static_cast<int32_t>(candidate_id(scratch.teacher_candidates[j]));
-  }
-  return row_kernels().count_common(student, teacher, k);
+  for (int j = 0; j < teacher_size; ++j) teacher[j] = static_cast<int32_t>(candidate_id(scratch.teacher_candidates[j]));
+  return overlap_of(row_kernels().count_common(student, teacher, teacher_size), student_size, teacher_size);
 }
 
 }  // namespace pruneopd

@@ -1,8 +1,8 @@
 #include "operators/reliability.h"
 
 #include <algorithm>
+#include <memory>
 
-#include "../math/drift.h"
 #include "../math/reward.h"
 #include "position.h"
 #include "responses.h"
@@ -10,82 +10,112 @@
 namespace pruneopd {
 namespace {
 
-/// Whether the teacher's nucleus rejects the token of position n. An id that does not exist is not accepted.
-bool rejected(const ReliabilityArgs& args, const Row& teacher, const RowSummary& summary, const RowScratch& scratch,
-              int64_t n) {
+/// Whether the token of position n lies in the teacher's nucleus. An id that does not exist does not.
+bool accepts(const ReliabilityArgs& args, const Row& teacher, const RowSummary& summary, const Candidate* candidates,
+             int size, int64_t n) {
   const int64_t token = id_at(args.token_ids, n);
   Nucleus nucleus(args.drift_rule.top_p);
-  for (int64_t j = 0; j < args.k && !nucleus.closed; ++j) {
-    const Candidate candidate = scratch.teacher_candidates[j];
-    nucleus.add(summary.logprob(candidate_logit(candidate), teacher.temperature), candidate_id(candidate) == token);
-  }
-  return !nucleus.accepts();
+  for (int j = 0; j < size && !nucleus.closed; ++j)
+    nucleus.add(summary.logprob(candidate_logit(candidates[j]), teacher.temperature),
+                candidate_id(candidates[j]) == token);
+  return nucleus.accepts();
 }
 
-/// r of position n (eq. 11 without L), for its k student candidates.
+/// r of position n (eq. 11 without L), for its student candidates, of which `size` are filled.
 void write_rewards(const ReliabilityArgs& args, const Row& student, const Row& teacher, const RowPairSummary& summary,
-                   const RowScratch& scratch, float* rewards) {
-  const int64_t k = args.k;
+                   const RowScratch& scratch, int size, double* rewards) {
+  std::fill_n(rewards, args.k, 0.0);
   double p[256], q[256];
-  for (int64_t j = 0; j < k; ++j) {
+  for (int j = 0; j < size; ++j) {
     const Candidate candidate = scratch.student_candidates[j];
     p[j] = summary.student.logprob(candidate_logit(candidate), student.temperature);
     q[j] = logprob_at(teacher, summary.teacher, candidate_id(candidate));
   }
   if (args.reward_weight == RewardWeight::kNone) {
-    for (int64_t j = 0; j < k; ++j)
-      rewards[j] = static_cast<float>(reward_of(p[j], q[j], 1.0 / static_cast<double>(k)));
+    for (int j = 0; j < size; ++j) rewards[j] = reward_of(p[j], q[j], 1.0 / size);
     return;
   }
   const double* of = args.reward_weight == RewardWeight::kStudent ? p : q;
-  const double max = *std::max_element(of, of + k);
+  const double max = *std::max_element(of, of + size);
+  if (max == -std::numeric_limits<double>::infinity()) return;  // no mass to renormalise
   double mass = 0;
-  for (int64_t j = 0; j < k; ++j) mass += std::exp(of[j] - max);
-  const bool no_mass = max == -std::numeric_limits<double>::infinity();
-  for (int64_t j = 0; j < k; ++j)
-    rewards[j] = no_mass ? 0 : static_cast<float>(reward_of(p[j], q[j], std::exp(of[j] - max) / mass));
+  for (int j = 0; j < size; ++j) mass += std::exp(of[j] - max);
+  for (int j = 0; j < size; ++j) rewards[j] = reward_of(p[j], q[j], std::exp(of[j] - max) / mass);
 }
 
-void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch) {
+/// What opd_scores has more; `summary` is null where the position is masked.
+void write_scores(const ReliabilityArgs& args, int64_t n, const RowPairSummary* summary, bool accepted) {
+  const ReliabilityArgs::Outputs& out = args.out;
+  if (!out.accepted) return;
+  const RowPairSummary none, &pair = summary ? *summary : none;
+  out.accepted[n] = accepted;
+  out.student_entropy[n] = args.entropies ? static_cast<float>(pair.student.entropy()) : 0;
+  out.teacher_entropy[n] = args.entropies ? static_cast<float>(pair.teacher.entropy()) : 0;
+  out.reverse_kl[n] = pair.reverse_kl;
+  DivergenceState& state = state_at<DivergenceState>(out.state, n);
+  state = {};
+  if (!summary) return;
+  state = DivergenceState::of(pair.student, pair.teacher, pair.reverse_kl, pair.peak_excess);
+  if (!args.entropies && !args.divergence) state = {state.reference, state.mass, 0, 0, 0};
+}
+
+void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch, double* rewards) {
   const int64_t k = args.k;
   int64_t* topk_ids = args.out.topk_ids + n * k;
-  float* rewards = args.out.rewards + n * k;
   if (!load_flag(args.mask, n)) {
     args.out.overlap[n] = 0;
     args.out.drift[n] = false;
     for (int64_t j = 0; j < k; ++j) topk_ids[j] = j;
-    std::fill_n(rewards, k, 0.0f);
-    return;
+    std::fill_n(rewards, k, 0.0);
+    return write_scores(args, n, nullptr, false);
   }
   const Row student = row_at(args.student, n);
   const Row teacher = row_at(args.teacher, n);
-  const RowPairSummary summary = row_kernels().row_pair(student, teacher, args.student.vocab_size, k, false, scratch);
+  const Sums sums = args.entropies ? Sums::kAll : args.divergence ? Sums::kDivergence : Sums::kMass;
+  const RowPairSummary summary = row_kernels().row_pair(student, teacher, args.student.vocab_size, k, sums, scratch);
   for (int64_t j = 0; j < k; ++j) topk_ids[j] = candidate_id(scratch.student_candidates[j]);
 
-  const int common = summary.broken() ? 0 : count_common_candidates(scratch, k);
-  args.out.overlap[n] = static_cast<float>(overlap_of(common, static_cast<int>(k)));
-  args.out.drift[n] =
-      summary.broken() || (args.drift_rule.metric == Metric::kOverlap
-                               ? drifts_by_overlap(common, static_cast<int>(k), args.drift_rule.threshold)
-                               : rejected(args, teacher, summary.teacher, scratch, n));
+  const int student_size = count_filled(scratch.student_candidates, k);
+  const int teacher_size = count_filled(scratch.teacher_candidates, k);
+  const double overlap = summary.broken() ? 0 : overlap_of(scratch, student_size, teacher_size);
+  const bool by_overlap = args.drift_rule.metric == Metric::kOverlap, wants_accepted = args.out.accepted || !by_overlap;
+  const bool accepted = wants_accepted && args.token_ids && !summary.broken() &&
+                        accepts(args, teacher, summary.teacher, scratch.teacher_candidates, teacher_size, n);
+  args.out.overlap[n] = static_cast<float>(overlap);
+  args.out.drift[n] = summary.broken() || (by_overlap ? overlap < args.drift_rule.threshold : !accepted);
   if (summary.broken())
-    std::fill_n(rewards, k, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(rewards, k, std::numeric_limits<double>::quiet_NaN());
   else
-    write_rewards(args, student, teacher, summary, scratch, rewards);
+    write_rewards(args, student, teacher, summary, scratch, student_size, rewards);
+  write_scores(args, n, &summary, accepted);
 }
 
 }  // namespace
 
 template <>
 void compute(const ReliabilityArgs& args, const ParallelFor& parallel_for) {
-  for_each_position(args.responses.positions, args.student.vocab_size, args.k, parallel_for,
-                    [&](int64_t n, RowScratch& scratch) { pass_position(args, n, scratch); });
-  scan_responses(args.responses, args.mask, view_of_flags(args.out.drift, args.responses.positions), args.scan_rule,
-                 args.out.scan, parallel_for, [&](int64_t n, int64_t count) {
-                   for (int64_t slot = n * args.k; slot < (n + count) * args.k; ++slot)
-                     args.out.rewards[slot] =
-                         weighted_reward(args.out.scan.weight[slot / args.k], args.out.rewards[slot]);
+  const int64_t positions = args.responses.positions, k = args.k;
+  // In float64 until their weights are known, which come from the positions before.
+  const auto rewards = std::make_unique_for_overwrite<double[]>(static_cast<size_t>(positions * k));
+  for_each_position(positions, args.student.vocab_size, k, parallel_for,
+                    [&](int64_t n, RowScratch& scratch) { pass_position(args, n, scratch, rewards.get() + n * k); });
+  const auto weight_of = [&](int64_t n) -> double {
+    if (!args.weight) return args.out.scan.weight[n];
+    return load_flag(args.mask, n) ? real_at(args.weight, n) : 0;
+  };
+  scan_responses(args.responses, args.mask, view_of_flags(args.out.drift, positions), args.scan_rule, args.out.scan,
+                 parallel_for, [&](int64_t first, int64_t count) {
+                   for (int64_t n = first; n < first + count; ++n) {
+                     const double weight = weight_of(n);
+                     for (int64_t slot = n * k; slot < (n + 1) * k; ++slot)
+                       args.out.rewards[slot] = weighted_reward(weight, rewards[slot]);
+                   }
                  });
+}
+
+template <>
+void compute(const OpdScoresArgs& args, const ParallelFor& parallel_for) {
+  compute<ReliabilityArgs>(args, parallel_for);
 }
 
 }  // namespace pruneopd

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../math/scan.h"
+#include "row_pass.h"
 #include "scalars.h"
 
 namespace pruneopd {
@@ -46,6 +47,7 @@ template <class Stored>
 void scan_responses(const Responses& responses, const View& mask, const View& drift, const ScanRule& rule,
                     const ScanOutputs& out, const ParallelFor& parallel_for, Stored stored) {
   parallel_for(responses.count, 1, [&](int64_t first, int64_t last) {
+    const FloatMode mode(/*flush_results=*/false);
     for (int64_t b = first; b < last; ++b) {
       const Extent extent = extent_of(responses, b);
       int64_t drift_count = rule.drift_count ? id_at(rule.drift_count, b) : 0;

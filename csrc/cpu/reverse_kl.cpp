@@ -15,18 +15,18 @@ void pass_position(const ReverseKlArgs& args, int64_t n, RowScratch& scratch) {
   args.out.loss[n] = 0;
   state = {};
   if (!load_flag(args.mask, n) || weight == 0) return;
-  const RowPairSummary summary =
-      row_kernels().divergence(row_at(args.student, n), row_at(args.teacher, n), args.student.vocab_size, scratch);
+  const RowPairSummary summary = row_kernels().row_pair(row_at(args.student, n), row_at(args.teacher, n),
+                                                        args.student.vocab_size, /*k=*/0, Sums::kDivergence, scratch);
   args.out.loss[n] = static_cast<float>(weight * summary.reverse_kl);
   state = DivergenceState::of(summary.student, summary.teacher, summary.reverse_kl, summary.peak_excess);
-  if (!std::isfinite(args.out.loss[n])) state.offset = std::numeric_limits<float>::quiet_NaN();
+  if (!std::isfinite(args.out.loss[n])) state.offset = std::numeric_limits<double>::quiet_NaN();
 }
 
 void pass_position(const ReverseKlBackwardArgs& args, int64_t n) {
   const double scale = real_at(args.scale, n) / args.student.temperature;
   const GradientRow out(args.gradient, args.student, args.width, n);
   if (scale == 0) return out.clear_from(0);
-  const auto saved = [&](int64_t i) { return static_cast<float>(real_at(args.state, n, i)); };
+  const auto saved = [&](int64_t i) { return real_at(args.state, n, i); };
   const DivergenceState state{saved(0), saved(1), saved(2), saved(3), saved(4)};
   if (!(std::isfinite(state.offset) && std::isfinite(scale))) return out.spoil();
   row_kernels().divergence_gradient(row_at(args.student, n), row_at(args.teacher, n), args.student.vocab_size, state,

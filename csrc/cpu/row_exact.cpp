@@ -57,7 +57,7 @@ RowSummary summarize(const T* row, double temperature, const Extremes& extremes,
     mass += e;
     if (e > 0) own += e * t;
   }
-  return RowSummary(extremes.max, std::log(mass), std::log(mass) - own / mass, temperature);
+  return RowSummary(extremes.max, std::log(mass), own / mass, temperature);
 }
 
 /// KL(p‖q) by its definition.
@@ -85,13 +85,15 @@ RowSummary summarize_and_select(const T* row, double temperature, int64_t vocab_
 
 }  // namespace
 
-RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch) {
-  return with_logits(row.logits, row.type, [&](auto x) {
+RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScratch& scratch) {
+  RowSummary summary = with_logits(row.logits, row.type, [&](auto x) {
     return summarize_and_select(x, row.temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
   });
+  if (!mean && !summary.broken) summary.mean = 0;
+  return summary;
 }
 
-RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
+RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, Sums sums,
                               RowScratch& scratch) {
   RowPairSummary out;
   with_logits(student, teacher, [&](auto x, auto y) {
@@ -102,7 +104,7 @@ RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vo
         summarize_and_select(y, q_temperature, vocab_size, k, scratch.teacher_candidates, scratch.capacity);
     out.student = p;
     out.teacher = q;
-    if (stats) {
+    if (sums != Sums::kMass) {
       out.reverse_kl = out.broken() ? kNaN : kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
       out.forward_kl = out.broken() ? kNaN : kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
       const auto* const peak =
@@ -115,11 +117,12 @@ RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vo
   return out;
 }
 
-void scaled_softmax_exact(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out) {
+void softmax_gradient_exact(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
+                            void* out) {
   with_logits(row.logits, row.type, [&]<class T>(const T* x) {
     for (int64_t i = 0; i < vocab_size; ++i) {
-      const double p = std::exp((to_float(x[i]) - static_cast<double>(state.reference)) / row.temperature) / state.mass;
-      static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(factor * p));
+      const double gradient = softmax_gradient(to_float(x[i]), state, row.temperature, total, entropy);
+      static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(gradient));
     }
   });
 }
@@ -128,13 +131,9 @@ void divergence_gradient_exact(const Row& student, const Row& teacher, int64_t v
                                double factor, void* out) {
   with_logits(student, teacher, [&]<class T>(const T* x, auto y) {
     for (int64_t i = 0; i < vocab_size; ++i) {
-      const double logit = to_float(x[i]), teacher_logit = to_float(y[i]);
-      const double p = std::exp((logit - state.reference) / student.temperature) / state.mass;
-      const double excess = (logit - state.reference) / student.temperature -
-                            (teacher_logit - state.teacher_reference) / teacher.temperature - state.offset;
-      const bool is_peak = state.is_peaked() && logit == state.reference;
-      const double gradient = p == 0 ? 0 : factor * p * (is_peak ? state.peak_excess : excess);
-      static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(gradient));
+      const double gradient =
+          divergence_gradient(to_float(x[i]), to_float(y[i]), state, student.temperature, teacher.temperature);
+      static_cast<T*>(out)[i] = from_float<T>(static_cast<float>(factor * gradient));
     }
   });
 }

@@ -20,9 +20,10 @@ RowMemory::RowMemory(int64_t vocab_size, int64_t k) {
 
 #if defined(__x86_64__) || defined(__i386__)
 
-FloatMode::FloatMode() : saved_(_mm_getcsr()) {
+FloatMode::FloatMode(bool flush_results) : saved_(_mm_getcsr()) {
   constexpr uint32_t kFlushResults = 0x8000, kSubnormalsAreZero = 0x0040;
-  _mm_setcsr((static_cast<uint32_t>(saved_) | kFlushResults) & ~kSubnormalsAreZero);
+  const uint32_t others = static_cast<uint32_t>(saved_) & ~(kFlushResults | kSubnormalsAreZero);
+  _mm_setcsr(flush_results ? others | kFlushResults : others);
 }
 FloatMode::~FloatMode() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
 
@@ -30,7 +31,7 @@ FloatMode::~FloatMode() { _mm_setcsr(static_cast<uint32_t>(saved_)); }
 
 // One bit flushes inputs and results alike, so it is cleared: subnormal results cost nothing extra on most of these
 // cores.
-FloatMode::FloatMode() {
+FloatMode::FloatMode(bool) {
   asm volatile("mrs %0, fpcr" : "=r"(saved_));
   asm volatile("msr fpcr, %0" ::"r"(saved_ & ~(uint64_t{1} << 24)));
 }
@@ -38,7 +39,7 @@ FloatMode::~FloatMode() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
 
 #else
 
-FloatMode::FloatMode() : saved_(0) {}
+FloatMode::FloatMode(bool) : saved_(0) {}
 FloatMode::~FloatMode() = default;
 
 #endif

@@ -35,11 +35,12 @@ struct Side {
     return 4 * __builtin_exp2f((tile_max - reference) * scale) > 3 * sum_lanes(tile_mass);
   }
 
+  bool has_finite() const { return limit != kNegativeInfinity; }
   bool is_peak(float logit) const { return logit - reference == 0; }
 
   /// Moves the reference: d changes by `shift`, the mass by a factor, and with them the sums that hold them.
   void move_reference(float to, float headroom, Side* partner) {
-    const bool first = limit == kNegativeInfinity;  // the first finite logit: nothing has been added yet
+    const bool first = !has_finite();  // nothing has been added yet
     const double shift = static_cast<double>(reference) - to, factor = first ? 0 : __builtin_exp2(shift * scale);
     reference = to;
     limit = to + headroom / scale;
@@ -66,83 +67,16 @@ struct Side {
 template <class T>
 using PaddedTile = Padded<T, kTile>;
 
-/// Elements after which a tile's sums are begun anew, so that no lane adds more than 64 in a chain: where logits tie,
+/// Elements after which a tile's sums are begun anew, so that no lane adds more than 8 in a chain: where logits tie,
 /// their roundings all go the same way.
-constexpr int64_t kChain = 64 * kLanes;
+constexpr int64_t kChain = 8 * kLanes;
 
-// ---- The mass alone, row by row: what reliability needs.
-
-/// The mass and the maximum of `count` elements, whole steps; with kPeaksApart without those at the reference.
-template <bool kPeaksApart, class T>
-PRUNEOPD_INLINE void sum_tile(const T* row, int64_t count, const Side& side, Vec& mass, Vec& maximum) {
-  mass = broadcast(0);
-  maximum = broadcast(kNegativeInfinity);
-  for (int64_t first = 0; first < count; first += kChain) {
-    const int64_t last = first + kChain < count ? first + kChain : count;
-    Vec chain = broadcast(0);
-    for (int64_t i = first; i < last; i += kStep) {
-      prefetch_ahead(row + i);
-      Vec x[2], d[2], scale[2], e[2];
-      load_two<false>(row + i, x);
-      for (int j = 0; j < 2; ++j) {
-        maximum = max(x[j], maximum);
-        d[j] = max(broadcast(side.lowest), sub(x[j], broadcast(side.reference)));  // NaN stays
-        scale[j] = broadcast(side.scale);
-      }
-      exp2_scaled<true>(d, scale, e);
-      for (int j = 0; j < 2; ++j) chain = add(chain, kPeaksApart ? where_nonzero(d[j], e[j]) : e[j]);
-    }
-    mass = add(mass, chain);
-  }
-}
-
-/// Adds a tile whose maximum the reference must follow first.
-template <class T>
-__attribute__((noinline)) bool add_tile_with_peaks(const T* row, int64_t count, Side& side, float tile_max) {
-  if (tile_max == __builtin_inff()) return false;
-  side.move_reference(tile_max, kHeadroomMass, nullptr);
-  Vec mass, maximum;
-  sum_tile<true>(row, count, side, mass, maximum);
-  if (!all_finite(mass)) return false;
-  accumulate(mass, side.mass);
-  for (int64_t i = 0; i < count; ++i) side.mass[0] += side.is_peak(to_float(row[i]));
-  return true;
-}
-
-/// Adds `count` elements, whole steps. False: something in them is not finite.
-template <class T>
-PRUNEOPD_INLINE bool add_tile(const T* row, int64_t count, Side& side, float* tile_max) {
-  Vec mass, maximum;
-  sum_tile<false>(row, count, side, mass, maximum);
-  *tile_max = max_lane(maximum);
-  if (side.lags_behind(*tile_max, mass)) [[unlikely]]
-    return add_tile_with_peaks(row, count, side, *tile_max);
-  if (!all_finite(mass)) [[unlikely]]
-    return false;
-  accumulate(mass, side.mass);
-  return true;
-}
-
-/// The mass of a whole row and its tile maxima. False: some value needs row_pair_exact.
-template <class T>
-bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
-  int64_t first = 0;
-  for (; first + kTile <= vocab_size; first += kTile)
-    if (!add_tile(row + first, kTile, side, tile_max++)) return false;
-  const int64_t rest = vocab_size - first;
-  if (rest == 0) return true;
-  const PaddedTile<T> last(row + first, rest);
-  return add_tile(last.data, whole_steps(rest), side, tile_max);
-}
-
-// ---- All sums, both rows in step: what token_stats needs.
-
+/// What is summed of a tile, by lane.
 struct TileSums {
   Vec max = broadcast(kNegativeInfinity), mass = broadcast(0), own = broadcast(0), other = broadcast(0);
 
   PRUNEOPD_INLINE Vec all() const { return add(mass, add(own, other)); }
   PRUNEOPD_INLINE void add_chain(const TileSums& chain) {
-    max = pruneopd::PRUNEOPD_ISA::max(chain.max, max);
     mass = add(mass, chain.mass);
     own = add(own, chain.own);
     other = add(other, chain.other);
@@ -154,15 +88,95 @@ struct TileSums {
   }
 };
 
-/// Adds one vector of each row. kBoth: also what the teacher's entropy and divergence take, else the student's alone.
-/// kCareful lets -inf in, by which nothing is multiplied, and leaves peaks out.
+/// What else is seen of a tile of both rows: the greatest product of their d (loses_terms), and whether an id is -inf
+/// in one row alone.
+struct PairFlags {
+  Vec products = broadcast(0);
+  uint32_t teacher_misses = 0, student_misses = 0;
+};
+
+// ---- One row: its mass, and with kMean its mean. In all that follows kCareful lets -inf in, by which nothing is
+// multiplied, and leaves peaks out.
+
+/// Sums `count` elements, whole steps.
+template <bool kMean, bool kCareful, class T>
+PRUNEOPD_INLINE TileSums sum_tile(const T* row, int64_t count, const Side& side) {
+  TileSums sums;
+  for (int64_t first = 0; first < count; first += kChain) {
+    const int64_t last = first + kChain < count ? first + kChain : count;
+    TileSums chain;
+    for (int64_t i = first; i < last; i += kStep) {
+      prefetch_ahead(row + i);
+      Vec x[2], d[2], e[2];
+      const Vec scale[2] = {broadcast(side.scale), broadcast(side.scale)};
+      load_two<false>(row + i, x);
+      for (int j = 0; j < 2; ++j) {
+        sums.max = max(x[j], sums.max);
+        d[j] = sub(x[j], broadcast(side.reference));
+        if constexpr (!kMean) d[j] = max(broadcast(side.lowest), d[j]);  // NaN stays
+      }
+      exp2_scaled<!kMean>(d, scale, e);
+      for (int j = 0; j < 2; ++j) {
+        if constexpr (kCareful) e[j] = where_nonzero(d[j], e[j]);
+        chain.mass = add(chain.mass, e[j]);
+        if constexpr (kMean && kCareful) chain.own = add(chain.own, where_nonzero(e[j], mul(e[j], d[j])));
+        if constexpr (kMean && !kCareful) chain.own = fma(e[j], d[j], chain.own);
+      }
+    }
+    sums.add_chain(chain);
+  }
+  return sums;
+}
+
+template <bool kMean, bool kCareful, class T>
+bool add_tile(const T* row, int64_t count, Side& side, float* tile_max);
+
+/// Again: rare, and kept out of the loop over tiles.
+template <bool kMean, class T>
+__attribute__((noinline)) bool add_tile_carefully(const T* row, int64_t count, Side& side, float* tile_max) {
+  return add_tile<kMean, true>(row, count, side, tile_max);
+}
+
+/// Adds `count` elements, whole steps. False: something in them is not finite.
+template <bool kMean, bool kCareful, class T>
+PRUNEOPD_INLINE bool add_tile(const T* row, int64_t count, Side& side, float* tile_max) {
+  const TileSums sums = sum_tile<kMean, kCareful>(row, count, side);
+  *tile_max = max_lane(sums.max);
+  if (side.lags_behind(*tile_max, sums.mass)) [[unlikely]] {
+    if (*tile_max == __builtin_inff()) return false;
+    side.move_reference(*tile_max, kMean ? kHeadroomStats : kHeadroomMass, nullptr);
+    return add_tile_carefully<kMean>(row, count, side, tile_max);
+  }
+  if (!all_finite(add(sums.mass, sums.own))) [[unlikely]]
+    return !kCareful && add_tile_carefully<kMean>(row, count, side, tile_max);
+  accumulate(sums.mass, side.mass);
+  if constexpr (kMean) accumulate(sums.own, side.own);
+  if constexpr (kCareful)
+    for (int64_t i = 0; i < count; ++i) side.mass[0] += side.is_peak(to_float(row[i]));
+  return true;
+}
+
+/// The sums of a whole row and its tile maxima. False: some value needs float64.
+template <bool kMean, class T>
+bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
+  int64_t first = 0;
+  for (; first + kTile <= vocab_size; first += kTile)
+    if (!add_tile<kMean, false>(row + first, kTile, side, tile_max++)) return false;
+  const int64_t rest = vocab_size - first;
+  if (rest == 0) return true;
+  const PaddedTile<T> last(row + first, rest);
+  return add_tile<kMean, false>(last.data, whole_steps(rest), side, tile_max);
+}
+
+// ---- Both rows in step: their divergence, too.
+
+/// Adds one vector of each row. kBoth: also what the teacher's mean and divergence take, else the student's alone.
 template <bool kBoth, bool kCareful>
 PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
-                                 uint32_t& teacher_misses, uint32_t& student_misses) {
-  s.max = max(x, s.max);
-  t.max = max(y, t.max);
+                                 PairFlags& flags) {
   const Vec d[2] = {sub(x, broadcast(student.reference)), sub(y, broadcast(teacher.reference))};
   const Vec scale[2] = {broadcast(student.scale), broadcast(teacher.scale)};
+  flags.products = max(mul(d[0], d[1]), flags.products);
   Vec e[2];
   exp2_scaled<false>(d, scale, e);
   if constexpr (kCareful)
@@ -181,17 +195,17 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
     t.own = add(t.own, where_nonzero(e[1], mul(e[1], d[1])));
     s.other = add(s.other, where_nonzero(e[0], where_above_negative_infinity(y, mul(e[0], d[1]))));
     t.other = add(t.other, where_nonzero(e[1], where_above_negative_infinity(x, mul(e[1], d[0]))));
-    teacher_misses |= only_first_negative_infinity(y, x);
-    student_misses |= only_first_negative_infinity(x, y);
+    flags.teacher_misses |= only_first_negative_infinity(y, x);
+    flags.student_misses |= only_first_negative_infinity(x, y);
   }
 }
 
 template <bool kBoth, bool kCareful, class TX, class TY>
-PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, TileSums& s,
-                                   TileSums& t) {
+PRUNEOPD_INLINE PairFlags sum_tile_pair(const TX* x, const TY* y, int64_t count, const Side& student,
+                                        const Side& teacher, TileSums& s, TileSums& t) {
   constexpr bool kInOrder = !std::is_same_v<TX, TY>;  // the two rows must agree
   s = t = TileSums();
-  uint32_t teacher_misses = 0, student_misses = 0;
+  PairFlags flags;
   for (int64_t first = 0; first < count; first += kChain) {
     const int64_t last = first + kChain < count ? first + kChain : count;
     TileSums chain_s, chain_t;
@@ -201,14 +215,16 @@ PRUNEOPD_INLINE void sum_tile_pair(const TX* x, const TY* y, int64_t count, Side
       Vec vx[2], vy[2];
       load_two<kInOrder>(x + i, vx);
       load_two<kInOrder>(y + i, vy);
-      for (int j = 0; j < 2; ++j)
-        add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, teacher_misses, student_misses);
+      for (int j = 0; j < 2; ++j) {
+        s.max = max(vx[j], s.max);
+        t.max = max(vy[j], t.max);
+        add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, flags);
+      }
     }
     s.add_chain(chain_s);
     t.add_chain(chain_t);
   }
-  if (teacher_misses) student.partner_misses = true;
-  if (student_misses) teacher.partner_misses = true;
+  return flags;
 }
 
 /// Adds the peaks of one row to its sums: mass 1 and d = 0 each.
@@ -227,19 +243,18 @@ template <bool kBoth, bool kCareful, class TX, class TY>
 bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, float* student_max,
                    float* teacher_max);
 
-/// Again, with peaks apart and with -inf: rare, and kept out of the loop over tiles.
 template <bool kBoth, class TX, class TY>
 __attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
                                                        Side& teacher, float* student_max, float* teacher_max) {
   return add_tile_pair<kBoth, true>(x, y, count, student, teacher, student_max, teacher_max);
 }
 
-/// Adds `count` elements of both rows, whole steps. False: something in them is not finite.
+/// Adds `count` elements of both rows, whole steps. False: float32 cannot hold something that they take.
 template <bool kBoth, bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher,
                                    float* student_max, float* teacher_max) {
   TileSums s, t;
-  sum_tile_pair<kBoth, kCareful>(x, y, count, student, teacher, s, t);
+  const PairFlags flags = sum_tile_pair<kBoth, kCareful>(x, y, count, student, teacher, s, t);
   *student_max = max_lane(s.max);
   *teacher_max = max_lane(t.max);
   const bool student_lags = student.lags_behind(*student_max, s.mass);
@@ -251,27 +266,29 @@ PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side
     return add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
   }
   if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
-    return false;
+    return !kCareful && add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
+  const Vec limit = broadcast(limit_of_products(student.scale, teacher.scale));
+  if (at_least(flags.products, limit)) [[unlikely]]
+    if (loses_terms(x, y, count, student.reference, teacher.reference, student.scale, teacher.scale)) return false;
   s.accumulate_into(student);
   t.accumulate_into(teacher);
   if constexpr (kCareful) {
+    if (flags.teacher_misses) student.partner_misses = true;
+    if (flags.student_misses) teacher.partner_misses = true;
     add_peaks(x, y, count, student, teacher);
     add_peaks(y, x, count, teacher, student);
   }
   return true;
 }
 
-/// The sums of both rows and their tile maxima. False: some value needs row_pair_exact.
+/// The sums of both rows and their tile maxima. False: some value needs float64.
 template <bool kBoth, class TX, class TY>
 bool sum_row_pair(const TX* x, const TY* y, int64_t vocab_size, Side& student, Side& teacher, float* student_max,
                   float* teacher_max) {
   int64_t first = 0;
-  for (; first + kTile <= vocab_size; first += kTile, ++student_max, ++teacher_max) {
-    if (add_tile_pair<kBoth, false>(x + first, y + first, kTile, student, teacher, student_max, teacher_max)) [[likely]]
-      continue;
-    if (!add_tile_pair_carefully<kBoth>(x + first, y + first, kTile, student, teacher, student_max, teacher_max))
+  for (; first + kTile <= vocab_size; first += kTile)
+    if (!add_tile_pair<kBoth, false>(x + first, y + first, kTile, student, teacher, student_max++, teacher_max++))
       return false;
-  }
   const int64_t rest = vocab_size - first;
   if (rest == 0) return true;
   const PaddedTile<TX> last_x(x + first, rest);
@@ -349,77 +366,60 @@ void select(const T* row, int64_t vocab_size, int64_t k, const float* tile_max, 
   sort_candidates(candidates, k);
 }
 
-/// The sums of both rows by sum(x, y). False: some value needs row_pair_exact, or a row has no finite logit.
-template <class Sum>
-bool sum_both(const Row& student_row, const Row& teacher_row, const Side& student, const Side& teacher,
-              const Sum& sum) {
-  return is_usable_scale(student.scale) && is_usable_scale(teacher.scale) &&
-         with_logits(student_row, teacher_row, sum) && student.limit != kNegativeInfinity &&
-         teacher.limit != kNegativeInfinity;
-}
-
 void select(const Row& row, int64_t vocab_size, int64_t k, const float* tile_max, Candidate* candidates,
             const RowScratch& scratch) {
+  if (k == 0) return;
   with_logits(row.logits, row.type,
               [&](auto x) { select(x, vocab_size, k, tile_max, scratch.tiles, candidates, scratch.capacity); });
 }
 
-RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t vocab_size, int64_t k, bool stats,
+RowPairSummary row_pair(const Row& student_row, const Row& teacher_row, int64_t vocab_size, int64_t k, Sums sums,
                         RowScratch& scratch) {
   Side student(student_row.temperature), teacher(teacher_row.temperature);
   float *const student_max = scratch.student_tile_max, *const teacher_max = scratch.teacher_tile_max;
-  if (!sum_both(student_row, teacher_row, student, teacher, [&](auto x, auto y) {
-        return stats ? sum_row_pair<true>(x, y, vocab_size, student, teacher, student_max, teacher_max)
-                     : sum_row(x, vocab_size, student, student_max) && sum_row(y, vocab_size, teacher, teacher_max);
-      }))
-    return row_pair_exact(student_row, teacher_row, vocab_size, k, stats, scratch);
+  const auto sum = [&](auto x, auto y) {
+    if (sums == Sums::kMass)
+      return sum_row<false>(x, vocab_size, student, student_max) && sum_row<false>(y, vocab_size, teacher, teacher_max);
+    return sums == Sums::kAll ? sum_row_pair<true>(x, y, vocab_size, student, teacher, student_max, teacher_max)
+                              : sum_row_pair<false>(x, y, vocab_size, student, teacher, student_max, teacher_max);
+  };
+  if (!is_usable_scale(student.scale) || !is_usable_scale(teacher.scale) ||
+      !with_logits(student_row, teacher_row, sum) || !student.has_finite() || !teacher.has_finite())
+    return row_pair_exact(student_row, teacher_row, vocab_size, k, sums, scratch);
   select(student_row, vocab_size, k, student_max, scratch.student_candidates, scratch);
   select(teacher_row, vocab_size, k, teacher_max, scratch.teacher_candidates, scratch);
   const RowSums p = student.sums(), q = teacher.sums();
-  RowPairSummary out{RowSummary(p, student_row.temperature, stats), RowSummary(q, teacher_row.temperature, stats)};
-  if (stats) {
-    out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
-    out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);
-  }
-  return out;
-}
-
-RowSummary row(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch) {
-  Side side(row.temperature);
-  const bool summed = is_usable_scale(side.scale) && with_logits(row.logits, row.type, [&](auto x) {
-                        return sum_row(x, vocab_size, side, scratch.student_tile_max);
-                      });
-  if (!summed || side.limit == kNegativeInfinity) return row_exact(row, vocab_size, k, scratch);
-  if (k > 0) select(row, vocab_size, k, scratch.student_tile_max, scratch.student_candidates, scratch);
-  return RowSummary(side.sums(), row.temperature, /*stats=*/false);
-}
-
-RowPairSummary divergence(const Row& student_row, const Row& teacher_row, int64_t vocab_size, RowScratch& scratch) {
-  Side student(student_row.temperature), teacher(teacher_row.temperature);
-  if (!sum_both(student_row, teacher_row, student, teacher, [&](auto x, auto y) {
-        return sum_row_pair<false>(x, y, vocab_size, student, teacher, scratch.student_tile_max,
-                                   scratch.teacher_tile_max);
-      }))
-    return row_pair_exact(student_row, teacher_row, vocab_size, /*k=*/0, /*stats=*/true, scratch);
-  const RowSums p = student.sums(), q = teacher.sums();
-  RowPairSummary out{RowSummary(p, student_row.temperature, /*stats=*/false),
-                     RowSummary(q, teacher_row.temperature, /*stats=*/false)};
+  RowPairSummary out{RowSummary(p, student_row.temperature), RowSummary(q, teacher_row.temperature)};
+  if (sums == Sums::kMass) return out;
   out.reverse_kl = student.partner_misses ? __builtin_inf() : kl_divergence(p, q);
+  out.forward_kl = teacher.partner_misses ? __builtin_inf() : kl_divergence(q, p);
   out.peak_excess = excess_of_peak(p, student_row.temperature, teacher_row.temperature,
                                    static_cast<double>(student.peak_partner) - q.reference);
   return out;
 }
 
-int count_common(const IdBlocks& ids, const int32_t* among, int64_t k) {
-  int count = 0;
+RowSummary row(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScratch& scratch) {
+  Side side(row.temperature);
+  float* const tile_max = scratch.student_tile_max;
+  const auto sum = [&](auto x) {
+    return mean ? sum_row<true>(x, vocab_size, side, tile_max) : sum_row<false>(x, vocab_size, side, tile_max);
+  };
+  if (!is_usable_scale(side.scale) || !with_logits(row.logits, row.type, sum) || !side.has_finite())
+    return row_exact(row, vocab_size, k, mean, scratch);
+  select(row, vocab_size, k, tile_max, scratch.student_candidates, scratch);
+  return RowSummary(side.sums(), row.temperature);
+}
+
+int count_common(const IdBlocks& ids, const int32_t* among, int64_t count) {
+  int common = 0;
   for (int64_t block = 0; block < ids.blocks; ++block) {
     const int32_t* slots = ids.ids + block * IdBlocks::kBlock;
     int32_t hits[IdBlocks::kBlock] = {};
-    for (int64_t j = 0; j < k; ++j)
+    for (int64_t j = 0; j < count; ++j)
       for (int64_t i = 0; i < IdBlocks::kBlock; ++i) hits[i] |= slots[i] == among[j];
-    for (int32_t hit : hits) count += hit;
+    for (int32_t hit : hits) common += hit;
   }
-  return count;
+  return common;
 }
 
 void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max) {
@@ -450,14 +450,15 @@ void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* 
 }  // namespace
 
 // gradients.cpp
-void scaled_softmax(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
+void softmax_gradient(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
+                      void* out);
 void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                          double factor, void* out);
 
 extern const RowKernels kRowKernels;
 #define PRUNEOPD_TEXT_(x) #x
 #define PRUNEOPD_TEXT(x) PRUNEOPD_TEXT_(x)
-const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair,     row,    divergence, scaled_softmax,
+const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair,     row,    softmax_gradient,
                                 divergence_gradient,         count_common, row_max};
 
 }  // namespace pruneopd::PRUNEOPD_ISA

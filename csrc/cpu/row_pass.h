@@ -8,9 +8,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "../math/loss.h"
 #include "../math/order.h"
-#include "../math/softmax.h"
+#include "../math/state.h"
 #include "scalars.h"
 #include "views.h"
 
@@ -56,11 +55,15 @@ class RowMemory {
 
 struct RowPairSummary {
   RowSummary student, teacher;
-  double reverse_kl = 0, forward_kl = 0;  // student‖teacher, teacher‖student; with `stats`
+  double reverse_kl = 0, forward_kl = 0;  // student‖teacher, teacher‖student
   double peak_excess = 0;                 // with reverse_kl, where the student is peaked: see DivergenceState
 
   bool broken() const { return student.broken || teacher.broken; }
 };
+
+/// What a pass over both rows sums: the masses; also the student's mean and reverse_kl; also the teacher's mean and
+/// forward_kl.
+enum class Sums : uint8_t { kMass, kDivergence, kAll };
 
 /// Up to 256 ids, filled up with -1, which occurs nowhere, to whole blocks.
 struct IdBlocks {
@@ -68,47 +71,47 @@ struct IdBlocks {
   int32_t ids[256];
   int64_t blocks;
 
-  explicit IdBlocks(int64_t k) : blocks((k + kBlock - 1) / kBlock) {
-    for (int64_t j = k; j < blocks * kBlock; ++j) ids[j] = -1;
+  explicit IdBlocks(int64_t count) : blocks((count + kBlock - 1) / kBlock) {
+    for (int64_t j = count; j < blocks * kBlock; ++j) ids[j] = -1;
   }
 };
 
 struct RowKernels {
   const char* instruction_set;
-  /// The pass over [0, vocab_size) of both rows; entropies and KL only with `stats`.
-  RowPairSummary (*row_pair)(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
+  /// The pass over [0, vocab_size) of both rows, and the k best of each, of which there may be none.
+  RowPairSummary (*row_pair)(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, Sums sums,
                              RowScratch& scratch);
-  /// The pass over one row alone: its mass and, unless k is 0, its k best, as the student's.
-  RowSummary (*row)(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch);
-  /// The pass over both rows that KL(student‖teacher) takes, in `reverse_kl`; no candidates, no entropies.
-  RowPairSummary (*divergence)(const Row& student, const Row& teacher, int64_t vocab_size, RowScratch& scratch);
-  /// factor * p of each id, in the row's type.
-  void (*scaled_softmax)(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
-  /// factor * p * (log p - log q - KL(p‖q)) of each id, in the student's type.
+  /// The pass over one row alone, and its k best, as the student's; its mean only if it is asked for.
+  RowSummary (*row)(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScratch& scratch);
+  /// softmax_gradient of each id, in the row's type.
+  void (*softmax_gradient)(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
+                           void* out);
+  /// factor * divergence_gradient of each id, in the student's type.
   void (*divergence_gradient)(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                               double factor, void* out);
-  /// How many of `ids` occur among the k of `among`.
-  int (*count_common)(const IdBlocks& ids, const int32_t* among, int64_t k);
+  /// How many of `ids` occur among the `count` of `among`.
+  int (*count_common)(const IdBlocks& ids, const int32_t* among, int64_t count);
   /// The maxima of two rows, read in step like row_pair reads them.
   void (*row_max)(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max);
 };
 
 const RowKernels& row_kernels();
 
-/// The same answers by plain loops in float64, for the rare row with a NaN, an infinity, or values whose differences
-/// overflow float32. No candidates are looked for where k is 0.
-RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, bool stats,
+/// The same answers by plain loops in float64, for the rare row with a NaN, an infinity, or values that float32 cannot
+/// compute with.
+RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vocab_size, int64_t k, Sums sums,
                               RowScratch& scratch);
-RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, RowScratch& scratch);
-void scaled_softmax_exact(const Row& row, int64_t vocab_size, const RowState& state, double factor, void* out);
+RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScratch& scratch);
+void softmax_gradient_exact(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
+                            void* out);
 void divergence_gradient_exact(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                                double factor, void* out);
 
-/// The processor mode of the row pass on this thread: results too small for a normal float32 become 0 (they are slow),
-/// subnormal logits stay what they are (as zeros they would tie).
+/// The processor's mode on this thread, whatever the caller has set: subnormal arguments stay what they are (as zeros,
+/// logits would tie). In the row pass, results too small for a normal float become 0, because they are slow.
 class FloatMode {
  public:
-  FloatMode();
+  explicit FloatMode(bool flush_results = true);
   ~FloatMode();
   FloatMode(const FloatMode&) = delete;
   FloatMode& operator=(const FloatMode&) = delete;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "../math/drift.h"
 #include "position.h"
 
 namespace pruneopd {
@@ -25,7 +24,7 @@ void pass_position(const TokenStatsArgs& args, int64_t n, RowScratch& scratch) {
   const int64_t k = args.k, vocab_size = args.student.vocab_size;
   if (!load_flag(args.mask, n)) return write_masked(out, n, k);
   const Row rows[2] = {row_at(args.student, n), row_at(args.teacher, n)};
-  const RowPairSummary pair = row_kernels().row_pair(rows[0], rows[1], vocab_size, k, /*stats=*/true, scratch);
+  const RowPairSummary pair = row_kernels().row_pair(rows[0], rows[1], vocab_size, k, Sums::kAll, scratch);
   const RowSummary* const summaries[2] = {&pair.student, &pair.teacher};
   const Candidate* const candidates[2] = {scratch.student_candidates, scratch.teacher_candidates};
   const int64_t token = args.token_ids ? id_at(args.token_ids, n) : -1;
@@ -42,13 +41,13 @@ void pass_position(const TokenStatsArgs& args, int64_t n, RowScratch& scratch) {
       out.partner_logprobs[side][slot] = logprob(1 - side, id);
     }
     out.lse[side][n] = static_cast<float>(summaries[side]->lse);
-    out.entropy[side][n] = static_cast<float>(summaries[side]->entropy);
+    out.entropy[side][n] = static_cast<float>(summaries[side]->entropy());
     out.divergence[side][n] = static_cast<float>(side == 0 ? pair.reverse_kl : pair.forward_kl);
     out.token_logprob[side][n] =
         token >= 0 && token < vocab_size ? logprob(side, token) : std::numeric_limits<float>::quiet_NaN();
   }
-  const int common = pair.broken() ? 0 : count_common_candidates(scratch, k);
-  out.overlap[n] = static_cast<float>(overlap_of(common, static_cast<int>(k)));
+  const int filled[2] = {count_filled(candidates[0], k), count_filled(candidates[1], k)};
+  out.overlap[n] = pair.broken() ? 0 : static_cast<float>(overlap_of(scratch, filled[0], filled[1]));
 }
 
 }  // namespace
