@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import InvalidType, InvalidValue
     from .linear.linear_opd_loss import LinearOpdLoss, linear_opd_loss
     from .linear.linear_reliability import linear_reliability
+    from .linear.linear_selected_logprobs import linear_selected_logprobs
     from .ops.opd_loss import OpdLoss, opd_loss
     from .ops.reliability import Reliability, reliability
     from .ops.reliability_from_drift import ReliabilityFromDrift, reliability_from_drift
@@ -50,6 +51,7 @@ __all__ = [
     "host",
     "linear_opd_loss",
     "linear_reliability",
+    "linear_selected_logprobs",
     "next_drift_count",
     "opd_loss",
     "opd_rewards",

@@ -399,6 +399,12 @@ def row_state(rows: Rows, used: Tensor) -> Tensor:
     return where_used(used, state)
 
 
+def logprobs_from_state(logits: Tensor, ids: Tensor, state: Tensor, temperature: float) -> Tensor:
+    """Return log p of ids that exist from the state of their row, in float64; nothing else of the row is read."""
+    distance = (logits.gather(-1, ids).to(torch.float64) - state[..., :1]) / temperature
+    return distance - state[..., 1:2].log()
+
+
 def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:
     """Return the derivatives by the candidates' log-probabilities; NaN where the loss is not finite."""
     return where_used(used, derivatives).masked_fill(~loss.isfinite()[..., None], torch.nan)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..ops._operator import FORWARD_PASSES, IMPLS, NAMESPACE, Operator
+from ..ops._operator import IMPLS, NAMESPACE, Operator, compiled
 from . import cpp, cuda
 
 # implementation: the kind of device it runs on, which an AMD GPU is too
@@ -71,14 +71,17 @@ def run(op: Operator, impl: str, a: Any) -> tuple[torch.Tensor, ...]:
     """Compute, with arguments that have been checked. What has a gradient also returns what its backward pass needs."""
     require_usable(op.name, impl, a[0].device)
     if op.is_composed:
-        return tuple(op.module.compute(a, functools.partial(_run_pass, impl)))
+        return tuple(op.module.compute(a, functools.partial(run_pass, impl)))
     if impl in ("cpp", "cuda"):
         outputs = getattr(getattr(torch.ops, f"{NAMESPACE}_{impl}"), op.name)(*a)
         return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     return tuple(import_module(f"..{impl}", __package__).COMPUTE[op.name](a))
 
 
-def _run_pass(impl: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Run a forward pass of this implementation; return its result."""
-    op = FORWARD_PASSES[name]
+def run_pass(impl: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a compiled operator or a forward pass of this implementation, unchecked; return its result."""
+    op = _COMPILED[name]
     return op.result(*run(op, impl, op.arguments(args, kwargs)))
+
+
+_COMPILED = {op.name: op for op in compiled()}

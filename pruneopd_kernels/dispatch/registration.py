@@ -78,20 +78,14 @@ def register_differentiable(op: Operator) -> None:
             return
         ctx.scalars = keyword_only_inputs
         given = dict(zip(op.tensors, inputs, strict=True)) | dict(zip(outputs, output, strict=True))
-        kept = {name: given[name] for name in op.module.kept(SimpleNamespace(**keyword_only_inputs))}
-        # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
-        ctx.unsaved = {name: x for name, x in kept.items() if x is None or x.is_inference()}
-        ctx.names = [name for name in kept if name not in ctx.unsaved]
-        ctx.save_for_backward(*(kept[name] for name in ctx.names))
+        save_tensors(ctx, {name: given[name] for name in op.module.kept(SimpleNamespace(**keyword_only_inputs))})
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         none: tuple[Tensor | None, ...] = (None,) * len(op.tensors)
         wanted = [gradients[i] for i in differentiable]
         if all(gradient is None for gradient in wanted) or not ctx.needs_input_grad[0]:
             return none
-        kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        a = SimpleNamespace(**kept, **ctx.unsaved, **ctx.scalars)
-        return op.module.backward(a, *wanted), *none[1:]
+        return op.module.backward(SimpleNamespace(**saved_tensors(ctx), **ctx.scalars), *wanted), *none[1:]
 
     torch.library.register_autograd(f"{NAMESPACE}::{inner}", backward, setup_context=setup_context, lib=_LIBRARY)
     saving = getattr(OPS, inner).default
@@ -104,6 +98,19 @@ def register_differentiable(op: Operator) -> None:
     _LIBRARY.impl(op.name, public, "CompositeImplicitAutograd")
     _refuse_vmap(op.name, op.name)
     op.call = _function(op, compute)  # type: ignore[method-assign]
+
+
+def save_tensors(ctx: Any, tensors: dict[str, Tensor | None]) -> None:
+    """Save tensors by name for a backward pass."""
+    # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
+    ctx.unsaved = {name: x for name, x in tensors.items() if x is None or x.is_inference()}
+    ctx.names = [name for name in tensors if name not in ctx.unsaved]
+    ctx.save_for_backward(*(tensors[name] for name in ctx.names))
+
+
+def saved_tensors(ctx: Any) -> dict[str, Any]:
+    """Return what `save_tensors` saved."""
+    return ctx.unsaved | dict(zip(ctx.names, ctx.saved_tensors, strict=True))  # type: ignore[no-any-return]
 
 
 def register_backward(op: Operator) -> None:

@@ -8,36 +8,41 @@ from typing import Any
 from .. import checks
 from ..dispatch import implementations
 from ..formulas import has_values
-from ._products import autocast_dtype
 
 
 def check(op: str, a: Any) -> None:
     """Check a record of arguments: those that the functions share, of which some may be missing."""
-    hidden = a.student_hidden
+    first = "" if hasattr(a, "hidden") else "student_"
+    hidden = getattr(a, f"{first}hidden")
     impl = implementations.choose(op, a.impl, hidden.device)
     implementations.require_usable(op, impl, hidden.device)
     if hidden.ndim not in (2, 3):
-        checks.bad_value(op, "student_hidden", "have shape [B, T, H] or [N, H]", list(hidden.shape))
+        checks.bad_value(op, f"{first}hidden", "have shape [B, T, H] or [N, H]", list(hidden.shape))
     dtypes = checks.FLOATS if impl == "reference" else checks.LOGITS
-    _side(op, "student", a, dtypes)
-    from_server = is_from_server(a)
+    _side(op, first, a, hidden, dtypes)
+    from_server, weights = is_from_server(a), [getattr(a, f"{first}weight")]
     if from_server:
         _candidates(op, a)
-    else:
+    elif first:
         for name in ("teacher_hidden", "teacher_weight"):
             if getattr(a, name) is None:
                 checks.bad_value(op, name, "be given when teacher_topk_ids are not", None)
-        _side(op, "teacher", a, dtypes)
+        _side(op, "teacher_", a, hidden, dtypes)
+        weights.append(a.teacher_weight)
     shape, has_responses = hidden.shape[:-1], hasattr(a, "cu_seqlens")
     checks.mask_of_positions(op, a.mask, hidden, shape)
-    checks.ids_of_positions(op, a.token_ids, hidden, shape)
+    if first:
+        checks.ids_of_positions(op, a.token_ids, hidden, shape)
+    else:
+        checks.candidates(op, "token_ids", a.token_ids, hidden, checks.MAX_POLICY_CANDIDATES, "m")
     if has_responses:
         checks.responses(op, a.cu_seqlens, a.drift_count, hidden, shape, "student_hidden is {}, H]")
-    widths = [weight.shape[0] for weight in (a.student_weight, a.teacher_weight) if weight is not None]
+    widths = [weight.shape[0] for weight in weights]
     vocab_size = checks.vocabulary(op, a.vocab_size, widths, "first axes of student_weight and teacher_weight")
     if a.chunk_size is not None:
         checks.at_least(op, "chunk_size", a.chunk_size, 1)
-    checks.number_of_candidates(op, a.k, vocab_size)
+    if hasattr(a, "k"):
+        checks.number_of_candidates(op, a.k, vocab_size)
     checks.scalars(op, a)
     if has_responses:
         checks.needed_by_top_p(op, a, "token_ids")
@@ -48,6 +53,9 @@ def check(op: str, a: Any) -> None:
             checks.response_values(op, a.cu_seqlens, a.drift_count, shape)
         if from_server:
             checks.candidate_values(op, "teacher_topk_ids", a.teacher_topk_ids, a.mask, vocab_size)
+            checks.distinct(op, "teacher_topk_ids", a.teacher_topk_ids, a.teacher_topk_logprobs, a.mask)
+        if not first:
+            checks.candidate_values(op, "token_ids", a.token_ids, a.mask, vocab_size)
 
 
 def is_from_server(a: Any) -> bool:
@@ -55,20 +63,19 @@ def is_from_server(a: Any) -> bool:
     return any(getattr(a, f"teacher_topk_{name}", None) is not None for name in ("ids", "logprobs"))
 
 
-def _side(op: str, side: str, a: Any, dtypes: Sequence[str]) -> None:
-    """Check one model's hidden states, weight and bias."""
-    tensors = {f"{side}_{name}": getattr(a, f"{side}_{name}") for name in ("hidden", "weight", "bias")}
+def _side(op: str, prefix: str, a: Any, first: Any, dtypes: Sequence[str]) -> None:
+    """Check one model's hidden states, weight, bias and cap; `first` are the first model's hidden states."""
+    tensors = {prefix + name: getattr(a, prefix + name) for name in ("hidden", "weight", "bias")}
     hidden, weight, bias = tensors.values()
-    student = a.student_hidden
-    if hidden.ndim != student.ndim or hidden.shape[:-1] != student.shape[:-1]:
-        words = ", ".join(map(str, [*student.shape[:-1], "H"]))
-        checks.bad_value(op, f"{side}_hidden", f"have shape [{words}]", list(hidden.shape))
+    if hidden.ndim != first.ndim or hidden.shape[:-1] != first.shape[:-1]:
+        words = ", ".join(map(str, [*first.shape[:-1], "H"]))
+        checks.bad_value(op, f"{prefix}hidden", f"have shape [{words}]", list(hidden.shape))
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
-        checks.bad_value(op, f"{side}_weight", f"have shape [V, {hidden.shape[-1]}]", list(weight.shape))
+        checks.bad_value(op, f"{prefix}weight", f"have shape [V, {hidden.shape[-1]}]", list(weight.shape))
     if bias is not None:
-        checks.has_shape(op, f"{side}_bias", bias, weight.shape[:1])
+        checks.has_shape(op, f"{prefix}bias", bias, weight.shape[:1])
     dtype = str(hidden.dtype).removeprefix("torch.")
-    is_free = autocast_dtype(hidden.device) is not None and dtype != "float64"
+    is_free = a.autocast is not None and dtype != "float64"
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -77,8 +84,11 @@ def _side(op: str, side: str, a: Any, dtypes: Sequence[str]) -> None:
         elif tensor is hidden:
             checks.has_dtype(op, name, tensor, dtypes)
         else:
-            checks.has_dtype(op, name, tensor, (dtype,), f"{dtype}, as {side}_hidden has without autocast")
-        checks.same_device(op, name, tensor, student)
+            checks.has_dtype(op, name, tensor, (dtype,), f"{dtype}, as {prefix}hidden has without autocast")
+        checks.same_device(op, name, tensor, first)
+    cap = getattr(a, f"{prefix}softcap")
+    if cap is not None:
+        checks.positive(op, f"{prefix}softcap", cap)
 
 
 def _candidates(op: str, a: Any) -> None:

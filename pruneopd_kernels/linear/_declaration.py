@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..dispatch import implementations
 from ..ops import OPERATORS
 from ._checks import check
+from ._chunks import chunk_size_of
+from ._products import autocast_dtype, without_autocast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 KINDS = checks.KINDS | dict.fromkeys(("Loss", "Reduction", "Impl"), "str")
@@ -31,6 +34,9 @@ ENTRIES = """
         On a GPU the valid positions are counted, which waits for it once.
     student_bias: `[V]`.
     teacher_bias: `[V']`.
+    student_softcap: If given, the logits become `cap * tanh(logits / cap)`, after the bias and before the temperature,
+        as in Gemma; finite and > 0.
+    teacher_softcap: The same for the teacher.
     chunk_size: How many positions' logits exist at a time, >= 1. None: as many as fit into 256 MiB a model.
 """
 
@@ -39,7 +45,8 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
     """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's.
 
     The function that is returned checks its arguments, also by `check(name, a)` of the same module if there is one, and
-    calls its `compute(a)` with a record of them.
+    calls its `compute(a)` with a record of them. In the record, `impl` and `chunk_size` are what they come to. It also
+    has the function's name and the dtype of an autocast, which is off while it computes.
     """
 
     def decorate(function: Function) -> Function:
@@ -47,10 +54,10 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
         own = inspect.signature(function)
         parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
         given = OPERATORS[op].signature.parameters.items()
-        parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("_logits")})
+        parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
         signature = own.replace(parameters=[*parameters.values()])
         kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
-        record: Any = namedtuple("Arguments", kinds)  # type: ignore[misc]
+        record: Any = namedtuple("Arguments", [*kinds, "op", "autocast"])  # type: ignore[misc]
 
         def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -60,11 +67,14 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             bound.apply_defaults()
             for key, value in bound.arguments.items():
                 checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
-            a = record(**bound.arguments)
+            hidden = next(iter(bound.arguments.values()))
+            a = record(**bound.arguments, op=name, autocast=autocast_dtype(hidden.device))
             check(name, a)
             if hasattr(module, "check"):
                 module.check(name, a)
-            return module.compute(a)
+            with without_autocast(hidden):
+                a = a._replace(impl=implementations.choose(name, a.impl, hidden.device), chunk_size=chunk_size_of(a))
+                return module.compute(a)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -88,8 +98,3 @@ def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> s
     before, after = own.split("\nReturns:\n")
     args = "".join(f"    {name}: {entries[name]}" for name in arguments)
     return f"{before.partition('Args:')[0].rstrip()}\n\nArgs:\n{args}\nReturns:\n{after}"
-
-
-def options(op: str, a: Any) -> dict[str, Any]:
-    """Return the scalars that an operator takes, from a record of arguments."""
-    return {name: getattr(a, name) for name in (*OPERATORS[op].scalars, "impl") if hasattr(a, name)}

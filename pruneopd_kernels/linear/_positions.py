@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..formulas import response_ends
+from ..formulas import is_set, response_ends
 
 
 class Chunk(NamedTuple):
@@ -29,7 +29,7 @@ def valid_places(shape: Sequence[int], mask: Tensor | None, device: torch.device
     Without a mask nothing waits for a GPU. With one, counting the valid positions does.
     """
     if mask is not None:
-        return (mask != 0).nonzero()
+        return is_set(mask).nonzero()
     return torch.stack(torch.unravel_index(torch.arange(prod(shape), device=device), tuple(shape)), -1)
 
 
@@ -53,7 +53,7 @@ class Positions:
         self.places = valid_places(shape, mask, device)
         self.ends = response_ends(shape, cu_seqlens, device)  # counted in valid positions
         if mask is not None:
-            self.ends = pad((mask.reshape(-1) != 0).cumsum(0), (1, 0))[self.ends]
+            self.ends = pad(is_set(mask).reshape(-1).cumsum(0), (1, 0))[self.ends]
 
     def __len__(self) -> int:
         return len(self.places)

@@ -1,81 +1,150 @@
 """The matrix products, which are torch's: logits of a chunk, and the gradients by hidden states, weight and bias.
 
-Without autocast all operands have one dtype, and so have the logits. Under autocast operands are rounded to its dtype
-and logits are float32. Half-precision operands of the head's gradient make a float32 sum. CUDA multiplies such
-operands into a float32 matrix; on a CPU they are made float32 before, a few ids at a time, so that no second head
-exists.
+Operands have one dtype, under autocast its dtype. Logits and sums are float32 regardless, or float64 for float64
+operands. CUDA multiplies half-precision operands into a float32 matrix. On a CPU they are made float32 before, a few
+ids at a time, so that no float32 copy of a head exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 2**22
+from ._positions import put
+
+TILE_BYTES = 2**22
 HALF = (torch.bfloat16, torch.float16)
+Optional = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output layer: logits = hidden @ weight.T + bias."""
+    """An output layer: logits = hidden @ weight.T + bias, and then cap * tanh(logits / cap) if there is a cap."""
 
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
+    cap: float | None
     operands: torch.dtype  # what both sides of a product are rounded to
-    dtype: torch.dtype  # of the logits and their gradient
 
     @property
-    def width(self) -> int:
-        return self.weight.shape[0]
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of logits, of their gradient and of sums."""
+        return sum_dtype(self.operands)
 
-    def logits(self, hidden: Tensor, out: Tensor) -> None:
-        """Write the logits `[c, V]` of hidden states `[c, H]`."""
-        hidden = hidden.to(self.operands)
-        if self.operands == self.dtype:
-            if self.bias is None:
-                torch.mm(hidden, self.weight.t(), out=out)
-            else:
-                torch.addmm(self.bias, hidden, self.weight.t(), out=out)
-            return
-        if _multiplies_into_float32(out):
-            torch.mm(hidden, self.weight.t(), out_dtype=self.dtype, out=out)
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """Write and return the logits `[c, V]` of hidden states `[c, H]`."""
+        if not self._is_tiled(out):
+            torch.mm(hidden, self.weight.t(), out=out, **self._into_float32())
         else:
             hidden = hidden.to(self.dtype)
-            for rows, weight in self._float32_blocks(len(hidden)):
+            for rows, weight in self._tiles(len(hidden)):
                 torch.mm(hidden, weight.t(), out=out[:, rows])
         if self.bias is not None:
             out.add_(self.bias.to(self.operands))
+        return out if self.cap is None else out.div_(self.cap).tanh_().mul_(self.cap)
+
+    def through_cap(self, gradient: Tensor, logits: Tensor) -> None:
+        """Turn the gradient by logits into the one before the cap, in place. The logits are overwritten."""
+        if self.cap is not None:
+            torch.ops.aten.tanh_backward.grad_input(gradient, logits.div_(self.cap), grad_input=gradient)
 
     def operand(self, gradient: Tensor, spare: Tensor) -> Tensor:
-        """The gradient of a chunk's logits as a product takes it; `spare` is memory of that shape to round it into."""
-        if self.operands == self.dtype or not _multiplies_into_float32(gradient):
+        """Return the gradient of a chunk's logits as a product takes it, rounded into `spare`, memory of that shape."""
+        if self.operands not in HALF or self._is_tiled(gradient):
             return gradient
-        rounded = spare.view(-1).view(self.operands)[: gradient.numel()].view_as(gradient)
-        return rounded.copy_(gradient)
+        return spare.view(-1).view(self.operands)[: gradient.numel()].view_as(gradient).copy_(gradient)
 
     def hidden_gradient(self, gradient: Tensor) -> Tensor:
-        """`[c, H]`, from an `operand`."""
-        if self.operands in HALF and not _multiplies_into_float32(gradient):
-            # Also without autocast: some processors take 30 times as long for this product in half precision.
-            total = gradient.new_zeros(gradient.shape[0], self.weight.shape[1], dtype=torch.float32)
-            for rows, weight in self._float32_blocks(len(gradient)):
-                total.addmm_(gradient[:, rows].to(torch.float32), weight)
-            return total
-        if self.operands == self.dtype:
-            return torch.mm(gradient, self.weight)
-        return torch.mm(gradient, self.weight, out_dtype=self.dtype)
+        """Return `[c, H]`, from an `operand`."""
+        if not self._is_tiled(gradient):
+            return torch.mm(gradient, self.weight, **self._into_float32())
+        total = gradient.new_zeros(len(gradient), self.weight.shape[1])
+        for rows, weight in self._tiles(len(gradient)):
+            total.addmm_(gradient[:, rows], weight)
+        return total
 
-    def _float32_blocks(self, positions: int) -> Iterator[tuple[slice, Tensor]]:
-        for rows in blocks(self.weight.shape[0], max(self.weight.shape[1], positions)):
-            yield rows, self.weight[rows].to(self.operands).to(torch.float32)
+    def add_weight_gradient(self, total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+        """Add `gradient.T @ hidden` to `[V, H]`, from an `operand`."""
+        if self._is_tiled(gradient):
+            hidden = hidden.to(self.dtype)
+            total.addmm_(gradient.t(), hidden)
+        else:
+            torch.addmm(total, gradient.t(), hidden, out=total, **self._into_float32())
+
+    def _is_tiled(self, like: Tensor) -> bool:
+        return self.operands in HALF and not like.is_cuda
+
+    def _into_float32(self) -> dict[str, Any]:
+        return {"out_dtype": torch.float32} if self.operands in HALF else {}
+
+    def _tiles(self, positions: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield so many rows of the weight in float32 that neither they nor their logits are large."""
+        step = max(1, TILE_BYTES // (4 * max(1, self.weight.shape[1], positions)))
+        for start in range(0, self.weight.shape[0], step):
+            rows = slice(start, start + step)
+            yield rows, self.weight[rows].to(self.operands).to(self.dtype)
+
+
+class Gradients:
+    """By hidden states, weight and bias, where wanted; formed chunk by chunk, in float32 or float64.
+
+    The gradients of a chunk's logits may come divided by a number `unit`. The last product with the incoming gradient
+    gives it back.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor | None], wanted: Sequence[bool], unit: Tensor) -> None:
+        self.dtypes = [None if x is None else x.dtype for x in inputs]
+        self.unit = unit
+        self.sums: list[Tensor | None] | None = [
+            x.new_zeros(x.shape, dtype=sum_dtype(x.dtype)) if x is not None and want else None
+            for x, want in zip(inputs, wanted, strict=True)
+        ]
+
+    def add(self, head: Head, places: Tensor, hidden: Tensor, gradient: Tensor, logits: Tensor) -> None:
+        """Add a chunk's, from the gradient by its logits. The memory of both is used again."""
+        assert self.sums is not None
+        of_hidden, of_weight, of_bias = self.sums
+        head.through_cap(gradient, logits)
+        if of_bias is not None:
+            of_bias += gradient.sum(0)
+        gradient = head.operand(gradient, logits)
+        if of_hidden is not None:
+            put(of_hidden, places, head.hidden_gradient(gradient))
+        if of_weight is not None:
+            head.add_weight_gradient(of_weight, gradient, hidden)
+
+    def give_up(self, factor: Tensor | float = 1.0) -> Optional:
+        """Return the gradients times a factor, in place, in the dtypes of the inputs; keep none."""
+        assert self.sums is not None
+        factor = self.unit * factor
+        gradients = [None if x is None else x.mul_(factor) for x in self.sums]
+        self.sums = None
+        for place, gradient in enumerate(gradients):  # so that one float32 sum at a time has a rounded copy beside it
+            gradients[place] = None if gradient is None else gradient.to(self.dtypes[place])
+        return tuple(gradients)
+
+
+def unit_of(*scales: Tensor | None) -> Tensor:
+    """Return the power of two next to the largest of these numbers, 1 if there is no finite one above 0.
+
+    Divided by it, a gradient does not vanish where a product rounds it to half precision. A GradScaler's factor or
+    1 / (number of tokens) make the numbers large or small.
+    """
+    finite = [x.abs().nan_to_num(0.0, 0.0, 0.0).amax() for x in scales if x is not None and x.numel()]
+    if not finite:
+        return torch.ones((), dtype=torch.float64)
+    _, exponent = torch.frexp(torch.stack(finite).amax())
+    unit = torch.ldexp(torch.ones_like(finite[0], dtype=torch.float64), exponent)
+    return torch.where((unit > 0) & unit.isfinite(), unit, 1.0)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What operands are to be rounded to here and now, if anything."""
+    """Return what operands are to be rounded to here and now, if anything."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
@@ -85,46 +154,15 @@ def without_autocast(like: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def head_of(weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Head:
-    if autocast is None or weight.dtype == torch.float64:  # which autocast leaves alone, too
-        return Head(weight, bias, weight.dtype, weight.dtype)
-    if _multiplies_into_float32(weight):
-        weight = weight.to(autocast)  # one rounded copy for all chunks, as autocast itself would keep
-    return Head(weight, bias, autocast, torch.float32)
-
-
-def add_weight_gradient(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add `gradient.T @ hidden` to `[V, H]`, in the dtype of the total: float32 for half-precision operands."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.t(), hidden.to(total.dtype))
-    elif _multiplies_into_float32(gradient):
-        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, out=total)
-    else:
-        hidden = hidden.to(total.dtype)
-        for rows in blocks(gradient.shape[1], gradient.shape[0]):
-            total[rows].addmm_(gradient[:, rows].to(total.dtype).t(), hidden)
-
-
-def add_bias_gradient(total: Tensor, gradient: Tensor) -> None:
-    """Add the sum over the chunk to `[V]`, in the dtype of the total."""
-    if gradient.dtype == total.dtype or gradient.is_cuda:
-        total += gradient.sum(0, dtype=total.dtype)
-        return
-    for rows in blocks(gradient.shape[1], gradient.shape[0]):  # a CPU makes a copy in that dtype before it sums
-        total[rows] += gradient[:, rows].sum(0, dtype=total.dtype)
-
-
-def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of so many rows that a block in float32 stays small."""
-    step = max(1, BLOCK_BYTES // (4 * max(1, columns)))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def head_of(weight: Tensor, bias: Tensor | None, cap: float | None, autocast: torch.dtype | None) -> Head:
+    operands = weight.dtype
+    if autocast is not None and operands != torch.float64:  # which autocast leaves alone, too
+        operands = autocast
+        if weight.is_cuda:
+            weight = weight.to(autocast)  # one rounded copy for all chunks, as autocast itself would keep
+    return Head(weight, bias, cap, operands)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums over chunks are kept in."""
+    """Return the dtype of sums of such numbers."""
     return torch.float32 if dtype in HALF else dtype
-
-
-def _multiplies_into_float32(tensor: Tensor) -> bool:
-    return tensor.is_cuda

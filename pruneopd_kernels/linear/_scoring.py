@@ -1,108 +1,135 @@
-"""What is computed from one chunk's logits: reliability, entropy, the loss and its gradient by the logits.
+"""What is computed from one chunk's logits: scores, a loss, and its gradient by the logits.
 
-`a` is the record of all arguments.
+`a` is the record of all arguments. Everything is computed by the operators' own passes.
 """
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..dispatch.registration import OPS
-from ..formulas import weighted
-from ..ops import Reliability, TopkForwardKl, reliability, reliability_from_topk, token_stats
-from ..ops._operator import run_backward
+from .. import formulas
+from ..dispatch import implementations
+from ..ops import OPERATORS, Operator
+from ..ops.row_stats import RowStats
 from ..rewards import opd_rewards
-from ._declaration import options
 
-
-class Terms(NamedTuple):
-    """A chunk's losses, and what their gradient is formed from: some floats per position."""
-
-    loss: Tensor  # [c], weighted
-    weight: Tensor  # [c]: multiplies the gradient that follows from the other fields
-    state: Tensor  # [c, 2] or [c, 5]: defines the softmax
-    ids: Tensor | None = None  # [c, m]: candidates; None for a loss over the whole vocabulary
-    coefficients: Tensor | None = None  # [c, m]: derivatives by their log-probabilities
+FIELDS = ("loss", "overlap", "drift", "topk_ids", "rewards")
 
 
 class Scored(NamedTuple):
-    reliability: Reliability  # of the chunk's positions
-    entropy: Tensor | None = None  # [c]: the student's
-    terms: Terms | None = None
+    """Of one chunk."""
+
+    fields: dict[str, Tensor]  # what a position has
+    drift_count: Tensor  # [c]: C
+    kept: dict[str, Tensor]  # what the backward pass of a loss needs of a position, besides logits
 
 
-def score(student: Tensor, teacher: Tensor, a: Any, **along: Any) -> Scored:
-    """Score a chunk from both sides' logits; with a loss, if the arguments name one."""
-    scored = reliability(student, teacher, **along, **options("reliability", a))
+def passes(a: Any) -> Any:
+    """Return what runs a compiled operator or pass, by its name, with the implementation that the record names."""
+    return functools.partial(implementations.run_pass, a.impl)
+
+
+def scalars(op: str, a: Any) -> dict[str, Any]:
+    """Return the scalars that an operator takes, from a record of arguments."""
+    return {name: getattr(a, name) for name in OPERATORS[op].scalars if hasattr(a, name)}
+
+
+def loss_operator(a: Any) -> str:
+    """Return the operator that computes the loss that a record names."""
+    return "topk_forward_kl" if a.loss == "topk_forward_kl" else "opd_loss"
+
+
+def score(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], **along: Any) -> Scored:
+    """Score a chunk; with a loss, if the arguments name one.
+
+    `rows` are the tensors per position that the caller gave, `along` what continues earlier chunks.
+    """
     loss = getattr(a, "loss", None)
     if loss is None:
-        return Scored(scored)
+        scored = passes(a)("reliability", **logits, **rows, **along, **scalars("reliability", a))
+        return Scored({name: getattr(scored, name) for name in FIELDS[1:]}, scored.drift_count, {})
     if loss == "topk_forward_kl":
-        stats = token_stats(student, teacher, **options("token_stats", a))
-        terms, _ = _forward_kl(student, stats.teacher_topk_ids, stats.teacher_topk_logprobs, a)
-        return Scored(scored, stats.student_entropy, _with_weight(terms, scored.weight))
-    if loss == "topk_policy":
-        value, coefficients, state = OPS._topk_policy_loss(
-            student, scored.topk_ids, scored.rewards, **options("topk_policy_loss", a)
-        )
-        terms = Terms(value, torch.ones_like(value), state, scored.topk_ids, coefficients)
-    else:
-        value, state = OPS._reverse_kl(student, teacher, weight=scored.weight, **options("reverse_kl", a))
-        terms = Terms(value, scored.weight, state)
-    return Scored(scored, _stats_of(student, a, k=1).student_entropy, terms)
+        return _forward_kl(a, logits, rows, along)
+    outputs, kept = composed("opd_loss", a, **logits, **rows, **along, entropies=True)
+    fields = {name: outputs[name] for name in FIELDS} | {"entropy": outputs["student_entropy"]}
+    return Scored(fields, outputs["drift_count"], kept)
 
 
-def score_candidates(student: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, a: Any, **along: Any) -> Scored:
-    """Score a chunk from the student's logits and the candidates that the teacher's server sent."""
-    terms, outputs = _forward_kl(student, teacher_ids, teacher_logprobs, a)
-    broken = outputs.student_mass.isnan()[..., None]
-    scored = reliability_from_topk(
-        # A row without a softmax agrees with nothing and accepts nothing.
-        outputs.student_topk_ids.masked_fill(broken, -1),
-        teacher_ids.masked_fill(broken, -1),
-        teacher_topk_logprobs=teacher_logprobs,
-        **along,
-        **options("reliability_from_topk", a),
-    )
-    stats = _stats_of(student, a)
-    rewards = opd_rewards(
-        stats.student_topk_ids,
-        stats.student_topk_logprobs,
-        teacher_ids,
-        teacher_logprobs,
-        strategy="intersection",
-        reward_weight=a.reward_weight,
-        weight=scored.weight,
-    ).rewards
-    full = Reliability(*scored, topk_ids=outputs.student_topk_ids, rewards=rewards)
-    return Scored(full, stats.student_entropy, _with_weight(terms, scored.weight))
+def composed(name: str, a: Any, **arguments: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run a composed operator; return its results, and what its backward pass needs besides logits."""
+    op: Operator = OPERATORS[name]
+    record = op.arguments((), scalars(name, a) | arguments)
+    outputs = dict(zip((*op.fields, *op.saved), op.module.compute(record, passes(a)), strict=True))
+    tensors = record._asdict() | outputs
+    return outputs, {name: tensors[name] for name in op.module.kept(record) if not name.endswith("logits")}
 
 
-def logits_gradient(terms: Terms, scale: Tensor, student: Tensor, teacher: Tensor | None, a: Any) -> Tensor:
-    """Return the gradient of `sum(scale * loss)` by the student's logits."""
-    scale = weighted(terms.weight, scale.to(terms.state.dtype))
-    if terms.ids is None:
-        gradient = run_backward("reverse_kl_backward", a, student, teacher, terms.state, scale)
-    else:
-        gradient = run_backward("logprobs_backward", a, student, terms.ids, terms.coefficients, terms.state, scale)
+def logits_gradient(op: str, a: Any, logits: dict[str, Tensor], kept: dict[str, Tensor], *gradients: Any) -> Tensor:
+    """Return the gradient by the first model's logits, from those by the operator's differentiable outputs."""
+    gradient: Tensor = OPERATORS[op].module.backward(SimpleNamespace(**a._asdict() | logits | kept), *gradients)
     return gradient
 
 
-def _with_weight(terms: Terms, weight: Tensor) -> Terms:
-    weight = weight.to(terms.loss.dtype)
-    return terms._replace(loss=weighted(weight, terms.loss), weight=weight)
+class Row(NamedTuple):
+    """One model's rows of a chunk, read once."""
+
+    logits: Tensor
+    temperature: float
+    stats: RowStats
+
+    @property
+    def broken(self) -> Tensor:
+        return self.stats.state[:, :1].isnan()
+
+    def logprobs(self, ids: Tensor) -> Tensor:
+        """Return the log-probabilities of ids that exist, from the rows' states."""
+        return formulas.logprobs_from_state(self.logits, ids, self.stats.state, self.temperature)
 
 
-def _forward_kl(student: Tensor, ids: Tensor, logprobs: Tensor, a: Any) -> tuple[Terms, TopkForwardKl]:
-    *outputs, coefficients, state = OPS._topk_forward_kl(student, ids, logprobs, **options("topk_forward_kl", a))
-    fields = TopkForwardKl(*outputs)
-    return Terms(fields.loss, torch.ones_like(fields.loss), state, ids, coefficients), fields
+def _read(a: Any, logits: Tensor, side: str, ids: Tensor, entropy: bool) -> Row:
+    options = {"k": a.k, "entropy": entropy, "vocab_size": a.vocab_size}
+    temperature = getattr(a, f"{side}_temperature")
+    return Row(logits, temperature, passes(a)("row_stats", logits, ids, temperature=temperature, **options))
 
 
-def _stats_of(student: Tensor, a: Any, **changes: Any) -> Any:
-    """Return the student's statistics against itself: the second read of its logits comes from a cache."""
-    twice = {"teacher_temperature": a.student_temperature}
-    return token_stats(student, student, **options("token_stats", a) | twice | changes)
+def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], along: dict[str, Any]) -> Scored:
+    """Score from the student's logits and the teacher's candidates: a server's, or those of the teacher's logits."""
+    x, teacher = logits["student_logits"], None
+    if "teacher_logits" in logits:
+        no_ids = torch.full((len(x), 1), -1, device=x.device)
+        teacher = _read(a, logits["teacher_logits"], "teacher", no_ids, entropy=False)
+        ids = teacher.stats.topk_ids
+        rows |= {"teacher_topk_ids": ids, "teacher_topk_logprobs": teacher.logprobs(ids)}
+    sent = {name: rows[f"teacher_topk_{name}"] for name in ("ids", "logprobs")}
+    student = _read(a, x, "student", sent["ids"], entropy=True)
+    own = student.stats.topk_ids, student.logprobs(student.stats.topk_ids)
+
+    # A row without a softmax agrees with nothing and accepts nothing.
+    broken = student.broken if teacher is None else student.broken | teacher.broken
+    scored = passes(a)(
+        "reliability_from_topk", own[0].masked_fill(broken, -1), sent["ids"].masked_fill(broken, -1),
+        student_topk_logprobs=own[1], teacher_topk_logprobs=sent["logprobs"], token_ids=rows.get("token_ids"),
+        **along, **scalars("reliability_from_topk", a),
+    )  # fmt: skip
+    weight = rows.get("weight", scored.weight).to(torch.float64)
+    options = {"reward_weight": a.reward_weight, "weight": weight}
+    if teacher is None:
+        rewards = opd_rewards(*own, *sent.values(), strategy="intersection", **options).rewards
+    else:
+        rewards = opd_rewards(*own, *sent.values(), teacher.logprobs(own[0]), **options).rewards
+
+    op = OPERATORS["topk_forward_kl"]
+    kl = formulas.topk_forward_kl(student.stats, op.arguments((x, *sent.values()), scalars(op.name, a)))
+    dtype = formulas.float_type(*logits.values())
+    loss = formulas.weighted(weight, kl.outputs[0]).to(dtype)
+    coefficients = formulas.weighted(weight[:, None], kl.coefficients)
+    fields = {"loss": loss, "overlap": scored.overlap, "drift": scored.drift, "topk_ids": own[0]}
+    fields |= {"rewards": rewards.to(dtype), "entropy": student.stats.entropy.to(dtype)}
+    kept = {"teacher_topk_ids": sent["ids"], "state": student.stats.state}
+    kept["coefficients"] = formulas.coefficients_of(loss, coefficients, weight != 0)
+    return Scored(fields, scored.drift_count, kept)

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..checks import Tail
+from ..formulas import weighted
 from ._checks import is_from_server
+from ._chunks import Fields, Sides, positions_of, scored_chunks
 from ._declaration import from_hidden_states
-from ._forward import problem_of
-from ._passes import FormedInBackward, FormedInForward, forward_pass
-from ._products import autocast_dtype, without_autocast
+from ._gradients import add_chunk, inputs_of, wanted_of, with_formed, with_recomputed
+from ._positions import take
+from ._products import Gradients, unit_of
+from ._scoring import loss_operator
 
 Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]
 Reduction = Literal["none", "sum"]
@@ -22,7 +26,7 @@ class LinearOpdLoss(NamedTuple):
     """Of `linear_opd_loss`: a loss, and then the fields of `Reliability`."""
 
     loss: Tensor
-    """float32 per position, or 0-d for `reduction="sum"`: weighted by L; differentiable."""
+    """float32 per position, or 0-d for `reduction="sum"`: weighted; differentiable."""
     entropy: Tensor
     """float32 per position: of the student's distribution, in nats."""
     overlap: Tensor
@@ -45,46 +49,52 @@ def linear_opd_loss(  # noqa: D417 the other arguments are described once, for a
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
     teacher_topk_ids: Tensor | None = None,
     teacher_topk_logprobs: Tensor | None = None,
     chunk_size: int | None = None,
     loss: Loss = "topk_policy",
     reduction: Reduction = "none",
     scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    tail: Tail = "bucket",
     skip_exhausted: bool = False,
     **arguments: Any,
 ) -> LinearOpdLoss:
     """Compute a loss weighted by reliability, with at most `chunk_size` positions of logits alive.
 
-    With L and the rewards of `linear_reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16), at each position
+    With L and the rewards r of `linear_reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16), at each position
 
-        topk_policy:      topk_policy_loss with the rewards (L * r) as advantages, on-policy
+        topk_policy:      topk_policy_loss with advantages L * r, on-policy
         reverse_kl:       L * KL(student || teacher)
-        topk_forward_kl:  L * sum(q * (log q - log p)), over the teacher's k candidates
+        topk_forward_kl:  L * topk_forward_kl, over the teacher's k candidates
 
-    Positions are taken chunk by chunk in time order, so a chunk's weights are known when its gradient is formed. The
-    gradients of hidden states and head are formed chunk by chunk, too; the head's is summed in float32. Logits and
-    their gradient exist for one chunk at a time. With `reduction="sum"` the forward pass forms the gradients: four
-    products per position (student, teacher, hidden states, head). With `"none"` the backward pass computes the
-    student's logits again, for `reverse_kl` also the teacher's. Autocast, masks and the order of positions are as in
-    `linear_reliability`.
+    Positions are taken chunk by chunk in time order, so a chunk's weights are known when its gradient is formed. Logits
+    and their gradient exist for one chunk at a time. The student's logits are read twice, the teacher's once (twice for
+    `"reverse_kl"`). With `reduction="sum"` the forward pass forms the gradients: four products per position (student,
+    teacher, hidden states, head). With `"none"` the backward pass computes the student's logits again, for
+    `"reverse_kl"` also the teacher's. Gradients are summed in float32 and rounded to their tensors' dtypes at the end.
+    Autocast, masks and the order of positions are as in `linear_reliability`.
 
     For `loss="topk_forward_kl"`, `teacher_topk_ids` and `teacher_topk_logprobs`, as a server sends them, may take the
     place of the teacher's hidden states and weight. Then the overlap is that of both top-k, and the rewards cover the
     candidates of both (the strategy `"intersection"` of `opd_rewards`), weighted by L.
 
     Args:
-        teacher_topk_ids: int32 or int64 `[..., k]`: a server's candidates, the most probable first where
-            `metric="top_p"`. An id below 0 is padding.
+        teacher_topk_ids: int32 or int64 `[..., k]`: a server's candidates, the most probable first for
+            `metric="top_p"`. A slot with an id below 0 or a log-probability of -inf is empty.
         teacher_topk_logprobs: float `[..., k]`: their log-probabilities, in nats.
         loss: `"topk_policy"`, `"reverse_kl"` or `"topk_forward_kl"`.
         reduction: `"none"`: the loss of each position; `"sum"`: `sum(scale * loss)`, whose gradients can be fetched by
-            one backward pass.
-        scale: float, 0-d or one a position, for `reduction="sum"`, such as 1 over the number of valid positions; where
+            one backward pass. They are multiplied by the incoming gradient before they are rounded.
+        scale: float, 0-d or one per position, for `reduction="sum"`, such as 1 over the number of valid positions; if
             it is 0 the loss has no part. It gets no gradient. None: 1.
+        weight: float `[B, T]` or `[N]`: what multiplies rewards and loss. None: L.
+        tail: What `"topk_forward_kl"` adds for ids outside the candidates: `"bucket"`, `"generalised"` or `"none"`.
         skip_exhausted: Once a response's R has reached 0 its later positions are treated as masked, with the count
-            carried, whatever the chunks, and make no further products. Needs `w_base=0`. On a GPU each chunk is waited
-            for.
+            carried, regardless of the chunks, and make no further products. Needs `w_base=0`. On a GPU each chunk is
+            waited for.
 
     Returns:
         `loss`, float32 per position or 0-d, differentiable once in `student_hidden`, `student_weight` and
@@ -129,20 +139,33 @@ def check(op: str, a: Any) -> None:
 
 
 def compute(a: Any) -> LinearOpdLoss:
-    inputs, teacher = (
-        tuple(getattr(a, f"{side}_{name}") for name in ("hidden", "weight", "bias")) for side in ("student", "teacher")
-    )
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    autocast = autocast_dtype(a.student_hidden.device)
+    inputs = inputs_of(a, "student_")
+    op, wanted, is_sum = loss_operator(a), wanted_of(inputs), a.reduction == "sum"
     with torch.no_grad():
-        problem = problem_of(a)
-        with without_autocast(a.student_hidden):
-            formed = forward_pass(problem, inputs, wanted)
-            results = formed.fields["entropy"], *formed.fields.reliability(a)
-    loss = formed.loss
-    if any(wanted) and a.reduction == "sum":
-        loss = FormedInForward.apply(*inputs, formed)  # type: ignore[no-untyped-call]
+        positions, sides, fields = positions_of(a), Sides(a), Fields(inputs[0].shape[:-1])
+        scale = torch.ones(()) if a.scale is None else a.scale
+        scale = scale.to(inputs[0].device, torch.float64).expand(fields.shape)
+        gradients = Gradients(inputs, [want and is_sum for want in wanted], unit_of(scale))
+        kept = []
+        for chunk in scored_chunks(a, sides, positions):
+            fields.put_scored(chunk)
+            places, rows, counted = chunk.places, chunk.scored.kept, chunk.counted
+            if any(wanted) and is_sum:
+                factor = take(scale, places) / gradients.unit
+                factor = factor if counted is None else torch.where(counted, factor, 0.0)
+                add_chunk(gradients, op, a, sides, places, rows, chunk.hidden, chunk.logits, factor)
+            elif any(wanted):
+                kept.append((places, rows) if counted is None else _rows(places, rows, counted))
+        results = fields.along(a)
+        if is_sum:
+            terms = torch.where(fields["counted"], weighted(scale, fields["loss"]), 0.0)
+            results["loss"] = terms.sum().to(fields["loss"].dtype)
+    if any(wanted) and is_sum:
+        results["loss"] = with_formed(a, gradients, results["loss"])
     elif any(wanted):
-        needs_teacher = a.loss == "reverse_kl"
-        loss = FormedInBackward.apply(*inputs, formed, problem, teacher if needs_teacher else (), autocast)  # type: ignore[no-untyped-call]
-    return LinearOpdLoss(loss, *results)
+        (results["loss"],) = with_recomputed(op, a, "student_", kept, results["loss"])
+    return LinearOpdLoss(**{name: results[name] for name in LinearOpdLoss._fields})
+
+
+def _rows(places: Tensor, rows: dict[str, Tensor], counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return places[counted], {name: x[counted] for name, x in rows.items()}

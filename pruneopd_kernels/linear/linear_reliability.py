@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import Reliability
+from ._chunks import Fields, Sides, positions_of, scored_chunks
 from ._declaration import from_hidden_states
-from ._forward import Fields, computed_chunks, positions_of, problem_of
-from ._products import without_autocast
 
 
 @from_hidden_states("reliability")
@@ -23,6 +22,8 @@ def linear_reliability(
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
     chunk_size: int | None = None,
     **arguments: Any,
 ) -> Reliability:
@@ -30,9 +31,9 @@ def linear_reliability(
 
     The valid positions are taken response by response, and the count of drifts is carried from chunk to chunk. The
     answer is that of `reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16) on the same logits, bit for bit.
-    torch computes the matrix products; a masked position costs none. Under autocast, hidden states, weights and biases
-    are rounded to its dtype and the logits are float32. Otherwise all tensors of one model have one dtype, and so have
-    its logits.
+    torch computes the matrix products; a masked position costs none. Logits are float32, whatever the dtype of hidden
+    states and weights: products of half-precision numbers are summed in float32. All tensors of one model have one
+    dtype. Under autocast they may differ, and are rounded to its dtype.
 
     Returns:
         The fields of `Reliability`. None is differentiable.
@@ -56,10 +57,8 @@ def linear_reliability(
 
 @torch.no_grad()
 def compute(a: Any) -> Reliability:
-    problem = problem_of(a)
-    with without_autocast(a.student_hidden):
-        positions = positions_of(problem)
-        fields = Fields(positions.shape)
-        for computed in computed_chunks(problem, positions):
-            fields.put_computed(computed, problem.dtype)
-        return fields.reliability(a)
+    positions, fields = positions_of(a), Fields(a.student_hidden.shape[:-1])
+    for chunk in scored_chunks(a, Sides(a), positions):
+        fields.put_scored(chunk)
+    along = fields.along(a)
+    return Reliability(**{name: along[name] for name in Reliability._fields})

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import TokenStats, token_stats
-from ._declaration import from_hidden_states, options
-from ._forward import Fields, Logits, problem_of
+from ..ops import TokenStats
+from ._chunks import Fields, Sides
+from ._declaration import from_hidden_states
 from ._positions import take, valid_places
-from ._products import without_autocast
+from ._scoring import passes, scalars
 
 
 @from_hidden_states("token_stats")
@@ -24,6 +24,8 @@ def linear_token_stats(
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
     chunk_size: int | None = None,
     **arguments: Any,
 ) -> TokenStats:
@@ -52,14 +54,10 @@ def linear_token_stats(
 
 @torch.no_grad()
 def compute(a: Any) -> TokenStats:
-    problem, fields = problem_of(a), Fields(a.student_hidden.shape[:-1])
-    places = valid_places(fields.shape, a.mask, a.student_hidden.device)
-    with without_autocast(a.student_hidden):
-        both = filter(None, (problem.student, problem.teacher))
-        sides = [Logits(side, problem.chunk_size, len(places)) for side in both]
-        for chunk in places.split(problem.chunk_size):  # one, and empty, if there is no valid position
-            student_logits, teacher_logits = (side.of(chunk)[1] for side in sides)
-            token_ids = None if a.token_ids is None else take(a.token_ids, chunk)
-            stats = token_stats(student_logits, teacher_logits, token_ids=token_ids, **options("token_stats", a))
-            fields.put(chunk, stats._asdict())
+    sides, fields = Sides(a), Fields(a.student_hidden.shape[:-1])
+    for places in valid_places(fields.shape, a.mask, a.student_hidden.device).split(a.chunk_size):
+        _, logits = sides.logits(places)
+        token_ids = None if a.token_ids is None else take(a.token_ids, places)
+        stats = passes(a)("token_stats", **logits, token_ids=token_ids, **scalars("token_stats", a))
+        fields.put(places, stats._asdict())
     return TokenStats(**fields)

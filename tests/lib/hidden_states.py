@@ -28,6 +28,8 @@ class Problem:
     teacher_bias: Tensor | None = None
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    student_softcap: float | None = None
+    teacher_softcap: float | None = None
 
     def arguments(self, **more):
         """Those of a call, by the reference in chunks of 4 unless `more` says otherwise."""
@@ -40,18 +42,22 @@ class Problem:
 
     def each(self, change):
         """The same with `change(tensor)` in place of each floating-point tensor."""
-        floats = {name: x for name, x in vars(self).items() if x is not None and x.is_floating_point()}
+        floats = {name: x for name, x in vars(self).items() if isinstance(x, Tensor) and x.is_floating_point()}
         return replace(self, **{name: change(x) for name, x in floats.items()})
 
     def to(self, dtype):
         return self.each(lambda x: x.to(dtype))
 
     def logits(self):
-        linear = torch.nn.functional.linear
-        return (
-            linear(self.student_hidden, self.student_weight, self.student_bias),
-            linear(self.teacher_hidden, self.teacher_weight, self.teacher_bias),
-        )
+        """Of both sides in float32, or float64: half-precision operands are made float32 first."""
+        return [self.side_logits(f"{side}_") for side in ("student", "teacher")]
+
+    def side_logits(self, prefix):
+        hidden, weight, bias, cap = (getattr(self, prefix + name) for name in ("hidden", "weight", "bias", "softcap"))
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        bias = None if bias is None else bias.to(wide)
+        logits = torch.nn.functional.linear(hidden.to(wide), weight.to(wide), bias)
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def packed(self, *lengths):
         """The first positions of the responses, end to end."""

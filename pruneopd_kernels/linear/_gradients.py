@@ -1,0 +1,131 @@
+"""The backward pass: gradients that the forward pass has formed, or logits that are computed again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..dispatch.registration import save_tensors, saved_tensors
+from ._chunks import Sides
+from ._positions import take
+from ._products import Gradients, Optional, unit_of, without_autocast
+from ._scoring import logits_gradient
+
+INPUTS = ("hidden", "weight", "bias")
+Rows = dict[str, Tensor]
+
+
+def inputs_of(a: Any, prefix: str) -> list[Tensor | None]:
+    """Return one model's hidden states, weight and bias."""
+    return [getattr(a, prefix + name) for name in INPUTS]
+
+
+def wanted_of(inputs: Sequence[Tensor | None]) -> list[bool]:
+    """Return which inputs get a gradient."""
+    return [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+
+
+def add_chunk(
+    gradients: Gradients, op: str, a: Any, sides: Sides, places: Tensor, kept: Rows, hidden: Tensor, logits: Rows,
+    *of_outputs: Tensor | None,
+) -> None:  # fmt: skip
+    """Add a chunk's gradients, from those by the operator's outputs."""
+    gradient = logits_gradient(op, a, logits, kept, *of_outputs)
+    gradients.add(sides.head, places, hidden, gradient, next(iter(logits.values())))
+
+
+def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
+    """Return the loss of `reduction="sum"`: its backward pass gives the gradients away."""
+
+    def backward(saved: Any, wanted: Any, gradient: Tensor) -> Optional:
+        if gradients.sums is None:
+            raise RuntimeError(
+                f"{a.op}: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
+                "retain_graph=True, use reduction='none'"
+            )
+        return gradients.give_up(gradient)
+
+    return _attach(a.op, inputs_of(a, "student_"), backward, {}, loss)[0]
+
+
+def with_recomputed(
+    op: str, a: Any, prefix: str, chunks: Sequence[tuple[Tensor, Rows]], *outputs: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the outputs: their backward pass computes logits again, as far as the operator's gradient needs them.
+
+    `chunks` are places and what the operator keeps of them.
+    """
+    places, kept = zip(*chunks, strict=True)
+    saved = {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]} | {"places": torch.cat(places)}
+    tensors = dict.fromkeys(name for name, x in a._asdict().items() if isinstance(x, Tensor))
+    if getattr(a, "loss", None) == "reverse_kl":
+        saved |= {f"teacher_{name}": x for name, x in zip(INPUTS, inputs_of(a, "teacher_"), strict=True)}
+    backward = functools.partial(_recompute, op, a._replace(**tensors), prefix)
+    return _attach(a.op, inputs_of(a, prefix), backward, saved, *outputs)
+
+
+def _recompute(op: str, a: Any, prefix: str, kept: dict[str, Any], wanted: list[bool], *gradients: Any) -> Optional:
+    inputs = [kept.pop(name) for name in INPUTS]
+    given = {prefix + name: x for name, x in zip(INPUTS, inputs, strict=True)}
+    given |= {name: kept.pop(name) for name in [*kept] if name.startswith("teacher_") and name.endswith(INPUTS)}
+    a, places = a._replace(**given), kept.pop("places")
+    rows = [None if x is None else take(x, places) for x in gradients]
+    formed, sides = Gradients(inputs, wanted, unit_of(*rows)), Sides(a)
+    rows = [None if x is None else x / formed.unit for x in rows]
+    for start in range(0, len(places), a.chunk_size):
+        chunk = slice(start, start + a.chunk_size)
+        of_chunk = {name: x[chunk] for name, x in kept.items()}
+        flowing = (None if x is None else x[chunk] for x in rows)
+        add_chunk(formed, op, a, sides, places[chunk], of_chunk, *sides.logits(places[chunk]), *flowing)
+    del sides  # the chunks' memory, before the gradients are rounded
+    return formed.give_up()
+
+
+# --- for autograd -------------------------------------------------------------------------------------------------
+
+
+def _attach(
+    op: str, inputs: Sequence[Tensor | None], backward: Callable[..., Optional], saved: Rows, *outputs: Tensor
+) -> tuple[Tensor, ...]:
+    return cast(tuple[Tensor, ...], _Attached.apply(*inputs, op, backward, saved, outputs))  # type: ignore[no-untyped-call]
+
+
+class _Attached(torch.autograd.Function):
+    """Outputs that exist already, and their backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, op: str, backward: Callable[..., Optional],
+        saved: Rows, outputs: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        save_tensors(ctx, dict(zip(INPUTS, (hidden, weight, bias), strict=True)) | saved)
+        ctx.op, ctx.backward_pass = op, backward
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Optional:
+        saved = saved_tensors(ctx)  # read once: checkpointing computes them again
+        inputs = [saved[name] for name in INPUTS]
+        with torch.no_grad(), without_autocast(inputs[0]):
+            found = ctx.backward_pass(saved, ctx.needs_input_grad[:3], *gradients)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Refusal.apply(ctx.op, *inputs, *found)  # type: ignore[no-untyped-call]
+        return *found, None, None, None, None
+
+
+class _Refusal(torch.autograd.Function):
+    """Gradients that refuse to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, *tensors: Tensor | None) -> Optional:
+        ctx.op = op
+        return tensors[3:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(f"{ctx.op}: the gradient of a loss cannot be differentiated a second time")
