@@ -24,6 +24,7 @@ PolicyLoss = Literal["topk_policy", "reverse_kl"]
 Tail = Literal["bucket", "generalised", "none"]
 
 METRICS = get_args(Metric)
+POLICY_LOSSES = get_args(PolicyLoss)
 REWARD_WEIGHTS = get_args(RewardWeight)
 MAX_K = 256
 MAX_POLICY_CANDIDATES = 512
@@ -219,7 +220,6 @@ SCALARS = {
     "metric": functools.partial(one_of, allowed=METRICS),
     "top_p": unit,
     "reward_weight": functools.partial(one_of, allowed=REWARD_WEIGHTS),
-    "loss": functools.partial(one_of, allowed=get_args(PolicyLoss)),
     "tail": functools.partial(one_of, allowed=get_args(Tail)),
     "clip_low": fraction,
     "clip_high": not_negative,

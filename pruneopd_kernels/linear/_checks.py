@@ -46,16 +46,23 @@ def check(op: str, a: Any) -> None:
     checks.scalars(op, a)
     if has_responses:
         checks.needed_by_top_p(op, a, "token_ids")
-    if has_values(hidden):
-        if has_responses and a.metric == "top_p":
+
+
+def check_values(op: str, a: Any, hidden: Any) -> None:
+    """Check the values inside tensors, as far as they can be looked at; `hidden` are the first hidden states."""
+    if not has_values(hidden):
+        return
+    weight = getattr(a, "student_weight", None)
+    vocab_size = a.vocab_size or (a.weight if weight is None else weight).shape[0]
+    if weight is None:
+        checks.candidate_values(op, "token_ids", a.token_ids, a.mask, vocab_size)
+    elif hasattr(a, "cu_seqlens"):
+        if a.metric == "top_p":
             checks.token_id_values(op, a.token_ids, a.mask, vocab_size)
-        if has_responses:
-            checks.response_values(op, a.cu_seqlens, a.drift_count, shape)
-        if from_server:
-            checks.candidate_values(op, "teacher_topk_ids", a.teacher_topk_ids, a.mask, vocab_size)
-            checks.distinct(op, "teacher_topk_ids", a.teacher_topk_ids, a.teacher_topk_logprobs, a.mask)
-        if not first:
-            checks.candidate_values(op, "token_ids", a.token_ids, a.mask, vocab_size)
+        checks.response_values(op, a.cu_seqlens, a.drift_count, hidden.shape[:-1])
+    if is_from_server(a):
+        checks.candidate_values(op, "teacher_topk_ids", a.teacher_topk_ids, a.mask, vocab_size)
+        checks.distinct(op, "teacher_topk_ids", a.teacher_topk_ids, a.teacher_topk_logprobs, a.mask)
 
 
 def is_from_server(a: Any) -> bool:

@@ -11,11 +11,16 @@ from torch import Tensor
 from ..drift import next_drift_count
 from ..formulas import is_set
 from ._positions import Positions, put, take
-from ._products import head_of
+from ._products import Head, head_of, sum_dtype
 from ._scoring import Scored, passes, score
 
 CHUNK_BYTES = 2**28  # of one side's logits, if the caller names no size
 PREFIXES = ("", "student_", "teacher_")  # of the names of a model's arguments
+
+
+def prefixes_of(a: Any) -> list[str]:
+    """Return the models whose hidden states a record of arguments has."""
+    return [prefix for prefix in PREFIXES if getattr(a, f"{prefix}hidden", None) is not None]
 
 
 class Side:
@@ -41,11 +46,10 @@ class Sides(dict[str, Side]):
     """The models that a record of arguments has, by the names of their logits; the differentiable one is the first."""
 
     def __init__(self, a: Any) -> None:
-        given = [prefix for prefix in PREFIXES if getattr(a, f"{prefix}hidden", None) is not None]
-        super().__init__({f"{prefix}logits": Side(a, prefix) for prefix in given})
+        super().__init__({f"{prefix}logits": Side(a, prefix) for prefix in prefixes_of(a)})
 
     @property
-    def head(self) -> Any:
+    def head(self) -> Head:
         return next(iter(self.values())).head
 
     def logits(self, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,8 +62,8 @@ def chunk_size_of(a: Any) -> int:
     """Return how many positions a chunk has."""
     if a.chunk_size is not None:
         return int(a.chunk_size)
-    row_bytes = max(len(side.head.weight) * side.head.dtype.itemsize for side in Sides(a).values())
-    return int(max(1, CHUNK_BYTES // row_bytes))
+    weights = [getattr(a, f"{prefix}weight") for prefix in prefixes_of(a)]
+    return int(max(1, CHUNK_BYTES // max(len(x) * sum_dtype(x.dtype).itemsize for x in weights)))
 
 
 class Computed(NamedTuple):

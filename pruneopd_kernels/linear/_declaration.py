@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import checks
 from ..dispatch import implementations
 from ..ops import OPERATORS
-from ._checks import check
+from ._checks import check, check_values
 from ._chunks import chunk_size_of
 from ._products import autocast_dtype, without_autocast
 
@@ -72,6 +72,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             check(name, a)
             if hasattr(module, "check"):
                 module.check(name, a)
+            check_values(name, a, hidden)
             with without_autocast(hidden):
                 a = a._replace(impl=implementations.choose(name, a.impl, hidden.device), chunk_size=chunk_size_of(a))
                 return module.compute(a)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch.registration import save_tensors, saved_tensors
+from ..ops import OPERATORS
 from ._chunks import Sides
 from ._positions import take
 from ._products import Gradients, Optional, unit_of, without_autocast
@@ -62,7 +63,7 @@ def with_recomputed(
     places, kept = zip(*chunks, strict=True)
     saved = {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]} | {"places": torch.cat(places)}
     tensors = dict.fromkeys(name for name, x in a._asdict().items() if isinstance(x, Tensor))
-    if getattr(a, "loss", None) == "reverse_kl":
+    if "teacher_logits" in OPERATORS[op].module.kept(a):
         saved |= {f"teacher_{name}": x for name, x in zip(INPUTS, inputs_of(a, "teacher_"), strict=True)}
     backward = functools.partial(_recompute, op, a._replace(**tensors), prefix)
     return _attach(a.op, inputs_of(a, prefix), backward, saved, *outputs)
@@ -111,6 +112,8 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Optional:
         saved = saved_tensors(ctx)  # read once: checkpointing computes them again
         inputs = [saved[name] for name in INPUTS]
+        if all(gradient is None for gradient in gradients):
+            return (None,) * 7
         with torch.no_grad(), without_autocast(inputs[0]):
             found = ctx.backward_pass(saved, ctx.needs_input_grad[:3], *gradients)
         if torch.is_grad_enabled():  # create_graph=True

@@ -127,8 +127,9 @@ def check(op: str, a: Any) -> None:
     if is_from_server(a) and a.loss != losses[-1]:
         checks.bad_value(op, "loss", f"be {losses[-1]!r} when teacher_topk_ids are given", repr(a.loss))
     checks.one_of(op, "reduction", a.reduction, get_args(Reduction))
+    shape = a.student_hidden.shape[:-1]
+    checks.has_one_for_each(op, "weight", a.weight, a.student_hidden, shape)
     if a.scale is not None:
-        shape = a.student_hidden.shape[:-1]
         if a.reduction == "none":
             checks.bad_value(op, "scale", "be None when reduction is 'none'", f"shape {list(a.scale.shape)}")
         if a.scale.ndim != 0 and a.scale.shape != shape:

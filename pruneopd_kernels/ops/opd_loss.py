@@ -143,6 +143,7 @@ class OpdLoss(NamedTuple):
 
 def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
     checks.has_one_for_each(op, "weight", a.weight, a.student_logits, a.student_logits.shape[:-1])
+    checks.one_of(op, "loss", a.loss, checks.POLICY_LOSSES)
     reliability.check(op, a, float64=float64, values=values)
 
 

@@ -33,7 +33,7 @@ PADDED = {"student_hidden": zeros(2, 8, 6), "teacher_hidden": zeros(2, 8, 5), **
 PACKED = {"student_hidden": zeros(16, 6), "teacher_hidden": zeros(16, 5), "cu_seqlens": i32(0, 16), **HEADS}
 SERVER = {
     "student_hidden": zeros(2, 8, 6), "student_weight": zeros(64, 6), "loss": OF_SERVERS,
-    "teacher_topk_ids": ids(2, 8, 16), "teacher_topk_logprobs": zeros(2, 8, 16),
+    "teacher_topk_ids": torch.arange(16).expand(2, 8, 16), "teacher_topk_logprobs": zeros(2, 8, 16),
 }  # fmt: skip
 
 

@@ -14,8 +14,7 @@ import linear_memory
 from hidden_states import LOSSES, OF_SERVERS, REDUCTIONS, STUDENT, H, V, at_once, from_server, problem, with_gradients
 from processes import ROOT, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
-from pruneopd_kernels.linear import _products
-from pruneopd_kernels.linear._products import head_of
+from pruneopd_kernels.linear._products import Head, head_of
 from test_linear import EXHAUSTING, OPTIONS, check_gradients, each_loss, each_pass
 from tiers import combinations
 
@@ -203,7 +202,7 @@ def test_teacher_from_inference_mode(loss, reduction):
     given, options = problem(), {"loss": loss, "reduction": reduction}
     expected, gradients = with_gradients(given, **options)
     with torch.inference_mode():
-        teacher = {name: x.clone() for name, x in vars(given).items() if name.startswith("teacher_")}
+        teacher = {name: x.clone() for name, x in vars(given).items() if name.startswith("teacher_") and x is not None}
     inferred = replace(given, **teacher)
     out, got = with_gradients(inferred, **options)
     assert all(map(torch.equal, got, gradients))
@@ -242,7 +241,7 @@ def test_products_of_half_precision_on_a_gpu_are_well_formed():
         hidden = torch.empty(5, H, device="cuda", dtype=torch.bfloat16)
         for dtype in (torch.float32, torch.bfloat16):
             weight, bias = (torch.empty(*shape, device="cuda", dtype=dtype) for shape in ((V, H), (V,)))
-            head = head_of(weight, bias, torch.bfloat16)
+            head = head_of(weight, bias, None, torch.bfloat16)
             assert (head.weight.dtype, head.dtype) == (torch.bfloat16, torch.float32)
             head.logits(hidden, torch.empty(5, V, device="cuda"))
             operand = torch.empty(5, V, device="cuda", dtype=torch.bfloat16)
@@ -250,8 +249,8 @@ def test_products_of_half_precision_on_a_gpu_are_well_formed():
 
 
 def test_on_a_gpu_the_gradient_is_rounded_into_the_memory_of_the_logits(monkeypatch):
-    monkeypatch.setattr(_products, "_multiplies_into_float32", lambda tensor: True)
-    head = head_of(torch.randn(V, H), None, torch.bfloat16)
+    monkeypatch.setattr(Head, "_is_tiled", lambda head, like: False)
+    head = head_of(torch.randn(V, H), None, None, torch.bfloat16)
     gradient, logits = torch.randn(5, V), torch.randn(5, V)
     operand = head.operand(gradient, logits)
     assert torch.equal(operand, gradient.bfloat16())
