@@ -84,7 +84,7 @@ def linear() -> str:
 from .linear_opd_loss import Loss, Reduction
 
 """
-    functions = [getattr(linear, name) for name in linear.__all__ if name.startswith("linear_")]
+    functions = [function for name, function in sorted(vars(linear).items()) if inspect.isfunction(function)]
     declared = [SimpleNamespace(name=f.__name__, signature=inspect.signature(f)) for f in functions]
     signatures = [signature(op, "Tensor", op.signature.return_annotation, without="") for op in declared]
     return stub("from torch import Tensor\n", "..", signatures, after)

@@ -145,4 +145,5 @@ class Fields(dict[str, Tensor]):
     def along(self, a: Any) -> dict[str, Tensor]:
         """Return all fields, with C, R, L and E from one scan over all positions."""
         scan = {name: getattr(a, name) for name in ("cu_seqlens", "drift_count", "w_drop", "w_base", "eps")}
-        return self | passes(a)("reliability_from_drift", self["drift"], self["counted"], **scan)._asdict()
+        along: Any = passes(a)("reliability_from_drift", self["drift"], self["counted"], **scan)
+        return self | along._asdict()  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ import re
 import sys
 from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
         parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
         signature = own.replace(parameters=[*parameters.values()])
         kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
-        record: Any = namedtuple("Arguments", [*kinds, "op", "autocast"])  # type: ignore[misc]
+        record = cast(Any, namedtuple)("Arguments", [*kinds, "op", "autocast"])
 
         def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:

@@ -18,6 +18,7 @@ from ._scoring import logits_gradient
 
 INPUTS = ("hidden", "weight", "bias")
 Rows = dict[str, Tensor]
+Saved = dict[str, Tensor | None]
 
 
 def inputs_of(a: Any, prefix: str) -> list[Tensor | None]:
@@ -61,7 +62,8 @@ def with_recomputed(
     `chunks` are places and what the operator keeps of them.
     """
     places, kept = zip(*chunks, strict=True)
-    saved = {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]} | {"places": torch.cat(places)}
+    saved: Saved = {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
+    saved["places"] = torch.cat(places)
     tensors = dict.fromkeys(name for name, x in a._asdict().items() if isinstance(x, Tensor))
     if "teacher_logits" in OPERATORS[op].module.kept(a):
         saved |= {f"teacher_{name}": x for name, x in zip(INPUTS, inputs_of(a, "teacher_"), strict=True)}
@@ -90,7 +92,7 @@ def _recompute(op: str, a: Any, prefix: str, kept: dict[str, Any], wanted: list[
 
 
 def _attach(
-    op: str, inputs: Sequence[Tensor | None], backward: Callable[..., Optional], saved: Rows, *outputs: Tensor
+    op: str, inputs: Sequence[Tensor | None], backward: Callable[..., Optional], saved: Saved, *outputs: Tensor
 ) -> tuple[Tensor, ...]:
     return cast(tuple[Tensor, ...], _Attached.apply(*inputs, op, backward, saved, outputs))  # type: ignore[no-untyped-call]
 
@@ -101,9 +103,9 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, op: str, backward: Callable[..., Optional],
-        saved: Rows, outputs: tuple[Tensor, ...],
+        saved: Saved, outputs: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        save_tensors(ctx, dict(zip(INPUTS, (hidden, weight, bias), strict=True)) | saved)
+        save_tensors(ctx, {**dict(zip(INPUTS, (hidden, weight, bias), strict=True)), **saved})
         ctx.op, ctx.backward_pass = op, backward
         ctx.set_materialize_grads(False)
         return outputs

@@ -117,11 +117,10 @@ def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], alon
         **along, **scalars("reliability_from_topk", a),
     )  # fmt: skip
     weight = rows.get("weight", scored.weight).to(torch.float64)
-    options = {"reward_weight": a.reward_weight, "weight": weight}
-    if teacher is None:
-        rewards = opd_rewards(*own, *sent.values(), strategy="intersection", **options).rewards
-    else:
-        rewards = opd_rewards(*own, *sent.values(), teacher.logprobs(own[0]), **options).rewards
+    rewards = opd_rewards(
+        *own, sent["ids"], sent["logprobs"], None if teacher is None else teacher.logprobs(own[0]),
+        strategy="intersection" if teacher is None else "student", reward_weight=a.reward_weight, weight=weight,
+    ).rewards  # fmt: skip
 
     op = OPERATORS["topk_forward_kl"]
     kl = formulas.topk_forward_kl(student.stats, op.arguments((x, *sent.values()), scalars(op.name, a)))

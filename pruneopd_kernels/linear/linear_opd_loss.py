@@ -143,9 +143,9 @@ def compute(a: Any) -> LinearOpdLoss:
     inputs = inputs_of(a, "student_")
     op, wanted, is_sum = loss_operator(a), wanted_of(inputs), a.reduction == "sum"
     with torch.no_grad():
-        positions, sides, fields = positions_of(a), Sides(a), Fields(inputs[0].shape[:-1])
+        positions, sides, fields = positions_of(a), Sides(a), Fields(a.student_hidden.shape[:-1])
         scale = torch.ones(()) if a.scale is None else a.scale
-        scale = scale.to(inputs[0].device, torch.float64).expand(fields.shape)
+        scale = scale.to(a.student_hidden.device, torch.float64).expand(fields.shape)
         gradients = Gradients(inputs, [want and is_sum for want in wanted], unit_of(scale))
         kept = []
         for chunk in scored_chunks(a, sides, positions):

@@ -102,26 +102,23 @@ def with_gradients(given, wanted=None, scale=None, **options):
     return out, torch.autograd.grad(total(out.loss, scale), leaves) if wanted else ()
 
 
-def loss_at_once(loss, student, teacher, mask, vocab_size=None, **options):
-    """The loss of each position and the reliability, by the reference from all logits."""
-    temperatures = {name: options.pop(name) for name in list(options) if name.endswith("temperature")}
-    of_student = {name: x for name, x in temperatures.items() if name.startswith("student")}
-    scored = reference.reliability(student.detach(), teacher, mask, vocab_size=vocab_size, **temperatures, **options)
-    cut = {"vocab_size": vocab_size}
-    if loss == "topk_policy":
-        value = reference.topk_policy_loss(student, scored.topk_ids, scored.rewards, mask, **of_student, **cut)
-    elif loss == "reverse_kl":
-        value = reference.reverse_kl(student, teacher, mask, weight=scored.weight, **temperatures, **cut)
-    else:
-        stats = reference.token_stats(student.detach(), teacher, mask, k=options["k"], **temperatures, **cut)
-        ids, logprobs = stats.teacher_topk_ids, stats.teacher_topk_logprobs
-        value = getattr(reference, OF_SERVERS)(student, ids, logprobs, mask, **of_student, **cut).loss
-        value = torch.where(scored.weight == 0, 0.0, scored.weight * value)
-    return value, scored
+def loss_at_once(loss, student, teacher, mask, tail="bucket", **options):
+    """The loss of each position and the scores, by the reference from all logits."""
+    policy = {} if loss == OF_SERVERS else {"loss": loss}
+    scored = reference.opd_loss(student, teacher, mask, entropies=True, **policy, **options)
+    if policy:
+        return scored.loss, scored
+    weight, names = options.get("weight"), ("student_temperature", "vocab_size")
+    of_student = {name: options[name] for name in names if name in options}
+    stats = {name: options[name] for name in ("k", *names, "teacher_temperature") if name in options}
+    of_teacher = reference.token_stats(student.detach(), teacher, mask, **stats)[2:4]
+    value = reference.topk_forward_kl(student, *of_teacher, mask, tail=tail, **of_student).loss
+    weight = scored.weight if weight is None else weight
+    return torch.where(weight == 0, 0.0, weight * value), scored
 
 
 def at_once(given, loss, scale=None, **options):
-    """The loss of each position, the reliability and the gradients, from all logits."""
+    """The loss of each position, the scores and the gradients, from all logits."""
     wanting, leaves = given.wanting(*(name for name in STUDENT if getattr(given, name) is not None))
     options = {"cu_seqlens": given.cu_seqlens, **OPTIONS, **options}
     value, scored = loss_at_once(loss, *wanting.logits(), given.mask, **options)

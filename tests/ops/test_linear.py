@@ -17,6 +17,7 @@ from hidden_states import (
     STUDENT,
     H,
     K,
+    Problem,
     T,
     V,
     at_once,
@@ -24,7 +25,15 @@ from hidden_states import (
     problem,
     with_gradients,
 )
-from pruneopd_kernels import linear_opd_loss, linear_reliability, opd_rewards, reference, reliability, token_stats
+from pruneopd_kernels import (
+    linear_opd_loss,
+    linear_reliability,
+    linear_selected_logprobs,
+    opd_rewards,
+    reference,
+    reliability,
+    token_stats,
+)
 from pruneopd_kernels.linear import linear_token_stats
 from pruneopd_kernels.ops import OPERATORS
 from tiers import combinations
@@ -49,13 +58,17 @@ def check_gradients(got, expected):
 
 @pytest.mark.parametrize(("function", "op"), [
     (linear_reliability, "reliability"), (linear_opd_loss, "reliability"), (linear_token_stats, "token_stats"),
+    (linear_selected_logprobs, "selected_logprobs"),
 ])  # fmt: skip
 def test_arguments_are_the_operators(function, op):
     own, declared = (inspect.signature(f).parameters for f in (function, OPERATORS[op].function))
-    assert [own[name] for name in declared if not name.endswith("_logits")] == list(declared.values())[2:]
+    shared = {name: parameter for name, parameter in declared.items() if not name.endswith("logits")}
+    assert {name: own[name] for name in shared} == shared
     assert all(f"    {name}: " in function.__doc__ for name in own)
     with pytest.raises(TypeError, match=f"^{function.__name__}: got an unexpected keyword argument 'threshhold'$"):
-        function(*[torch.zeros(2, 2)] * 4, threshhold=0.5)
+        function(
+            *[torch.zeros(2, 2)] * [p.default for p in own.values()].count(inspect.Parameter.empty), threshhold=0.5
+        )
 
 
 # --- reliability --------------------------------------------------------------------------------------------------
@@ -126,7 +139,7 @@ def test_strides_of_hidden_states_are_free():
 
 # --- losses and gradients -----------------------------------------------------------------------------------------
 
-VARIANTS = ["holes", "none", "packed", "no bias", "wider teacher", "temperatures"]
+VARIANTS = ["holes", "none", "packed", "no bias", "wider teacher", "temperatures", "soft caps", "weight", "tail"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +157,12 @@ def test_losses_and_gradients_in_float64(variant_and_loss, reduction, chunk_size
         given, options = replace(given, teacher_weight=weight, teacher_bias=bias), {"vocab_size": 45}
     elif variant == "temperatures":
         options = {"student_temperature": 0.6, "teacher_temperature": 1.7}
+    elif variant == "soft caps":
+        given = replace(given, student_softcap=2.0, teacher_softcap=3.0)
+    elif variant == "weight":
+        options = {"weight": torch.rand(given.mask.shape, dtype=torch.float64)}
+    elif variant == "tail" and loss == OF_SERVERS:
+        options = {"tail": "generalised"}
     scale = torch.rand(given.student_hidden.shape[:-1], dtype=torch.float64)
     scale.view(-1)[-1] = 0.0
     value, scored, expected = at_once(given, loss, scale, **options)
@@ -152,8 +171,9 @@ def test_losses_and_gradients_in_float64(variant_and_loss, reduction, chunk_size
     exactly(out.loss, (scale * value).sum() if reduction == "sum" else value)
     check_gradients(gradients, expected)
     assert all(gradient.abs().sum() > 0 for gradient in expected)
-    assert torch.equal(out.drift_count, scored.drift_count)
-    exactly(out.entropy, reference.token_stats(*given.logits(), given.mask, k=1, **options).student_entropy)
+    check_counted(out, scored)
+    exactly(out.rewards, scored.rewards)
+    exactly(out.entropy, scored.student_entropy)
     if variant == "wider teacher":
         assert not gradients[1][45:].any()
 
@@ -174,7 +194,7 @@ def test_what_is_frozen_gets_no_gradient(loss, reduction, wanted):
     combinations(LOSSES, REDUCTIONS, IMPLS[::-1], [torch.bfloat16, torch.float32]),
 )
 def test_gradients_are_as_good_as_eagers(impl, loss, reduction, dtype):
-    """At most twice the error that all logits at once have in the same dtype."""
+    """At most twice the error that all logits at once have in float32, and of what is rounded at the end."""
     given = problem(dtype, seed=3, b=4, t=20, v=300)
     scale = torch.rand(given.mask.shape)
     _, got = with_gradients(given, scale=scale, chunk_size=7, loss=loss, reduction=reduction, impl=impl)
@@ -195,6 +215,48 @@ def test_sums_over_many_chunks_stay_good_in_half_precision(loss):
     one_by_one, at_a_time = (with_gradients(given, chunk_size=size, **options)[1] for size in (1, 256))
     for one, other in zip(one_by_one[1:], at_a_time[1:], strict=True):
         assert (one.float() - other.float()).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps * one.abs().max()
+
+
+def small(dtype, hidden, weight, teacher):
+    """One position of a head that both models share."""
+    hidden, weight, teacher = (torch.tensor(x, dtype=dtype) for x in ([[hidden]], weight, [[teacher]]))
+    return Problem(hidden, weight, teacher, weight)
+
+
+REVERSE_KL = {"loss": "reverse_kl", "k": 1, "w_drop": 0.0, "w_base": 0.0}
+
+
+@each_impl
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_operands_are_float32(impl, reduction, dtype):
+    """Both logits are 20 in bfloat16, and their difference of 0.1 is gone."""
+    given = small(dtype, [1.0, 0.05], [[20.0, 1.0], [20.0, -1.0]], [1.0, -0.05])
+    out, gradients = with_gradients(given, reduction=reduction, impl=impl, **REVERSE_KL)
+    value, _, expected = at_once(given.to(torch.float64), **REVERSE_KL)
+    assert out.loss.dtype == torch.float32
+    torch.testing.assert_close(out.loss.double(), value.sum() if reduction == "sum" else value, rtol=1e-4, atol=0)
+    assert value.item() == pytest.approx(0.005, rel=0.01)
+    for one, exact in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@each_impl
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_gradient_below_half_precision_comes_back_through_a_grad_scaler(impl, reduction, autocast):
+    """2e-7 times 0.05 is 0 in float16; the scaler's factor of 65536 arrives last."""
+    given = small(torch.float16, [0.1], [[0.5], [-0.5]], [-0.1])
+    wanting, leaves = given.wanting("student_hidden", "student_weight")
+    scale = {"scale": torch.tensor(2e-7)} if reduction == "sum" else {}
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        out = linear_opd_loss(**wanting.arguments(reduction=reduction, impl=impl, **scale, **REVERSE_KL))
+    loss = out.loss.sum() if scale else 2e-7 * out.loss.sum()
+    (65536 * loss).backward()
+    _, _, expected = at_once(given.to(torch.float64), scale=torch.tensor(2e-7 * 65536), **REVERSE_KL)
+    assert expected[0].item() == pytest.approx(6.5e-4, rel=0.01)
+    for leaf, exact in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad.double(), exact, rtol=2e-3, atol=0)
 
 
 def test_scale_of_one_number():
@@ -291,6 +353,17 @@ def test_without_drop_nothing_is_exhausted():
     assert differing(*outs) == []
 
 
+def test_a_weight_of_ones_own_does_not_count_where_a_response_is_exhausted():
+    given = problem(mask="none", t=12)
+    options = {"weight": torch.ones(3, 12, dtype=torch.float64), "loss": "reverse_kl", "chunk_size": 5, **EXHAUSTING}
+    by_hand = replace(given, mask=exhausted_by_hand(given))
+    for reduction in REDUCTIONS:
+        expected, gradients = with_gradients(by_hand, reduction=reduction, **options)
+        got, skipping = with_gradients(given, skip_exhausted=True, reduction=reduction, **options)
+        exactly(got.loss, expected.loss)
+        check_gradients(skipping, gradients)
+
+
 # --- a teacher's server -------------------------------------------------------------------------------------------
 
 
@@ -325,3 +398,60 @@ def test_a_broken_row_agrees_with_no_server():
     for options in ({}, {"metric": "top_p", "token_ids": torch.zeros(3, T, dtype=torch.int64)}):
         out = linear_opd_loss(**remote.arguments(**sent, loss=OF_SERVERS, **options))
         assert out.overlap[1, 4] == 0 and out.drift[1, 4] and out.loss[1, 4].isnan()
+
+
+# --- log-probabilities --------------------------------------------------------------------------------------------
+
+SELECTED = {
+    "plain": {}, "temperature": {"temperature": 0.7}, "vocabulary": {"vocab_size": 45}, "soft cap": {"softcap": 2.0}
+}  # fmt: skip
+FLOWS = {"both": (1.0, 0.1), "logprobs": (1.0, 0.0), "entropy": (0.0, 0.1)}
+
+
+def selected(given, ids, impl, softcap=None, **options):
+    """By the reference from all logits if `impl` is None."""
+    if impl is None:
+        logits = replace(given, student_softcap=softcap).side_logits("student_")
+        return reference.selected_logprobs(logits, ids, given.mask, **options)
+    hidden, weight, bias = (getattr(given, name) for name in STUDENT)
+    return linear_selected_logprobs(hidden, weight, ids, given.mask, bias=bias, softcap=softcap, impl=impl, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "flows", "mask", "chunk_size", "impl", "dtype"),
+    combinations(SELECTED, FLOWS, ["holes", "none", "nothing"], [1, 4, None], IMPLS,
+                 [torch.float32, torch.bfloat16, torch.float16]),
+)  # fmt: skip
+def test_selected_logprobs_against_all_logits(options, flows, mask, chunk_size, impl, dtype):
+    """Duplicates and padding among the ids; gradients are summed in float32 and rounded once."""
+    given = problem(dtype, mask=mask)
+    ids = torch.randint(45, (3, T, 5), generator=torch.Generator().manual_seed(1))
+    ids[..., 1], ids[0, :, 2] = ids[..., 0], -100
+    results = []
+    for one, more in ((given.to(torch.float64), {"impl": None}), (given, {"impl": impl, "chunk_size": chunk_size})):
+        wanting, leaves = one.wanting(*STUDENT)
+        out = selected(wanting, ids, **SELECTED[options], **more)
+        loss = sum(factor * (x * x).sum() for x, factor in zip(out, FLOWS[flows], strict=False) if factor)
+        results.append((out, torch.autograd.grad(loss, leaves)))
+    (expected, exact_gradients), (got, gradients) = results
+    assert not got.lse.requires_grad
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients, exact_gradients, strict=True):
+        assert one.dtype == dtype
+        unit = torch.finfo(dtype).eps
+        torch.testing.assert_close(one.double(), other, rtol=unit, atol=1e-5 * (1 + other.abs().max().item()))
+
+
+def test_selected_logprobs_of_what_is_frozen():
+    given, ids = problem(), torch.randint(V, (3, T, 2))
+    wanting, leaves = given.wanting(*STUDENT)
+    expected = torch.autograd.grad(selected(wanting, ids, "reference").logprobs.sum(), leaves)
+    for name, of_all in zip(STUDENT, expected, strict=True):
+        wanting, (leaf,) = given.wanting(name)
+        loss = selected(wanting, ids, "reference").logprobs.sum()
+        first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
+        exactly(first, of_all)
+        assert torch.equal(first, second)
+    with torch.no_grad():
+        assert not selected(wanting, ids, "reference").logprobs.requires_grad

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import linear_memory
 from hidden_states import LOSSES, OF_SERVERS, REDUCTIONS, STUDENT, H, V, at_once, from_server, problem, with_gradients
 from processes import ROOT, run
-from pruneopd_kernels import linear_opd_loss, linear_reliability, reference
+from pruneopd_kernels import linear_opd_loss, linear_reliability, linear_selected_logprobs, reference
 from pruneopd_kernels.linear._products import Head, head_of
+from reads import counted
 from test_linear import EXHAUSTING, OPTIONS, check_gradients, each_loss, each_pass
 from tiers import combinations
 
@@ -115,6 +116,43 @@ def test_a_response_that_comes_exhausted_costs_no_product():
     options = {"skip_exhausted": True, "drift_count": drift_count, **EXHAUSTING}
     for reduction in REDUCTIONS:
         assert products(given, STUDENT[:2], reduction=reduction, **options) == ((0, 0, 0), (0, 0, 0))
+
+
+# --- reads of logits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction", "impl", "chunk_size"),
+    combinations([*LOSSES, "server"], REDUCTIONS, ["reference", "cpp"], [1, 4, 100]),
+)
+def test_logits_are_read_as_rarely_as_possible(loss, reduction, impl, chunk_size):
+    given, n = problem(torch.float32), int(problem().mask.sum())
+    given.teacher_weight = torch.cat([given.teacher_weight, torch.randn(7, given.teacher_weight.shape[1])])
+    given.teacher_bias = torch.cat([given.teacher_bias, torch.randn(7)])
+    options = {"loss": loss, "reduction": reduction, "impl": impl, "chunk_size": chunk_size, "vocab_size": V}
+    if loss == "server":
+        shape = (*given.mask.shape, OPTIONS["k"])
+        sent = {"teacher_topk_ids": torch.arange(shape[-1]).expand(shape), "teacher_topk_logprobs": -torch.ones(shape)}
+        given = replace(given, teacher_hidden=None, teacher_weight=None, teacher_bias=None)
+        options |= {"loss": OF_SERVERS, **sent}
+    with counted(V, V + 7) as rows:
+        with_gradients(given, **options)
+    assert rows == {"S": 2 * n, "W": n} | {"reverse_kl": {"T": 2 * n}, "server": {}}.get(loss, {"T": n})
+
+
+def test_logits_are_read_once_without_a_gradient():
+    given, ids, n = problem(), torch.zeros(3, 7, 1, dtype=torch.int64), int(problem().mask.sum())
+    arguments = given.arguments()
+    for function in (linear_reliability, linear_opd_loss):
+        with counted(V, V) as rows:
+            function(**arguments)
+        assert rows == {"S": 2 * n}  # both are V wide
+    hidden, weight, _ = (x.requires_grad_() for x in (given.student_hidden, given.student_weight, given.student_bias))
+    with counted(V, None) as rows:
+        out = linear_selected_logprobs(hidden, weight, ids, given.mask, impl="reference")
+        assert rows == {"S": n}
+        out.logprobs.sum().backward()
+    assert rows == {"S": 2 * n, "W": n}
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
