@@ -254,6 +254,11 @@ def weighted(weight: Tensor, values: Tensor) -> Tensor:
     return torch.where(weight == 0, 0.0, weight * values)
 
 
+def flowing(factor: Tensor, gradient: Tensor) -> Tensor:
+    """Return what flows back through a multiplication by the factor; nothing flows if either is 0, even beside a NaN."""
+    return torch.where(gradient == 0, 0.0, weighted(factor, gradient))
+
+
 # --- the policy loss over candidates ------------------------------------------------------------------------------
 
 LARGEST_LOG_RATIO = 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import checks
@@ -163,8 +164,6 @@ def fake(a: Any, empty: Any) -> Any:
 
 
 def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
-    import torch
-
     from .. import formulas
 
     arguments = a._asdict()
@@ -176,7 +175,7 @@ def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
         loss = formulas.weighted(factor, scores.reverse_kl).to(dtype)
         state = formulas.spoilt_state(state, loss)
     else:
-        loss = -scores.rewards.sum(-1, dtype=torch.float64).to(dtype)
+        loss = _policy_loss(scores.rewards)
     return loss, *scores[:-2], scores.reverse_kl.to(dtype), state, factor
 
 
@@ -184,8 +183,13 @@ def backward(a: Any, gradient: Tensor) -> Tensor:
     from .. import formulas
 
     if a.loss == "reverse_kl":
-        return through_divergence(formulas.weighted(a.factor, gradient), a)
-    return through_logprobs(gradient, a, a.topk_ids, -a.rewards)
+        return through_divergence(formulas.flowing(a.factor, gradient), a)
+    spoilt = ~_policy_loss(a.rewards).isfinite()  # a sum of finite rewards may not be finite
+    return through_logprobs(gradient, a, a.topk_ids, (-a.rewards).masked_fill(spoilt[..., None], math.nan))
+
+
+def _policy_loss(rewards: Tensor) -> Tensor:
+    return -rewards.double().sum(-1).to(rewards.dtype)
 
 
 @forward_pass

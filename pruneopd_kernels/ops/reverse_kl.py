@@ -97,7 +97,7 @@ def fake(a: Any, empty: Any) -> Any:
 def backward(a: Any, gradient: Tensor) -> Tensor:
     from .. import formulas
 
-    return through_divergence(formulas.weighted(formulas.loss_factor(a.weight, a.mask, gradient), gradient), a)
+    return through_divergence(formulas.flowing(formulas.loss_factor(a.weight, a.mask, gradient), gradient), a)
 
 
 def through_divergence(scale: Tensor, a: Any) -> Tensor:

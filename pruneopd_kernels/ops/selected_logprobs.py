@@ -110,9 +110,11 @@ def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
 def backward(a: Any, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> Tensor:
     import torch
 
-    constant = (a.token_ids < 0) | (a.logprobs == -torch.inf)
+    masked = a.state[..., 1] == 0  # the mass of any other row is at least 1, or NaN
+    constant = (a.token_ids < 0) | (a.logprobs == -torch.inf) | masked[..., None]
     flowing = torch.zeros_like(a.logprobs) if of_logprobs is None else of_logprobs.masked_fill(constant, 0.0)
     # An id that does not exist, which only a GPU lets in, spoils its row.
     coefficients = flowing.masked_fill(a.logprobs.isnan() & (flowing != 0), torch.nan)
+    of_entropy = None if of_entropy is None else of_entropy.masked_fill(masked, 0.0)
     tensors = a.logits, a.token_ids, coefficients, a.state, of_entropy
     return run_backward("logprobs_backward", a.impl, *tensors, temperature=a.temperature, vocab_size=a.vocab_size)

@@ -62,7 +62,8 @@ def logprobs_backward(a: Any) -> tuple[Tensor]:
     if a.entropy_coefficient is not None:
         used = used | (a.entropy_coefficient != 0)
     p = probabilities(a.logits, a.state, used, size, a.temperature)
-    gradient = -p * coefficients.sum(-1, keepdim=True)
+    total = coefficients.sum(-1, keepdim=True)
+    gradient = -p * total
     exists = (a.token_ids >= 0) & (a.token_ids < size)
     ids = torch.where(exists, a.token_ids.to(torch.int64), 0)
     gradient = gradient.scatter_add(-1, ids, torch.where(exists, coefficients, 0.0))
@@ -72,4 +73,6 @@ def logprobs_backward(a: Any) -> tuple[Tensor]:
         of_entropy = torch.where(p == 0, 0.0, of_entropy)
         e = a.entropy_coefficient.to(torch.float64)[..., None]
         gradient = gradient + torch.where(e == 0, 0.0, e * of_entropy)
+        total = total + e
+    gradient = gradient.masked_fill(~total.isfinite(), torch.nan)
     return (full_width(a.logits, gradient / a.temperature, used),)

@@ -23,9 +23,9 @@ def i32(*values):
 
 
 def logits(*names, shape="[..., V]", too_few=((),)):
-    """Of the student's logits and, where there is one, of the teacher's, which may have another width."""
+    """Of the first logits and, where there is one, of the teacher's, which may have another width."""
     for bad in too_few:
-        yield {"student_logits": zeros(*bad)}, f"student_logits must have shape {shape}, got {list(bad)}"
+        yield {names[0]: zeros(*bad)}, f"{names[0]} must have shape {shape}, got {list(bad)}"
     for name in names:
         for dtype in (torch.int64, torch.complex64):
             words = f"{name} must have dtype {LOGITS}, got {str(dtype)[6:]}"
@@ -37,7 +37,7 @@ def logits(*names, shape="[..., V]", too_few=((),)):
     width = "min(student, teacher) width" if len(names) == 2 else "the logits' width"
     for value in (65, 0):
         yield {"vocab_size": value}, f"vocab_size must be between 1 and {width} = 64, got {value}"
-    yield from temperature("student_temperature")
+    yield from temperature(names[0].replace("logits", "temperature"))
     if len(names) == 2:
         for bad in ((2, 7, 64), (16, 64), ()):
             yield {"teacher_logits": zeros(*bad)}, f"teacher_logits must have shape [2, 8, V], got {list(bad)}"
@@ -105,6 +105,15 @@ def ids_of_a_loss(name, letter, most):
         yield {name: ids(2, 8, 16) + value, **change}, words
 
 
+def twice(name, logprobs):
+    """Candidates from outside, [2, 8, 16], of which one comes twice; -0.0 is no log-probability of an empty slot."""
+    given = torch.arange(16).expand(2, 8, 16).clone()
+    given[1, 3, 2], given[1, 4, 7:9] = 9, -1  # padding may repeat
+    words = f"{name} must hold no id twice in a position, got 9"
+    yield {name: given}, words
+    yield {name: given.int(), logprobs: zeros(2, 8, 16), "mask": torch.arange(16).view(2, 8) != 3}, words
+
+
 def metric():
     """And the thresholds that decide about drift."""
     for name in ("threshold", "top_p"):
@@ -132,7 +141,8 @@ def responses(packed, tensor, are, axes):
         yield {**packed, "cu_seqlens": i32(*values)}, f"cu_seqlens must {words}"
     starts = i32(0, 16)
     yield {**packed, "cu_seqlens": starts[0]}, "cu_seqlens must have shape [B + 1], got []"
-    yield {**packed, "cu_seqlens": starts.long()}, "cu_seqlens must have dtype int32, got int64", TypeError
+    dtype = "cu_seqlens must have dtype int32 or int64, got int16"
+    yield {**packed, "cu_seqlens": starts.short()}, dtype, TypeError
     yield {**packed, "cu_seqlens": starts.to("meta")}, "cu_seqlens must be on cpu, got meta"
     yield {**packed, "cu_seqlens": starts, "mask": zeros(15)}, "mask must have shape [16], got [15]"
     yield {**packed, "cu_seqlens": starts, "drift_count": i32(0, 0)}, "drift_count must have shape [1], got [2]"

@@ -10,6 +10,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 DTYPES = {
     "drift": torch.bool,
+    "accepted": torch.bool,
     "drift_count": torch.int32,
     "effective_length": torch.int32,
     "topk_ids": torch.int64,
@@ -107,14 +108,26 @@ def eager_logprobs(logits, temperature, vocab_size):
     return (logits[..., :vocab_size] / temperature).log_softmax(-1)
 
 
-def eager_loss(formula, upstream, a):
-    """Outputs and gradient of `formula(student_logits, a)` of float32 tensors, where the mask is set."""
-    logits = a.student_logits.detach().float().requires_grad_()
-    outputs = formula(logits, SimpleNamespace(**{name: as_float32(value) for name, value in vars(a).items()}))
-    if a.mask is not None:
-        outputs = {name: torch.where(a.mask != 0, x, 0.0) for name, x in outputs.items()}
-    (gradient,) = torch.autograd.grad(outputs["loss"], logits, upstream)
-    return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
+def eager(formula, gold, into, a):
+    """What `formula(gold, a)` of float32 tensors gives where the mask is set; of a loss also the gradient.
+
+    `into` is the gradient that comes in by each differentiable output; `a` has the logits first.
+    """
+    a = SimpleNamespace(**{name: as_float32(value) for name, value in vars(a).items()})
+    logits = next(iter(vars(a).values()))
+    if into:
+        logits = logits.detach().clone().requires_grad_()
+        setattr(a, next(iter(vars(a))), logits)
+    outputs = formula(gold, a)
+    if getattr(a, "mask", None) is not None:
+        valid = a.mask != 0
+        outputs = {
+            n: torch.where(valid if x.ndim == valid.ndim else valid[..., None], x, 0.0) for n, x in outputs.items()
+        }
+    if into:
+        (gradient,) = torch.autograd.grad([outputs[name] for name in into], logits, [*into.values()])
+        outputs = {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
+    return outputs
 
 
 def as_float32(value):

@@ -64,12 +64,25 @@ def kl(log_p, log_q):
 # --- one position ----------------------------------------------------------------------------------------------------
 
 
+def filled(ids, logprobs):
+    """Where a slot is not empty: there is an id, it is possible, and it has not come before."""
+    first = [list(ids).index(i) == j for j, i in enumerate(ids)]
+    return (np.asarray(ids) >= 0) & first & (True if logprobs is None else logprobs != -math.inf)
+
+
+def overlap(s, t):
+    """Of the ids in the filled slots of both sides."""
+    return len(set(s) & set(t)) / max(len(s), len(t), 1)
+
+
 def nucleus(teacher_ids, teacher_logprobs, top_p):
     """The accepted ids."""
-    ids, mass = [], 0.0
-    given = [(i, logprob) for i, logprob in zip(teacher_ids, teacher_logprobs, strict=True) if i >= 0]
+    ids, mass, slots = [], 0.0, filled(teacher_ids, teacher_logprobs)
+    given = list(zip(teacher_ids[slots], teacher_logprobs[slots], strict=True))
     if any(math.isnan(logprob) for _, logprob in given):
         return []
+    if top_p == 1:
+        return [i for i, _ in given]
     for i, logprob in given:
         ids.append(i)
         mass += math.exp(logprob)

@@ -15,13 +15,25 @@ import interpreted
 import pruneopd_kernels
 from arrays import as_array, as_tensor
 from pruneopd_kernels.dispatch import cpp
-from pruneopd_kernels.ops import BACKWARD_PASSES
+from pruneopd_kernels.ops import BACKWARD_PASSES, FORWARD_PASSES
 from pruneopd_kernels.ops import OPERATORS as DECLARED
+from pruneopd_kernels.ops._operator import compiled
 
 OPERATORS = [*DECLARED]
-LOSSES = [op for op, declared in DECLARED.items() if declared.saved]
-LOGITS = [op for op, declared in DECLARED.items() if "student_logits" in declared.tensors]
+COMPILED_PASSES = {op.name: op for op in compiled()}
+LOSSES = [op for op, declared in DECLARED.items() if declared.saved]  # what has a gradient
+LOGITS = [op for op, declared in DECLARED.items() if declared.tensors[0].endswith("logits")]
 ALONG_RESPONSES = [op for op, declared in DECLARED.items() if "drift_count" in declared.tensors]
+
+
+def leaf(op):
+    """The name of the logits that have a gradient."""
+    return DECLARED[op].tensors[0]
+
+
+def temperature(op):
+    """The name of what they are divided by."""
+    return leaf(op).replace("logits", "temperature")
 
 
 def raw(op):
@@ -30,13 +42,26 @@ def raw(op):
 
 
 def compiled_alone(op, library="cpp", **arguments):
-    """What the compiled operator returns without the checks of Python."""
-    return getattr(getattr(torch.ops, f"pruneopd_{library}"), op)(*DECLARED[op].arguments((), arguments))
+    """What a compiled operator or pass returns without the checks of Python."""
+    return getattr(getattr(torch.ops, f"pruneopd_{library}"), op)(*COMPILED_PASSES[op].arguments((), arguments))
 
 
 def named(outputs):
     """Outputs by name; a tensor alone is a loss."""
     return {"loss": outputs} if isinstance(outputs, torch.Tensor) else outputs._asdict()
+
+
+def flowing(op, outputs, upstream=None):
+    """The gradient that comes in by each differentiable output, if `upstream` comes in at each position; None: 1.
+
+    Where there are several outputs, or slots, each gets a share of its own.
+    """
+    first, *others = (outputs[name] for name in DECLARED[op].differentiable)
+    if not others:
+        return {DECLARED[op].differentiable[0]: torch.ones_like(first) if upstream is None else upstream}
+    upstream = torch.ones_like(others[0]) if upstream is None else upstream
+    slots = torch.linspace(1.0, -0.5, first.shape[-1], dtype=upstream.dtype, device=upstream.device)
+    return dict(zip(DECLARED[op].differentiable, (upstream[..., None] * slots, upstream * -0.75), strict=True))
 
 
 class Implementation:
@@ -63,14 +88,17 @@ class Implementation:
             return getattr(pruneopd_kernels, op)(**arguments, impl=self.name.removesuffix("-operator"))
 
     def run(self, op, upstream=None, **arguments):
-        """The outputs, and of a loss the `gradient` of sum(upstream * loss) by the student's logits; None: of ones."""
+        """The outputs, and of a loss the `gradient` of sum(upstream * loss) by its logits; None: of ones.
+
+        An operator with several differentiable outputs counts as a loss: see `flowing`.
+        """
         if op not in LOSSES:
             return named(self.call(op, **arguments))
-        student_logits = arguments["student_logits"].detach().requires_grad_()
-        outputs = named(self.call(op, **arguments | {"student_logits": student_logits}))
-        upstream = torch.ones_like(outputs["loss"]) if upstream is None else upstream
+        logits = arguments[leaf(op)].detach().requires_grad_()
+        outputs = named(self.call(op, **arguments | {leaf(op): logits}))
+        into = flowing(op, outputs, upstream)
         with self.chosen():
-            (gradient,) = torch.autograd.grad(outputs["loss"], student_logits, upstream)
+            (gradient,) = torch.autograd.grad([outputs[name] for name in into], logits, [*into.values()])
         return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
 
     @contextmanager
@@ -81,7 +109,7 @@ class Implementation:
 
 
 class Unregistered(Implementation):
-    """Kernels that torch does not know: `kernel(op, arguments)` runs one; autograd is the package's own."""
+    """Kernels that torch does not know: `kernel(op, arguments)` runs one; what PyTorch computes is the package's own."""
 
     marks = (pytest.mark.thorough,)
     slow = True
@@ -91,22 +119,29 @@ class Unregistered(Implementation):
         self.kernel = kernel
 
     def call(self, op, **arguments):
-        outputs = self.run(op, **arguments)
-        return outputs["loss"] if len(outputs) == 2 and op in LOSSES else tuple(outputs.values())
+        outputs = tuple(self.run(op, **arguments)[name] for name in DECLARED[op].fields)
+        return DECLARED[op].result(*outputs) if DECLARED[op].result else outputs[0]
 
     def run(self, op, upstream=None, **arguments):
         declared = DECLARED[op]
-        a = declared.arguments((), arguments)._asdict()
-        outputs = self.kernel(op, a)
+        a = declared.arguments((), arguments)
+        outputs = (
+            declared.module.compute(a, self._forward_pass) if declared.is_composed else self.kernel(op, a._asdict())
+        )
         result = dict(zip(declared.fields, outputs, strict=False))
         if op not in LOSSES:
             return result
-        upstream = torch.ones_like(result["loss"]) if upstream is None else upstream
+        given = a._asdict() | dict(zip((*declared.fields, *declared.saved), outputs, strict=True))
+        kept = {name: given[name] for name in (*declared.module.kept(a), *declared.scalars)}
+        into = flowing(op, result, upstream).values()
         with ExitStack() as patches:
             for name in BACKWARD_PASSES:
                 patches.enter_context(mock.patch.object(torch.ops.pruneopd, f"_{name}", self._backward_pass(name)))
-            saved = tuple(outputs[len(declared.fields) :])
-            return result | {"gradient": declared.module.backward(upstream, saved, SimpleNamespace(**a, impl=None))}
+            return result | {"gradient": declared.module.backward(SimpleNamespace(**kept, impl=None), *into)}
+
+    def _forward_pass(self, name, *args, **kwargs):
+        declared = FORWARD_PASSES[name]
+        return declared.result(*self.kernel(name, declared.arguments(args, kwargs)._asdict()))
 
     def _backward_pass(self, name):
         def call(*tensors, impl, **scalars):
@@ -145,8 +180,6 @@ def to_gpu(value, device="cuda"):
 def run_emulated(op, arguments):
     """The CUDA sources on the CPU; the module takes and returns NumPy arrays."""
     arrays = {name: as_array(value) for name, value in arguments.items()}
-    if op not in [*LOSSES, *BACKWARD_PASSES] and arrays.get("vocab_size", 0) is None:
-        arrays["vocab_size"] = arrays["student_logits"].shape[-1]
     outputs = getattr(cuda_emulated.module(), op)(**arrays, num_threads=0)
     return [as_tensor(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))]
 

@@ -6,9 +6,9 @@ Such a file has
   take (logits, mask, token_ids, cu_seqlens, drift_count), for these logits
 - `VARIANTS`: arguments that the table of cases gives in turn; `EXAMPLE`: those of an ordinary call
 - `RANDOM`: values that a random call draws from; or `problems()`, a Hypothesis strategy of all arguments
-- `gold(a)`: every output in float64, and sizes (see `comparison.Answer`); of a loss `gold(upstream, a)`, with the
-  gradient; `a` has the arguments as attributes, arrays for tensors
-- `eager(gold, a)`: the float outputs in float32; of a loss `eager(student_logits, a)`
+- `gold(a)`: every output in float64, and sizes (see `comparison.Answer`); of a loss `gold(into, a)`, with the gradient,
+  where `into` is what comes in by each differentiable output; `a` has the arguments as attributes, arrays for tensors
+- `eager(gold, a)`: the float outputs, computed in float32 from tensors
 - `BASE` and `bad()`: a good call of zeros and what makes it bad (see bad_input.py)
 
 and may have `CASES`, the names of the cases of its table, where not all of them apply.
@@ -30,13 +30,16 @@ import comparison
 import gold
 import implementations
 import tiers
-from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS
+from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS, flowing, leaf
+from pruneopd_kernels.dispatch.registration import Empty
 
+OF_SOLE_MODEL = ("student_logits", "student_temperature")
 MODULES = {op: import_module(op) for op in OPERATORS}
 
 
 def of_op(op, given):
-    """Of these arguments those that the operator takes, in its order."""
+    """Of these arguments those that the operator takes, in its order; what is the student's is a sole model's, too."""
+    given = {name.removeprefix("student_"): x for name, x in given.items() if name in OF_SOLE_MODEL} | given
     return {name: given[name] for name in DECLARED[op].parameters if name in given}
 
 
@@ -44,7 +47,7 @@ def record(op, arguments):
     """All arguments of a call as attributes, defaults filled in; vocab_size is a number."""
     a = SimpleNamespace(**DECLARED[op].arguments((), arguments)._asdict())
     if op in LOGITS:
-        a.vocab_size = a.vocab_size or a.student_logits.shape[-1]
+        a.vocab_size = a.vocab_size or getattr(a, leaf(op)).shape[-1]
     return a
 
 
@@ -52,13 +55,14 @@ def answer(op, upstream=None, **arguments):
     """The gold and the eager peer of a call."""
     module, a = MODULES[op], record(op, arguments)
     arrays = {n: cases.as_float64(x) if isinstance(x, torch.Tensor) else x for n, x in vars(a).items()}
-    arrays = SimpleNamespace(**arrays)
-    if op not in LOSSES:
-        values, sizes = module.gold(arrays)
-        return comparison.Answer(values, module.eager(values, a), sizes)
-    upstream = torch.ones(a.student_logits.shape[:-1]) if upstream is None else upstream
-    values, sizes = module.gold(cases.as_float64(upstream), arrays)
-    return comparison.Answer(values, comparison.eager_loss(module.eager, upstream, a), sizes)
+    into = {}
+    if op in LOSSES:
+        declared = DECLARED[op]
+        empty = dict(zip(declared.fields, declared.module.fake(a, Empty(declared.record(**vars(a)))), strict=False))
+        into = flowing(op, empty, upstream)
+    of_loss = [{name: cases.as_float64(x) for name, x in into.items()}] if into else []
+    values, sizes = module.gold(*of_loss, SimpleNamespace(**arrays))
+    return comparison.Answer(values, comparison.eager(module.eager, values, into, a), sizes)
 
 
 def check(impl, op, upstream=None, *, least_size=0.0, **arguments):

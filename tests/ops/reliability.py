@@ -8,7 +8,7 @@ import bad_input
 import reliability_from_drift
 import token_stats
 from comparison import EXACT, eager_logprobs, greatest
-from gold import candidate_rewards, candidate_weights, nucleus, rows, validity
+from gold import candidate_rewards, candidate_weights, filled, nucleus, rows, validity
 
 # A metric and a reward weight meet each other at least once; the full product would only cost time.
 COMMON = {"w_drop": 0.2, "threshold": 0.5}
@@ -46,15 +46,17 @@ def gold(a):
             drift[n] = broken[n] or a.token_ids.reshape(-1)[n] not in ids
     drift = drift.reshape(shape)
     scan, _ = reliability_from_drift.gold(SimpleNamespace(**vars(a) | {"drift": drift}))
-    rewards, weight, size = np.zeros((valid.size, a.k)), scan["weight"].reshape(-1), 0.0
+    rewards, weight, size = np.zeros((valid.size, a.k)), weight_of(scan, a).reshape(-1), 0.0
     for n in np.flatnonzero(valid & (weight != 0)):
         log_p = rows(stats["student_topk_logprobs"])[n]
         log_q = rows(stats["teacher_on_student_logprobs"])[n]
+        slots = filled(rows(stats["student_topk_ids"])[n], log_p)
         if broken[n]:
-            rewards[n] = math.nan
+            rewards[n, slots] = math.nan
             continue
+        log_p, log_q = log_p[slots], log_q[slots]
         w = candidate_weights(log_p, log_q, a.reward_weight)
-        rewards[n] = weight[n] * candidate_rewards(log_p, log_q, w)
+        rewards[n, slots] = weight[n] * candidate_rewards(log_p, log_q, w)
         if w is not None:
             with np.errstate(invalid="ignore"):
                 size = max(size, *(greatest(weight[n] * w * terms) for terms in (log_p, log_q)))
@@ -62,12 +64,20 @@ def gold(a):
     return values | {"rewards": rewards.reshape((*shape, a.k))}, {"rewards": max(size, greatest(rewards))}
 
 
+def weight_of(scan, a):
+    """What rewards are multiplied by: L, or what `opd_loss` has been given."""
+    return scan["weight"] if getattr(a, "weight", None) is None else a.weight
+
+
 def eager(gold, a):
     ids = torch.from_numpy(gold["topk_ids"])
-    log_p = eager_logprobs(a.student_logits.float(), a.student_temperature, a.vocab_size).gather(-1, ids)
-    log_q = eager_logprobs(a.teacher_logits.float(), a.teacher_temperature, a.vocab_size).gather(-1, ids)
-    w = {"student": log_p.softmax(-1), "teacher": log_q.softmax(-1), "none": torch.tensor(1 / ids.shape[-1])}
-    return {"rewards": torch.from_numpy(gold["weight"]).float()[..., None] * w[a.reward_weight] * (log_q - log_p)}
+    log_p = eager_logprobs(a.student_logits.detach(), a.student_temperature, a.vocab_size).gather(-1, ids)
+    log_q = eager_logprobs(a.teacher_logits, a.teacher_temperature, a.vocab_size).gather(-1, ids)
+    exists = log_p != -torch.inf
+    w = {"student": log_p.softmax(-1), "teacher": log_q.where(exists, -torch.inf).softmax(-1)}
+    w = w | {"none": 1 / exists.sum(-1, keepdim=True)}
+    weight = torch.as_tensor(weight_of(gold, a)).float()[..., None]
+    return {"rewards": torch.where(exists, weight * w[a.reward_weight] * (log_q - log_p), 0.0)}
 
 
 FLOAT32 = EXACT  # even of float64 logits

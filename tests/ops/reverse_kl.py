@@ -19,7 +19,7 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"weight": torch.where(weight < 0.7, -weight, weight)}
 
 
-def gold(upstream, a):
+def gold(into, a):
     shape = a.student_logits.shape[:-1]
     valid = validity(a.mask, shape)
     loss, gradient, sizes = np.zeros(shape), np.zeros(a.student_logits.shape), Sizes("loss", "gradient")
@@ -38,12 +38,12 @@ def gold(upstream, a):
             p, x, y = np.exp(log_p[exists]), log_p[exists], log_q[exists]
             by_logits[exists] = p * (x - y - divergence)
             magnitudes[exists] = p * (np.abs(x) + np.abs(y) + divergence)
-        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] * w / a.student_temperature)
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, into["loss"][n] * w / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
 
-def eager(student_logits, a):
-    log_p = eager_logprobs(student_logits, a.student_temperature, a.vocab_size)
+def eager(gold, a):
+    log_p = eager_logprobs(a.student_logits, a.student_temperature, a.vocab_size)
     log_q = eager_logprobs(a.teacher_logits, a.teacher_temperature, a.vocab_size)
     divergence = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     return {"loss": divergence if a.weight is None else a.weight * divergence}

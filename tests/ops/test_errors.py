@@ -11,7 +11,18 @@ import bad_input
 import operators
 import pruneopd_kernels
 from arrays import as_array
-from implementations import ALONG_RESPONSES, DECLARED, LOSSES, OPERATORS, compiled_alone, raw
+from implementations import (
+    ALONG_RESPONSES,
+    COMPILED_PASSES,
+    DECLARED,
+    LOGITS,
+    LOSSES,
+    OPERATORS,
+    compiled_alone,
+    leaf,
+    raw,
+    temperature,
+)
 from operators import MODULES
 
 
@@ -50,7 +61,7 @@ def protects_memory(arguments, words):
     return rule and not re.search(r"tensor, got|complex64|got \[\]", words) and "threshold" not in arguments
 
 
-@each_row([row for row in TABLE if protects_memory(*row[1:3])])
+@each_row([row for row in TABLE if row[0] in COMPILED_PASSES and protects_memory(*row[1:3])])
 def test_compiled_operator_without_the_checks_of_python(op, arguments, words, error):
     """What protects memory is checked there once more, in the same words."""
     check(lambda **given: compiled_alone(op, **given), op, arguments, words, RuntimeError)
@@ -77,7 +88,7 @@ def test_every_surface_looks_at_them(surface):
     complex64 = {"mask": bad_input.zeros(2, 8, dtype=torch.complex64)}
     errors = dict.fromkeys((TypeError, ValueError), RuntimeError) if surface == "raw" else {}
     for op in ops:
-        name, rule = ("w_drop", ">= 0") if op in ALONG_RESPONSES else ("student_temperature", "> 0")
+        name, rule = ("w_drop", ">= 0") if op in ALONG_RESPONSES else (temperature(op), "> 0")
         rows = [
             ({"mask": bad_input.zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]", ValueError),
             ({name: -1.0}, f"{name} must be finite and {rule}, got -1.0", ValueError),
@@ -100,21 +111,22 @@ def test_values_are_never_addresses():
         assert compiled_alone("reliability", **logits, token_ids=token_ids, metric="top_p", vocab_size=64)[1].all()
         assert compiled_alone("token_stats", **logits, token_ids=token_ids)[-1].isnan().all()
     for values in ((-(2**31), 2**31 - 1), (5, 3, 40), (2**31 - 1, -(2**31), 7), (0, 16, 0, 16)):
-        for op in ALONG_RESPONSES:
+        for op in [op for op in ALONG_RESPONSES if op in COMPILED_PASSES]:
             arguments = operators.example(op, (2, 8), packed=True) | {"drift_count": None}
             result = compiled_alone(op, **arguments | {"cu_seqlens": bad_input.i32(*values)})
             assert all(x.shape[0] in (16, len(values) - 1) for x in result)
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS if "student_logits" in MODULES[op].BASE])
+@pytest.mark.parametrize("op", LOGITS)
 def test_float64_logits_are_for_the_reference(op):
-    arguments = MODULES[op].BASE | {"student_logits": bad_input.zeros(2, 8, 64, dtype=torch.float64)}
-    words = f"student_logits must have dtype {bad_input.LOGITS}, got float64"
+    name = leaf(op)
+    arguments = MODULES[op].BASE | {name: bad_input.zeros(2, 8, 64, dtype=torch.float64)}
+    words = f"{name} must have dtype {bad_input.LOGITS}, got float64"
     check(getattr(pruneopd_kernels, op), op, arguments, words, TypeError)
     if op not in LOSSES:
         check(host(op), op, arguments, words, TypeError)
-    complex64 = arguments | {"student_logits": bad_input.zeros(2, 8, 64, dtype=torch.complex64)}
-    words = f"student_logits must have dtype {bad_input.FLOATS}, got complex64"
+    complex64 = arguments | {name: bad_input.zeros(2, 8, 64, dtype=torch.complex64)}
+    words = f"{name} must have dtype {bad_input.FLOATS}, got complex64"
     check(SURFACES["reference"][0](op), op, complex64, words, TypeError)
     check(lambda **given: raw(op)(**given, impl="reference"), op, complex64, words, RuntimeError)
 

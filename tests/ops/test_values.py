@@ -10,8 +10,8 @@ import torch
 import cases
 import comparison
 import operators
-from implementations import DECLARED, LOGITS, LOSSES, REFERENCE, each, named, quick, references
-from operators import MODULES, example
+from implementations import DECLARED, LOGITS, LOSSES, REFERENCE, each, leaf, named, quick, references, temperature
+from operators import MODULES, example, of_positions
 
 
 @operators.each_sample()
@@ -34,7 +34,7 @@ def test_small_probabilities_have_their_digits(op, impl, case):
     key = op, case, (cases.F32, cases.F32), 0
     upstream, arguments = operators.sample(*key)
     gradient, gold = impl.run(op, upstream, **arguments)["gradient"], operators.answer_of_sample(*key).gold["gradient"]
-    ids = next(arguments[name] for name in arguments if name.endswith("topk_ids")).clamp(min=0)
+    ids = next(arguments[name] for name in arguments if name.endswith("_ids")).clamp(min=0)
     others = torch.ones_like(gradient, dtype=torch.bool).scatter(-1, ids, False)
     np.testing.assert_allclose(gradient[others], gold[others], rtol=2e-5, atol=1e-36)
 
@@ -69,37 +69,49 @@ def test_divergences_are_never_negative(op, impl):
 @each(LOSSES)
 def test_dtypes_of_what_comes_with_the_logits(op, impl):
     """What is given as float64, bfloat16 or float16 counts as it is."""
-    arguments = example(op, (3,), 80)
-    floats = [n for n in DECLARED[op].tensors if arguments[n].is_floating_point() and not n.endswith("logits")]
+    arguments = example(op, (1, 3), 80)
+    floats = [n for n in of_positions(arguments) if arguments[n].is_floating_point() and not n.endswith("logits")]
     for name, dtype in itertools.product(floats, (torch.float64, torch.bfloat16, torch.float16)):
         operators.check(impl, op, **arguments | {name: arguments[name].to(dtype)})
 
 
 @each(LOSSES, references)
 def test_finite_differences(op, impl):
-    arguments = {n: x.double() if x.is_floating_point() else x for n, x in example(op, (3,), 11, k=6).items()}
-    student = torch.cat([arguments["student_logits"], torch.full((3, 1), torch.nan)], -1)
-    options = {"student_temperature": 0.6, "vocab_size": 11}
+    arguments = in_float64(example(op, (1, 3), 11, k=6))
+    beyond, options = torch.full((1, 3, 1), torch.nan).double(), {temperature(op): 0.6, "vocab_size": 11}
 
-    def loss(free):
-        logits = torch.cat([free, student[:, 11:]], -1)
-        return named(impl.call(op, **arguments | options | {"student_logits": logits}))["loss"]
+    def differentiable(free):
+        logits = torch.cat([free, beyond], -1)
+        outputs = named(impl.call(op, **arguments | options | differences(op) | {leaf(op): logits}))
+        return tuple(outputs[name] for name in DECLARED[op].differentiable)
 
-    assert torch.autograd.gradcheck(loss, student[:, :11].clone().requires_grad_())
+    assert torch.autograd.gradcheck(differentiable, arguments[leaf(op)].clone().requires_grad_())
+
+
+def in_float64(arguments):
+    return {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in arguments.items()}
+
+
+def differences(op):
+    """Arguments with which a finite difference is what the gradient says."""
+    return getattr(MODULES[op], "FINITE_DIFFERENCES", {})
 
 
 @pytest.mark.parametrize("op", LOSSES)
 def test_the_two_definitions_agree(op):
     """The reference through autograd and its two passes: to the last digits of a float64. It has second derivatives."""
-    arguments = {n: x.double() if x.is_floating_point() else x for n, x in example(op, (4, 5), 90).items()}
+    arguments = in_float64(example(op, (4, 5), 90))
     one, two = (impl.run(op, torch.rand(4, 5).double() * 0 + 0.3, **arguments) for impl in references(op))
     for name in one:
         assert one[name].dtype == two[name].dtype
         torch.testing.assert_close(one[name], two[name], rtol=1e-12, atol=1e-13)
-    few = operators.each_position(lambda x: x[:1, :2], example(op, (4, 5), 9, k=6))
-    few = {name: x.double() if x.is_floating_point() else x for name, x in few.items()} | {"mask": None}
-    student = few.pop("student_logits").requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: named(REFERENCE.call(op, student_logits=x, **few))["loss"], student)
+    few = in_float64(example(op, (1, 2), 9, k=6)) | {"mask": None} | differences(op)
+
+    def differentiable(logits):
+        outputs = named(REFERENCE.call(op, **few | {leaf(op): logits}))
+        return tuple(outputs[name] for name in DECLARED[op].differentiable)
+
+    assert torch.autograd.gradgradcheck(differentiable, few[leaf(op)].requires_grad_())
 
 
 @pytest.mark.parametrize("op", LOGITS)

@@ -5,7 +5,7 @@ import torch
 
 import bad_input
 from comparison import eager_logprobs, greatest
-from gold import entropy, is_broken, kl, logprobs, lse, top, validity
+from gold import entropy, filled, is_broken, kl, logprobs, lse, overlap, top, validity
 
 VARIANTS = [{}]
 EXAMPLE = {}
@@ -53,7 +53,7 @@ def of_position(x, y, token, k, student_temperature, teacher_temperature):
         "teacher_topk_logprobs": log_q[t],
         "teacher_on_student_logprobs": log_q[s],
         "student_on_teacher_logprobs": log_p[t],
-        "overlap": 0.0 if is_broken(x) or is_broken(y) else len(set(s) & set(t)) / k,
+        "overlap": 0.0 if is_broken(x) or is_broken(y) else overlap(s[filled(s, x[s])], t[filled(t, y[t])]),
         "student_lse": lse(x, student_temperature),
         "teacher_lse": lse(y, teacher_temperature),
         "student_entropy": entropy(log_p),
@@ -66,8 +66,8 @@ def of_position(x, y, token, k, student_temperature, teacher_temperature):
 
 
 def eager(gold, a):
-    """At the candidates that the gold names. Masked positions are computed too."""
-    student, teacher = a.student_logits[..., : a.vocab_size].float(), a.teacher_logits[..., : a.vocab_size].float()
+    """At the candidates that the gold names."""
+    student, teacher = a.student_logits.detach()[..., : a.vocab_size], a.teacher_logits[..., : a.vocab_size]
     log_p = eager_logprobs(student, a.student_temperature, a.vocab_size)
     log_q = eager_logprobs(teacher, a.teacher_temperature, a.vocab_size)
     s, t = torch.from_numpy(gold["student_topk_ids"]), torch.from_numpy(gold["teacher_topk_ids"])
@@ -80,12 +80,20 @@ def eager(gold, a):
         "student_on_teacher_logprobs": log_p.gather(-1, t),
         "student_lse": (student / a.student_temperature).logsumexp(-1),
         "teacher_lse": (teacher / a.teacher_temperature).logsumexp(-1),
+        **eager_sums(a),
+        "student_token_logprob": log_p.gather(-1, token)[..., 0],
+        "teacher_token_logprob": log_q.gather(-1, token)[..., 0],
+    }
+
+
+def eager_sums(a):
+    log_p = eager_logprobs(a.student_logits.detach(), a.student_temperature, a.vocab_size)
+    log_q = eager_logprobs(a.teacher_logits, a.teacher_temperature, a.vocab_size)
+    return {
         "student_entropy": expectation(log_p, -log_p),
         "teacher_entropy": expectation(log_q, -log_q),
         "reverse_kl": expectation(log_p, log_p - log_q),
         "forward_kl": expectation(log_q, log_q - log_p),
-        "student_token_logprob": log_p.gather(-1, token)[..., 0],
-        "teacher_token_logprob": log_q.gather(-1, token)[..., 0],
     }
 
 

@@ -20,7 +20,7 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"topk_ids": ids, "advantages": advantages, "old_logprobs": old}
 
 
-def gold(upstream, a):
+def gold(into, a):
     shape = a.student_logits.shape[:-1]
     valid = validity(a.mask, shape)
     loss, gradient, sizes = np.zeros(shape), np.zeros(a.student_logits.shape), Sizes("loss", "gradient")
@@ -42,7 +42,7 @@ def gold(upstream, a):
         loss[n] = sum(terms)
         sizes.put("loss", (np.abs(terms) * amplified).sum())
         by_logits, magnitudes = by_logits_of(log_p, ids, np.array(coefficients), np.abs(coefficients) * amplified)
-        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, upstream[n] / a.student_temperature)
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, into["loss"][n] / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
 
@@ -63,9 +63,9 @@ def of_candidate(advantage, log_ratio, clip_low, clip_high, clip_dual):
     return unclipped, 0.0 if abs(log_ratio) > 20 else unclipped
 
 
-def eager(student_logits, a):
+def eager(gold, a):
     """As in PPO."""
-    logprobs = eager_logprobs(student_logits, a.student_temperature, a.vocab_size)
+    logprobs = eager_logprobs(a.student_logits, a.student_temperature, a.vocab_size)
     logprobs = logprobs.gather(-1, a.topk_ids.clamp(min=0).long())
     old = logprobs.detach() if a.old_logprobs is None else a.old_logprobs
     ratio = (logprobs - old).clamp(-20, 20).exp()

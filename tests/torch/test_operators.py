@@ -12,9 +12,22 @@ from torch.utils.checkpoint import checkpoint
 
 import pruneopd_kernels
 from comparison import differing, same_bits
-from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS, REFERENCE, each, named, quick, raw
-from operators import MODULES, example, required
-from pruneopd_kernels.ops import BACKWARD_PASSES
+from implementations import (
+    ALONG_RESPONSES,
+    DECLARED,
+    LOGITS,
+    LOSSES,
+    OPERATORS,
+    REFERENCE,
+    each,
+    flowing,
+    leaf,
+    named,
+    quick,
+    raw,
+    temperature,
+)
+from operators import MODULES, example, of_positions, required
 from pruneopd_kernels.ops._operator import IMPLS
 
 every_operator = pytest.mark.parametrize("op", OPERATORS)
@@ -39,10 +52,15 @@ def computed(op, call, arguments, **options):
     """All that a call gives: outputs and, of a loss, the gradient of the sum of the losses."""
     if op not in LOSSES:
         return fields(op, call(**arguments, **options))
-    student = arguments["student_logits"].detach().requires_grad_()
-    outputs = fields(op, call(**arguments | {"student_logits": student}, **options))
-    (gradient,) = torch.autograd.grad(outputs["loss"].sum(), student)
+    logits = arguments[leaf(op)].detach().requires_grad_()
+    outputs = fields(op, call(**arguments | {leaf(op): logits}, **options))
+    (gradient,) = torch.autograd.grad(total(op, outputs), logits)
     return {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}
+
+
+def total(op, outputs):
+    """The sum of the losses, or of shares of several differentiable outputs."""
+    return sum((share * outputs[name]).sum() for name, share in flowing(op, outputs).items())
 
 
 def described(tensors):
@@ -64,6 +82,7 @@ DEFAULTS = {
     "metric": "overlap", "reward_weight": "student", "student_temperature": 1.0, "teacher_temperature": 1.0,
     "vocab_size": None, "token_ids": None, "cu_seqlens": None, "drift_count": None, "teacher_topk_logprobs": None,
     "old_logprobs": None, "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0, "weight": None, "logprob_min": None,
+    "student_topk_logprobs": None, "loss": "topk_policy", "entropies": False, "tail": "bucket", "temperature": 1.0,
     "impl": "auto",
 }  # fmt: skip
 
@@ -113,13 +132,18 @@ def test_opcheck(op, packed, impl):
 @either_impl
 def test_opcheck_of_the_backward_pass(op, impl):
     """The operator that autograd calls is one like the others."""
-    arguments = example(op)
-    args, kwargs = by_position(op, arguments)
-    saved = raw(f"_{op}")(*args, **kwargs, impl=impl)[len(DECLARED[op].fields) :]
-    name = "reverse_kl_backward" if op == "reverse_kl" else "logprobs_backward"
-    scale = torch.rand(2, 6) * arguments["mask"]  # as autograd gives it
-    tensors = (*args[: len(BACKWARD_PASSES[name].tensors) - len(saved) - 1], *saved, scale)
-    torch.library.opcheck(raw(f"_{name}").default, tensors, {"impl": impl})
+    calls = []
+
+    class Listen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.name().endswith("_backward"):
+                calls.append((function, [x if x is None else x.detach() for x in args], kwargs))
+            return function(*args, **kwargs or {})
+
+    with Listen():
+        computed(op, function(op), example(op), impl=impl)
+    ((overload, args, kwargs),) = calls
+    torch.library.opcheck(overload, args, kwargs)
 
 
 @every_layout
@@ -177,15 +201,13 @@ def test_compiles_to_one_graph_for_all_shapes(op, packed):
     backend, counts = counting_backend()
 
     def step(**arguments):
-        options = {"vocab_size": arguments["student_logits"].shape[-1] - 2} if op in LOGITS else {}
-        return function(op)(**arguments, **options)
+        wider = {n: torch.nn.functional.pad(x, (0, 2)) for n, x in arguments.items() if n.endswith("logits")}
+        options = {"vocab_size": arguments[leaf(op)].shape[-1]} if op in LOGITS else {}
+        return function(op)(**arguments | wider | options)
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
     for batch, length, width in ((2, 6, 70), (3, 5, 71), (4, 9, 100)):
         arguments = example(op, (batch, length), width, packed=packed)
-        for name, ids in arguments.items():
-            if name.endswith("ids"):
-                ids.clamp_(max=width - 3)
         assert differing(computed(op, compiled, arguments), computed(op, step, arguments)) == []
     assert counts == {"forward": 1, "backward": int(op in LOSSES)}
 
@@ -216,12 +238,12 @@ def test_compiles_with_the_default_backend_between_other_operations(op):
 
     arguments = example(op)
     if op in LOSSES:
-        arguments["student_logits"].requires_grad_()
+        arguments[leaf(op)].requires_grad_()
     (outputs, doubled), (expected, twice) = torch.compile(step, fullgraph=True)(**arguments), step(**arguments)
     assert same_bits([x.detach() for x in outputs], [x.detach() for x in expected])
     torch.testing.assert_close(doubled, twice)
     if op in LOSSES:
-        gradient, wanted = (torch.autograd.grad(x.sum(), arguments["student_logits"])[0] for x in (doubled, twice))
+        gradient, wanted = (torch.autograd.grad(x.sum(), arguments[leaf(op)])[0] for x in (doubled, twice))
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-7)
         assert wanted.any()
 
@@ -229,7 +251,7 @@ def test_compiles_with_the_default_backend_between_other_operations(op):
 @every_operator
 def test_bad_input_raises_under_compile(op):
     compiled = torch.compile(function(op), fullgraph=True, backend=counting_backend()[0])
-    name = "student_temperature" if op in LOGITS else "w_drop"
+    name = temperature(op) if op in LOGITS else "w_drop"
     with pytest.raises(Exception, match="must be"):
         compiled(**example(op) | {name: -1.0})
 
@@ -240,17 +262,18 @@ def test_bad_input_raises_under_compile(op):
 @each(LOGITS, lambda op: [impl for impl in quick(op) if impl.name != "host"])
 def test_only_a_loss_is_differentiable_and_only_in_the_student(op, impl):
     arguments = example(op)
-    floats = [name for name in DECLARED[op].tensors if arguments.get(name, torch.tensor(0)).is_floating_point()]
+    floats = [name for name in of_positions(arguments) if arguments[name].is_floating_point()]
     for name in floats:
         arguments[name].requires_grad_()
     outputs = named(impl.call(op, **arguments))
-    assert [name for name, x in outputs.items() if x.requires_grad] == (["loss"] if op in LOSSES else [])
+    differentiable = DECLARED[op].differentiable if op in LOSSES else ()
+    assert tuple(name for name, x in outputs.items() if x.requires_grad) == differentiable
     if op in LOSSES:
         with impl.chosen():
-            outputs["loss"].sum().backward()
-        assert [name for name in floats if arguments[name].grad is not None] == ["student_logits"]
-        assert arguments["student_logits"].grad.any()
-        arguments["student_logits"] = arguments["student_logits"].detach()
+            total(op, outputs).backward()
+        assert [name for name in floats if arguments[name].grad is not None] == [leaf(op)]
+        assert arguments[leaf(op)].grad.any()
+        arguments[leaf(op)] = arguments[leaf(op)].detach()
         assert not any(x.requires_grad for x in named(impl.call(op, **arguments)).values())
 
 
@@ -258,9 +281,9 @@ def test_only_a_loss_is_differentiable_and_only_in_the_student(op, impl):
 @either_impl
 def test_second_derivatives_raise(op, impl):
     arguments = example(op)
-    student = arguments["student_logits"].requires_grad_()
-    loss = named(function(op)(**arguments, impl=impl))["loss"]
-    (gradient,) = torch.autograd.grad(loss.sum(), student, create_graph=True)
+    logits = arguments[leaf(op)].requires_grad_()
+    loss = total(op, named(function(op)(**arguments, impl=impl)))
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(RuntimeError, match="the gradient of a loss cannot be differentiated a second time"):
         gradient.square().sum().backward()
 
@@ -280,7 +303,7 @@ def test_no_mode_changes_a_number(op):
     with torch.inference_mode():
         inferred = {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
     if op in LOGITS:
-        inferred["student_logits"] = arguments["student_logits"].clone().requires_grad_()
+        inferred[leaf(op)] = arguments[leaf(op)].clone().requires_grad_()
     assert differing(computed(op, function(op), inferred), expected) == []
 
 
@@ -291,8 +314,8 @@ def test_backwards_twice_and_in_chunks(op):
     hidden, head = torch.randn(4, 5, 8), torch.randn(8, 70, requires_grad=True)
 
     def loss(part):
-        given = {name: x[part] for name, x in arguments.items() if name in DECLARED[op].tensors}
-        return named(function(op)(**given | {"student_logits": hidden[part] @ head}))["loss"].sum()
+        given = {name: x[part] if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+        return total(op, named(function(op)(**given | {leaf(op): hidden[part] @ head})))
 
     whole = loss(slice(None))
     first, second = (torch.autograd.grad(whole, head, retain_graph=True)[0] for _ in range(2))
@@ -307,32 +330,35 @@ def test_what_the_backward_pass_reads_must_be_as_it_was(op):
     """A change in between is an error and no wrong number; of what it does not read, none."""
     for name in (name for name in example(op) if name in DECLARED[op].tensors):
         arguments = example(op)
-        leaf = arguments["student_logits"].requires_grad_()
-        arguments["student_logits"] = leaf * 1.0
-        loss = named(function(op)(**arguments))["loss"]
+        logits = arguments[leaf(op)].requires_grad_()
+        arguments[leaf(op)] = logits * 1.0
+        loss = total(op, named(function(op)(**arguments)))
         with torch.no_grad():
             arguments[name].copy_(arguments[name].clone())
         if name in MODULES[op].READ_BACKWARDS:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                loss.sum().backward()
+                loss.backward()
         else:
-            loss.sum().backward()
-            assert leaf.grad.any()
+            loss.backward()
+            assert logits.grad.any()
 
 
 @every_loss
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing(op, use_reentrant):
-    arguments = {name: x for name, x in example(op).items() if name in DECLARED[op].tensors}
+    arguments = example(op)
     expected = computed(op, function(op), arguments)
-    student = arguments["student_logits"].requires_grad_()
+    logits = arguments[leaf(op)].requires_grad_()
 
-    def step(*tensors):
-        return named(function(op)(**dict(zip(arguments, tensors, strict=True))))["loss"]
+    def step(*values):
+        outputs = named(function(op)(**dict(zip(arguments, values, strict=True))))
+        return tuple(outputs[name] for name in DECLARED[op].differentiable)
 
-    loss = checkpoint(step, *arguments.values(), use_reentrant=use_reentrant)
-    loss.sum().backward()
-    assert same_bits([loss.detach(), student.grad], [expected["loss"], expected["gradient"]])
+    losses = checkpoint(step, *arguments.values(), use_reentrant=use_reentrant)
+    losses = dict(zip(DECLARED[op].differentiable, losses, strict=True))
+    total(op, losses).backward()
+    assert same_bits([x.detach() for x in losses.values()], [expected[name] for name in losses])
+    assert same_bits([logits.grad], [expected["gradient"]])
 
 
 @every_operator
