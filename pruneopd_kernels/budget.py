@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from . import checks
@@ -71,7 +72,9 @@ class ResponseBudget:
     def __post_init__(self) -> None:
         for name in ("initial", "minimum", "maximum", "step", "margin", "patience"):
             checks.kind(_NAME, name, getattr(self, name), "int")
+            setattr(self, name, int(getattr(self, name)))  # a NumPy scalar would end up in `state_dict`
         checks.kind(_NAME, "hit_ratio", self.hit_ratio, "float")
+        checks.kind(_NAME, "floor_hit_boundary", self.floor_hit_boundary, "bool")
         checks.at_least(_NAME, "minimum", self.minimum, 1)
         checks.at_least(_NAME, "maximum", self.maximum, self.minimum, "minimum = ")
         self._check_length("initial", self.initial)
@@ -79,6 +82,11 @@ class ResponseBudget:
         checks.at_least(_NAME, "margin", self.margin, 0)
         checks.unit(_NAME, "hit_ratio", self.hit_ratio)
         checks.at_least(_NAME, "patience", self.patience, 1)
+        if self.group is not None:
+            from torch.distributed import ProcessGroup
+
+            if not isinstance(self.group, ProcessGroup):
+                checks.bad_type(_NAME, "group", "be a torch.distributed group or None", type(self.group).__name__)
         self.length = self.initial
 
     def update(self, effective_lengths: Any) -> int:
@@ -120,8 +128,10 @@ class ResponseBudget:
             ValueError: A key is missing or unknown, or a value does not fit this budget's settings.
             TypeError: A value is not an int.
         """
+        if not isinstance(state, Mapping):
+            checks.bad_type(_NAME, "state", "be a mapping", type(state).__name__)
         if set(state) != {"length", "counter"}:
-            checks.bad_value(_NAME, "state", "have the keys ['counter', 'length']", sorted(state))
+            checks.bad_value(_NAME, "state", "have the keys ['counter', 'length']", sorted(map(str, state)))
         checks.kind(_NAME, "length", state["length"], "int")
         checks.kind(_NAME, "counter", state["counter"], "int")
         self._check_length("length", state["length"])
@@ -136,12 +146,18 @@ class ResponseBudget:
 
 def _count(effective_lengths: Any, boundary: int) -> tuple[int, int]:
     """How many lengths reach the boundary, and how many there are."""
+    argument = "effective_lengths"
     if hasattr(effective_lengths, "shape"):
+        checks.plain(_NAME, argument, effective_lengths)
+        checks.has_dtype(_NAME, argument, effective_lengths, (*checks.INTEGERS, *checks.FLOATS), "integer or float")
         return int((effective_lengths >= boundary).sum()), math.prod(effective_lengths.shape)
-    if isinstance(effective_lengths, Sequence) and not isinstance(effective_lengths, str):
-        return sum(bool(length >= boundary) for length in effective_lengths), len(effective_lengths)
-    actual = type(effective_lengths).__name__
-    checks.bad_type(_NAME, "effective_lengths", "be a tensor, an array or a sequence of lengths", actual)
+    if not isinstance(effective_lengths, Sequence) or isinstance(effective_lengths, (str, bytes)):
+        actual = type(effective_lengths).__name__
+        checks.bad_type(_NAME, argument, "be a tensor, an array or a sequence of lengths", actual)
+    for length in effective_lengths:
+        if not isinstance(length, Real) and getattr(length, "ndim", 1) != 0:
+            checks.bad_type(_NAME, argument, "hold numbers", type(length).__name__)
+    return sum(bool(length >= boundary) for length in effective_lengths), len(effective_lengths)
 
 
 def _sum_over_ranks(hits: int, total: int, group: ProcessGroup) -> tuple[int, int]:

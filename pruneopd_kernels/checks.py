@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
 
 from .errors import InvalidType, InvalidValue
@@ -50,7 +52,10 @@ KINDS = {
 
 
 def kind(op: str, argument: str, value: Any, wanted: str, array: type = object, noun: str = "") -> None:
-    """Check that an argument has the type that a schema names; `noun` is what the caller calls a Tensor."""
+    """Check that an argument has the type that a schema names; `noun` is what the caller calls a Tensor.
+
+    A NumPy scalar is a number; an array or a tensor is none, whatever its shape, and a bool is no number.
+    """
     if value is None and wanted.endswith("?"):
         return
     if wanted.startswith("Tensor"):
@@ -58,16 +63,56 @@ def kind(op: str, argument: str, value: Any, wanted: str, array: type = object, 
     elif wanted == "str":
         held, noun = isinstance(value, str), "a str"
     elif wanted == "bool":
-        held, noun = isinstance(value, bool), "a bool"
+        held, noun = type(value).__name__ in ("bool", "bool_"), "a bool"  # NumPy's, too
     elif wanted.startswith("float"):
-        held, noun = hasattr(value, "__float__"), "a float"
+        held, noun = _is_number(value, Real), "a float"
     else:
-        held, noun = hasattr(value, "__index__"), "an int"
+        held, noun = _is_number(value, Integral), "an int"
     if not held:
         bad_type(op, argument, f"be {noun}", type(value).__name__)
+    if wanted.startswith("Tensor"):
+        plain(op, argument, value)
+    elif isinstance(value, Integral) and not fits(value, wanted):
+        rule = f"fit into {'a float64' if wanted.startswith('float') else 'an int64'}"
+        bad_value(op, argument, rule, f"an integer of {int(value).bit_length()} bits")
 
 
-# Tensors: shape, dtype, device, strides.
+def _is_number(value: Any, numbers: type) -> bool:
+    is_symbolic = hasattr(value, "node")  # torch's, while a graph is traced
+    return is_symbolic or (isinstance(value, numbers) and not isinstance(value, bool))
+
+
+def fits(value: Any, wanted: str) -> bool:
+    """Return whether an integer fits into what a schema names."""
+    return abs(value) <= sys.float_info.max if wanted.startswith("float") else -(2**63) <= value < 2**63
+
+
+# Tensors: layout, shape, dtype, device, strides.
+
+
+def plain(op: str, argument: str, array: Any) -> None:
+    """Check that a tensor or an array is a dense one, whose elements lie in memory and are all there is to it."""
+    get = getattr  # a NumPy array has none of these
+    layout, is_nested = get(array, "layout", None), get(array, "is_nested", False)
+    actual = _special(type(array), layout, is_nested, get(array, "is_quantized", False))
+    if actual is not None:
+        bad_type(op, argument, f"be a plain {'array' if layout is None else 'tensor'}", actual)
+
+
+@functools.cache
+def _special(kind: type, layout: Hashable, is_nested: bool, is_quantized: bool) -> str | None:
+    """Return what else such a tensor is, and the way out."""
+    if hasattr(kind, "to_local"):
+        return "a DTensor: pass .to_local(), and use pruneopd_kernels.parallel where the vocabulary is split"
+    if is_nested:
+        return "a nested tensor: in layout torch.jagged, pass .values(), with cu_seqlens=.offsets() along responses"
+    if is_quantized:
+        return "a quantized tensor: pass .dequantize()"
+    if str(layout) not in ("None", "torch.strided"):
+        return f"one of layout {layout}: pass .to_dense()"
+    if hasattr(kind, "get_mask") or hasattr(kind, "filled"):  # torch's and NumPy's
+        return "a masked one: pass its data, and where it is valid as mask"
+    return None
 
 
 def has_shape(op: str, argument: str, array: Any, shape: Sequence[int]) -> None:
@@ -280,7 +325,7 @@ def needed_by_top_p(op: str, a: Any, *arguments: str) -> None:
 def token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> None:
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if mask is not None:
-        outside = outside & (mask != 0)
+        outside = outside & _is_set(mask)
     if outside.any():
         rule = f"be between 0 and vocab_size - 1 = {vocab_size - 1} where the position is valid"
         bad_value(op, "token_ids", rule, int(token_ids[outside][0]))
@@ -289,7 +334,7 @@ def token_id_values(op: str, token_ids: Any, mask: Any, vocab_size: int) -> None
 def candidate_values(op: str, argument: str, ids: Any, mask: Any, vocab_size: int) -> None:
     outside = ids >= vocab_size  # below 0 is padding
     if mask is not None:
-        outside = outside & (mask != 0)[..., None]
+        outside = outside & _is_set(mask)[..., None]
     if outside.any():
         rule = f"be below vocab_size = {vocab_size} where the position is valid"
         bad_value(op, argument, rule, int(ids[outside][0]))
@@ -301,7 +346,7 @@ def distinct(op: str, argument: str, ids: Any, logprobs: Any, mask: Any) -> None
     if logprobs is not None:
         filled = filled & (logprobs != -math.inf)
     if mask is not None:
-        filled = filled & (mask != 0)[..., None]
+        filled = filled & _is_set(mask)[..., None]
     slots = (ids + 1) * filled - 1
     ordered = slots.sort(-1)[0] if hasattr(slots, "stride") else _sorted(slots)
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
@@ -312,6 +357,14 @@ def distinct(op: str, argument: str, ids: Any, logprobs: Any, mask: Any) -> None
 def _sorted(array: Any) -> Any:
     array.sort(-1)  # NumPy sorts in place
     return array
+
+
+def _is_set(mask: Any) -> Any:
+    """Return where a mask is not 0: by its bits, because a processor may be told to take subnormal floats for 0."""
+    if "float" not in _dtype_name(mask.dtype):
+        return mask != 0
+    library = sys.modules["torch" if hasattr(mask, "stride") else "numpy"]
+    return mask.view(getattr(library, f"int{8 * mask.itemsize}")) << 1 != 0  # without the sign
 
 
 def response_values(

@@ -46,12 +46,12 @@ def sampled_drift(
         checks.kind(op, "student_logprobs", student_logprobs, "Tensor", Tensor, "a tensor")
         checks.kind(op, "teacher_logprobs", teacher_logprobs, "Tensor", Tensor, "a tensor")
         checks.kind(op, "mask", mask, "Tensor?", Tensor, "a tensor")
+        checks.kind(op, "max_log_ratio", max_log_ratio, "float")
         checks.has_dtype(op, "student_logprobs", student_logprobs, checks.FLOATS)
         checks.has_shape(op, "teacher_logprobs", teacher_logprobs, student_logprobs.shape)
         checks.has_dtype(op, "teacher_logprobs", teacher_logprobs, checks.FLOATS)
         checks.same_device(op, "teacher_logprobs", teacher_logprobs, student_logprobs)
         checks.mask_of_positions(op, mask, student_logprobs, student_logprobs.shape)
-        checks.kind(op, "max_log_ratio", max_log_ratio, "float")
         if not math.isfinite(max_log_ratio):
             checks.bad_value(op, "max_log_ratio", "be finite", max_log_ratio)
     log_ratio = student_logprobs.to(torch.float64) - teacher_logprobs.to(torch.float64)
@@ -67,7 +67,7 @@ def next_drift_count(
 
     Args:
         drift_count: int32 `[B, T]` (padded) or `[N]` (packed): the field `drift_count` of this chunk's outputs.
-        cu_seqlens: int32 `[B + 1]`, required exactly when positions are packed, as this chunk had it.
+        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when positions are packed, as this chunk had it.
         drift_count_in: int32 `[B]`: what this chunk started from, which an empty response hands on. None: 0.
 
     Returns:

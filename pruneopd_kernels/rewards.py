@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .checks import RewardWeight
-from .formulas import candidate_rewards, valid_positions, weighted
+from .formulas import candidate_rewards, filled_from_outside, found_in, has_values, valid_positions, weighted
 
 Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
 
@@ -55,9 +55,9 @@ def opd_rewards(
     | `symmetric_difference` | S, then T | those in one only |
 
     where w is p renormalised over the candidates taken, or q, or 1 over their number; for `symmetric_difference`
-    nothing is renormalised, and w is p, q or 1. An id below 0 is padding and is never taken. As in `reliability`, a
-    reward is 0 where log q == log p, where log p is -inf and where no mass is there to renormalise, -inf where only
-    log q is -inf, NaN where either is. The first six arguments are the first six fields of `TokenStats`, so that
+    nothing is renormalised, and w is p, q or 1. A slot is empty, and never taken, if its id is below 0 or its own
+    log-probability (log p of S, log q of T) is -inf. As in `reliability`, a reward is 0 where log q == log p, where
+    log p is -inf and where no mass is there to renormalise, -inf where only log q is -inf, NaN where either is. The first six arguments are the first six fields of `TokenStats`, so that
     `opd_rewards(*stats[:6])` works, and with `weight` gives the rewards of `reliability`.
 
     Args:
@@ -108,9 +108,11 @@ def opd_rewards(
             weight,
         )
     from_student, from_teacher = student_topk_ids.to(torch.int64), teacher_topk_ids.to(torch.int64)
-    exists_s, exists_t = from_student >= 0, from_teacher >= 0
-    match = _first_match(from_student, from_teacher)
-    shared_s, shared_t = match >= 0, _first_match(from_teacher, from_student) >= 0
+    slots_s = filled_from_outside(from_student, student_topk_logprobs)
+    slots_t = filled_from_outside(from_teacher, teacher_topk_logprobs)
+    exists_s, exists_t = slots_s >= 0, slots_t >= 0
+    match = _first_match(slots_s, slots_t)
+    shared_s, shared_t = match >= 0, found_in(slots_t, slots_s)
 
     a: Tensor | None
     b: Tensor | None
@@ -141,7 +143,7 @@ def opd_rewards(
 
 
 def _first_match(ids: Tensor, among: Tensor) -> Tensor:
-    """The first slot of `among` that holds each id; -1 where there is none, and for padding.
+    """The first slot of `among` that holds each id; -1 where there is none, and for an empty slot.
 
     Slot by slot: a table of all pairs would be k times as large as the candidates.
     """
@@ -168,6 +170,8 @@ def _check(
     for name, tensor in given.items():
         optional = name not in list(candidates)[:4]
         checks.kind(op, name, tensor, "Tensor?" if optional else "Tensor", Tensor, "a tensor")
+    checks.kind(op, "strategy", strategy, "str")
+    checks.kind(op, "reward_weight", reward_weight, "str")
     ids = candidates["student_topk_ids"]
     assert ids is not None
     if ids.ndim < 1 or ids.shape[-1] < 1:
@@ -187,3 +191,7 @@ def _check(
         checks.has_shape(op, "weight", weight, ids.shape[:-1])
         checks.has_dtype(op, "weight", weight, checks.FLOATS)
         checks.same_device(op, "weight", weight, ids)
+    if has_values(ids):
+        for side in ("student", "teacher"):
+            name = f"{side}_topk_ids"
+            checks.distinct(op, name, candidates[name], candidates[f"{side}_topk_logprobs"], mask)

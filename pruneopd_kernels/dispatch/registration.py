@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import checks, formulas
 from ..ops._operator import BACKWARD_PASSES, NAMESPACE, OPERATORS, Operator
@@ -48,9 +49,12 @@ def register(op: Operator) -> None:
     overload = getattr(OPS, op.name).default
 
     def below_autograd(*args: Any, **kwargs: Any) -> Any:
+        is_direct = _is_direct(args)
+        if not is_direct:
+            _refuse_special(op, args, kwargs)
         # No output is differentiable: autograd has nothing to record.
         with torch._C._AutoDispatchBelowAutograd():
-            if _is_direct(args):
+            if is_direct:
                 return compute(kwargs.pop("impl", "auto"), op.raw_arguments(args, kwargs))
             return overload(*args, **kwargs)
 
@@ -91,6 +95,7 @@ def register_differentiable(op: Operator) -> None:
     saving = getattr(OPS, inner).default
 
     def public(*args: Any, **kwargs: Any) -> Any:
+        _refuse_special(op, args, kwargs)
         outputs = saving(*args, **kwargs)
         return outputs[0] if visible == 1 else outputs[:visible]
 
@@ -168,6 +173,24 @@ def _refuse_vmap(name: str, op: str) -> None:
     torch.library.register_vmap(f"{NAMESPACE}::{name}", vmap, lib=_LIBRARY)
 
 
+def refuse_forward_mode(op: str, tensors: Iterable[Any]) -> None:
+    """Raise if a tensor has a tangent: torch would drop it, and a tangent of 0 is no answer."""
+    if forward_ad._current_level >= 0:
+        for x in tensors:
+            if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                raise RuntimeError(
+                    f"{op}: forward-mode AD is not supported; use reverse mode, or the functions of "
+                    "pruneopd_kernels.reference"
+                )
+
+
+def _refuse_special(op: Operator, args: Any, kwargs: Any) -> None:
+    """Look at what does not go the direct way, before torch does."""
+    tensors = op.raw_arguments(args, {name: x for name, x in kwargs.items() if name != "impl"})[: len(op.tensors)]
+    op.check_plain(tensors)
+    refuse_forward_mode(op.name, tensors)
+
+
 # The dispatcher costs more than a small kernel. The Python functions do without it if it has nothing to do.
 
 
@@ -178,6 +201,7 @@ def _is_direct(tensors: Any) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and all(type(x) in _PLAIN for x in tensors)
     )
 
@@ -197,6 +221,7 @@ def _function(op: Operator, compute: Callable[[str, Any], Any]) -> Callable[...,
                 with torch._C._AutoDispatchBelowAutograd():
                     outputs = compute(impl, a)
                 return result(*outputs[:visible]) if result else outputs[0] if is_loss else outputs
+            _refuse_special(op, a, {})
         outputs = overload(*args, **kwargs, impl=impl)
         return result(*outputs) if result else outputs
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import checks
 from ..dispatch import implementations
+from ..dispatch.registration import refuse_forward_mode
 from ..ops import OPERATORS
 from ._checks import check, check_values
 from ._chunks import chunk_size_of
@@ -67,6 +68,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             bound.apply_defaults()
             for key, value in bound.arguments.items():
                 checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
+            refuse_forward_mode(name, bound.arguments.values())
             hidden = next(iter(bound.arguments.values()))
             a = record(**bound.arguments, op=name, autocast=autocast_dtype(hidden.device))
             check(name, a)

@@ -34,7 +34,7 @@ IMPLS = get_args(Impl)
 NAMESPACE = __name__.partition(".")[0].removesuffix("_kernels")
 
 # type in a schema: Python types that need no closer look
-_EXACT = {"int": (int,), "SymInt": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
+_EXACT = {"int": (int,), "SymInt": (int,), "float": (float,), "str": (str,), "bool": (bool,)}
 _REQUIRED = inspect.Parameter.empty
 
 OPERATORS: dict[str, Operator] = {}
@@ -118,6 +118,7 @@ class Operator:
 
     def check(self, a: Any, *, float64: bool = False, values: bool = False) -> None:
         """Raise if a record of arguments breaks a rule; `values` also looks at the values inside tensors."""
+        self.check_plain(a)
         self.module.check(self.name, a, float64=float64, values=values)
 
     @functools.cached_property
@@ -199,12 +200,18 @@ class Operator:
             raise TypeError(f"{self.name}: {error}") from None
         raise AssertionError(f"{self.name}: arguments that Python can bind were refused")
 
+    def check_plain(self, a: Any) -> None:
+        """Raise if a tensor is none that kernels can read."""
+        for value, name in zip(a, self.tensors, strict=False):
+            if value is not None:
+                checks.plain(self.name, name, value)
+
     def check_kinds(self, a: Any, array: type, noun: str) -> None:
         """Raise a TypeError if an argument has not the type that the schema names; a Tensor is an `array` here."""
         if array not in self._types:
             self._types[array] = [_python_types(kind, array) for kind in self.kinds.values()]
         for value, types, name in zip(a, self._types[array], self.kinds, strict=True):
-            if not isinstance(value, types):
+            if type(value) not in types or (type(value) is int and not checks.fits(value, "int")):
                 checks.kind(self.name, name, value, self.kinds[name], array, noun)
 
     def surface(

@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from .. import checks
 from ..dispatch import implementations
+from ..dispatch.registration import refuse_forward_mode
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values
 from ..ops import Operator
@@ -77,7 +78,7 @@ def agree(op: Operator, group: ProcessGroup | None, a: Any, impl: str) -> Slices
     """Check a record of arguments on all ranks at once, with one small exchange."""
     rank, ranks = _place(op.name, group)
     error = _error(op, a, impl, None)
-    entries = _entries(op, a, impl, with_values=error is None)
+    entries = _entries(op, a, impl) if error is None else []
     digest = hashlib.blake2b(repr(entries).encode(), digest_size=8).digest()
     widths = [_width(getattr(a, name, None)) for name in LOGITS]
     rows = _exchange([int.from_bytes(digest, "little", signed=True), *widths, error is not None], ranks, group)
@@ -115,7 +116,7 @@ def _exchange(numbers: list[int], ranks: int, group: ProcessGroup | None) -> lis
 
 
 def _width(logits: Any) -> int:
-    return logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0
+    return logits.shape[-1] if isinstance(logits, Tensor) and not logits.is_nested and logits.ndim else 0
 
 
 def _ends(widths: Iterable[int], vocab_size: int) -> tuple[int, ...]:
@@ -148,6 +149,8 @@ def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) ->
     """Return what is wrong with this rank's arguments; without the widths of all, what does not depend on them."""
     try:
         op.check_kinds(a, Tensor, "a tensor")
+        op.check_plain(a)
+        refuse_forward_mode(op.name, a)
         checks.kind(op.name, "impl", impl, "str")
         sliced = {name: getattr(a, name) for name in LOGITS if name in op.tensors and getattr(a, name).ndim}
         whole = {name: _Whole(x, UNKNOWN_WIDTH if widths is None else widths[name]) for name, x in sliced.items()}
@@ -162,7 +165,7 @@ def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) ->
 # What the ranks find wrong together.
 
 
-def _entries(op: Operator, a: Any, impl: str, with_values: bool) -> list[_Entry]:
+def _entries(op: Operator, a: Any, impl: str) -> list[_Entry]:
     """Return all that must be equal on every rank, in words."""
     entries = [_Entry("the operator", op.name)]
     for name, value in {**a._asdict(), "impl": impl}.items():
@@ -172,7 +175,7 @@ def _entries(op: Operator, a: Any, impl: str, with_values: bool) -> list[_Entry]
         shape = [*value.shape[:-1], "V"] if name in LOGITS else value.shape
         entries.append(_Entry(name, str(value.dtype).removeprefix("torch."), is_dtype=True))
         entries.append(_Entry(name, f"[{', '.join(map(str, shape))}] on {value.device.type}"))
-        if with_values and name in VALUES and has_values(value):
+        if name in VALUES and has_values(value):
             entries.append(_Entry(name, f"values of checksum {_checksum(name, value, a.mask):08x}"))
     return entries
 
