@@ -9,6 +9,7 @@ whole rows together.
 from importlib import import_module
 from typing import Any
 
+from ..dispatch.registration import refuse_forward_mode
 from ..ops import OPERATORS, Operator
 from ._agreement import agree
 from ._exchange import outside_graphs
@@ -29,6 +30,7 @@ def _function(op: Operator) -> Any:
     @outside_graphs
     def function(*args: Any, impl: str = "auto", group: Any = None, **kwargs: Any) -> Any:
         a = op.arguments(args, kwargs)
+        refuse_forward_mode(op.name, a)
         return compute(agree(op, group, a, impl), a)
 
     extra = (

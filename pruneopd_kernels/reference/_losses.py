@@ -35,6 +35,7 @@ class NanGradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x, _, spoilt = inputs
         ctx.save_for_backward(spoilt)
+        ctx.save_for_forward(spoilt)
         ctx.shape, ctx.dtype = x.shape, x.dtype
 
     @staticmethod
@@ -42,6 +43,11 @@ class NanGradient(torch.autograd.Function):
         (spoilt,) = ctx.saved_tensors
         rows = torch.where(spoilt & (gradient != 0), torch.nan, 0.0)
         return rows[..., None].to(ctx.dtype).expand(ctx.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *others: Any) -> Tensor:
+        (spoilt,) = ctx.saved_tensors
+        return torch.where(spoilt & (tangent != 0).any(-1), torch.nan, 0.0).to(ctx.dtype)
 
 
 def probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, temperature: float) -> Tensor:

@@ -11,9 +11,12 @@ from torch.distributed.tensor import Replicate, distribute_tensor, init_device_m
 import bad_input
 import pruneopd_kernels
 from arrays import as_array
-from implementations import DECLARED, LOGITS, LOSSES, OPERATORS, raw
+from implementations import DECLARED, LOSSES, OPERATORS, named
 from operators import MODULES, example, required
 from pruneopd_kernels import checks, linear, parallel
+
+# torch's own, when it first makes a dual tensor
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 # --- what there is: a name, a function and the arguments of a good call ------------------------------------------------
 
@@ -199,6 +202,10 @@ def jvp(call, x):
     return torch.func.jvp(call, (x,), (torch.ones_like(x),))
 
 
+def jacobian(call, x):
+    return torch.func.jacfwd(call)(x)
+
+
 def dual(call, x):
     with forward_ad.dual_level():
         return call(forward_ad.make_dual(x, torch.ones_like(x)))
@@ -208,13 +215,13 @@ def dual_with_gradient(call, x):
     return dual(call, x.clone().requires_grad_())
 
 
-@pytest.mark.parametrize("transform", [jvp, dual, dual_with_gradient, lambda call, x: torch.func.jacfwd(call)(x)])
+@pytest.mark.parametrize("transform", [jvp, jacobian, dual, dual_with_gradient])
 def test_forward_mode_raises(transform):
     """Each operator, also where a tensor other than the first has a tangent."""
     for surface, name, function, arguments in calls("function", "raw", "parallel", "linear"):
         for argument, x in arguments.items():
             if isinstance(x, torch.Tensor) and x.is_floating_point():
-                words = "vmap" if transform not in (jvp, dual, dual_with_gradient) else f"^{name}: forward-mode AD is not"
+                words = f"^{name}: (forward-mode AD|torch.func.vmap) is not supported"
                 with pytest.raises(RuntimeError, match=words):
                     transform(lambda x: function(**arguments | {argument: x}), x)  # noqa: B023
 
@@ -233,9 +240,8 @@ def test_the_reference_has_a_forward_mode(op):
     x, direction = arguments[leaf].double(), torch.linspace(-1, 1, arguments[leaf].numel()).view(arguments[leaf].shape)
 
     def total(x):
-        outputs = getattr(pruneopd_kernels.reference, op)(**arguments | {leaf: x})
-        return sum(y.sum() for y in ([outputs] if isinstance(outputs, torch.Tensor) else outputs) if y.requires_grad or True
-                   and y.is_floating_point())  # fmt: skip
+        outputs = named(getattr(pruneopd_kernels.reference, op)(**arguments | {leaf: x}))
+        return sum(outputs[name].sum() for name in DECLARED[op].differentiable)
 
     _, tangent = torch.func.jvp(total, (x,), (direction.double(),))
     gradient = torch.func.grad(total)(x)
