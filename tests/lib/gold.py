@@ -199,19 +199,20 @@ def opd_rewards(
     valid_positions = validity(mask, shape)
     all_ids, all_rewards, all_valid = [], [], []
     for n in np.ndindex(shape):
-        s, t = student_topk_ids[n], teacher_topk_ids[n]
+        all_s, all_t = student_topk_ids[n], teacher_topk_ids[n]
         a_s, b_t = student_topk_logprobs[n], teacher_topk_logprobs[n]
+        s, t = np.where(a_s == -math.inf, -1, all_s), np.where(b_t == -math.inf, -1, all_t)
         b_s = None if teacher_on_student_logprobs is None else teacher_on_student_logprobs[n]
         a_t = None if student_on_teacher_logprobs is None else student_on_teacher_logprobs[n]
         if strategy == "student":
-            ids, valid, a, b = s, s >= 0, a_s, b_s
+            ids, valid, a, b = all_s, s >= 0, a_s, b_s
         elif strategy == "teacher":
-            ids, valid, a, b = t, t >= 0, a_t, b_t
+            ids, valid, a, b = all_t, t >= 0, a_t, b_t
         elif strategy == "intersection":
-            ids, valid = s, np.array([i >= 0 and i in t for i in s])
+            ids, valid = all_s, np.array([i >= 0 and i in t for i in s])
             a, b = a_s, np.array([b_t[list(t).index(i)] if i in t else 0.0 for i in s])
         else:
-            ids, a, b = np.concatenate([s, t]), np.concatenate([a_s, a_t]), np.concatenate([b_s, b_t])
+            ids, a, b = np.concatenate([all_s, all_t]), np.concatenate([a_s, a_t]), np.concatenate([b_s, b_t])
             in_s = [i >= 0 and (strategy == "union" or i not in t) for i in s]
             valid = np.array(in_s + [i >= 0 and i not in s for i in t])
         rewards = np.zeros(len(ids))

@@ -70,6 +70,7 @@ def test_update_takes_integers_of_any_kind():
     for kind in (list, tuple, torch.tensor, np.array, torch.IntTensor):
         b = budget()
         assert b.update(kind([180, 10])) == 250 and type(b.length) is int
+    assert budget().update([torch.tensor(180), np.int32(10), 10.0]) == 250
 
 
 def test_state_dict_continues_where_it_stood(tmp_path):
@@ -91,7 +92,34 @@ def test_bad_arguments(argument, value):
         budget(**{argument: value})
 
 
-@pytest.mark.parametrize("state", [{"length": 250}, {"length": 450, "counter": 0}, {"length": 250, "counter": 3}])
+@pytest.mark.parametrize(("lengths", "words"), [
+    (3, "be a tensor, an array or a sequence of lengths, got int"),
+    ("123", "be a tensor, an array or a sequence of lengths, got str"),
+    ({200: 1}, "be a tensor, an array or a sequence of lengths, got dict"),
+    ([200, "x"], "hold numbers, got str"),
+    ([[200], [1]], "hold numbers, got list"),
+    (np.array(["x"]), "have dtype integer or float, got <U1"),
+    (torch.ones(2, dtype=torch.complex64), "have dtype integer or float, got complex64"),
+    (torch.ones(2).to_sparse(), "be a plain tensor, got one of layout torch.sparse_coo: pass .to_dense()"),
+])  # fmt: skip
+def test_bad_lengths(lengths, words):
+    with pytest.raises(TypeError) as raised:
+        budget().update(lengths)
+    assert str(raised.value) == f"ResponseBudget: effective_lengths must {words}"
+
+
+def test_a_group_that_is_none():
+    with pytest.raises(TypeError, match="^ResponseBudget: group must be a torch.distributed group or None, got str$"):
+        budget(group="WORLD")
+
+
+@pytest.mark.parametrize("state", [None, [("length", 250)], {"length": 250, "counter": True}, {"length": "250", "counter": 0}])
+def test_a_state_of_another_type(state):
+    with pytest.raises(TypeError, match=r"^ResponseBudget: (state|length|counter) must be .*, got "):
+        budget().load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [{"length": 250}, {1: 2, "length": 250}, {"length": 450, "counter": 0}, {"length": 250, "counter": 3}])
 def test_bad_state(state):
     with pytest.raises(ValueError, match=r"^ResponseBudget: (state|length|counter) must .*, got "):
         budget().load_state_dict(state)

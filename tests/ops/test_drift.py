@@ -47,10 +47,24 @@ def test_next_drift_count():
     assert next_drift_count(none, drift_count_in=torch.tensor([4, 0, 9], dtype=torch.int32)).tolist() == [4, 0, 9]
     assert next_drift_count(torch.zeros(0, 5, dtype=torch.int32)).tolist() == []
     ends, packed = torch.tensor([0, 0, 2, 2, 5], dtype=torch.int32), torch.tensor([3, 4, 0, 1, 2], dtype=torch.int32)
-    assert next_drift_count(packed, ends).tolist() == [0, 4, 0, 2]
+    assert next_drift_count(packed, ends).tolist() == next_drift_count(packed, ends.long()).tolist() == [0, 4, 0, 2]
     carry = next_drift_count(packed, ends, torch.tensor([7, 1, 8, 0], dtype=torch.int32))
     assert carry.dtype == torch.int32 and carry.tolist() == [7, 4, 8, 2]
     assert next_drift_count(packed[:0], ends[:1]).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_subnormal_mask_is_set(dtype):
+    """Whatever the processor takes subnormal numbers for."""
+    smallest = torch.ones((), dtype={8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]).view(dtype)
+    mask = torch.stack([smallest, -smallest, smallest * 0, -(smallest * 0)])
+    student, teacher = torch.zeros(4), torch.full((4,), -9.0)
+    assert torch.set_flush_denormal(True)
+    try:
+        result = sampled_drift(student, teacher, mask, max_log_ratio=1.0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert result.tolist() == [True, True, False, False]
 
 
 def test_next_drift_count_is_the_carry_of_packed_chunks():
@@ -77,6 +91,7 @@ def test_next_drift_count_bad_input():
         ((counts, None, torch.zeros(3).int()), "drift_count_in must have shape [2], got [3]", ValueError),
         ((counts[0],), "cu_seqlens must be given when drift_count is [N], got None", ValueError),
         ((counts, counts[0, :3]), "cu_seqlens must be None when drift_count is [B, T], got shape [3]", ValueError),
+        ((counts[0], torch.tensor([0, 8]).short()), "cu_seqlens must have dtype int32 or int64, got int16", TypeError),
         ((counts[0], torch.tensor([0, 9, 8]).int()), "cu_seqlens must be non-decreasing, got 9 before 8", ValueError),
     ):
         with pytest.raises(error) as raised:

@@ -102,7 +102,25 @@ def test_student_strategy_equals_the_rewards_of_reliability(name, reward_weight)
     result = opd_rewards(*stats[:6], reward_weight=reward_weight, weight=whole.weight)
     torch.testing.assert_close(result.rewards, whole.rewards, rtol=5e-5, atol=1e-6, equal_nan=True)
     assert torch.equal(result.ids, whole.topk_ids)
-    assert result.valid.all()
+    assert torch.equal(result.valid, stats.student_topk_logprobs != -INF)
+
+
+@pytest.mark.parametrize(("strategy", "valid"), [
+    ("student", [[1, 0, 0, 1]]), ("teacher", [[1, 1, 0, 0]]), ("intersection", [[0, 0, 0, 1]]),
+    ("union", [[1, 0, 0, 1, 0, 1, 0, 0]]), ("symmetric_difference", [[1, 0, 0, 0, 0, 1, 0, 0]]),
+])  # fmt: skip
+def test_empty_slots_are_never_taken(strategy, valid):
+    """S = 5, 7 and T = 7, 6. What lies in empty slots matches nothing, whatever their ids and cross tensors."""
+    six = dict(zip(SIX, [
+        torch.tensor([[5, 6, -1, 7]]), torch.tensor([[-1.0, -INF, NAN, -2.0]]),
+        torch.tensor([[7, 6, 5, -1]]), torch.tensor([[-1.0, -3.0, -INF, 0.0]]),
+        torch.tensor([[-1.5, -3.0, NAN, -1.0]]), torch.tensor([[-2.0, -4.0, -1.0, NAN]]),
+    ], strict=True))  # fmt: skip
+    for reward_weight in WEIGHTS:
+        result = check(six.values(), strategy=strategy, reward_weight=reward_weight)
+        assert result.valid.tolist() == [[bool(x) for x in valid[0]]]
+    six["student_topk_ids"][0, 1] = 5  # padded with an id that is there already
+    assert torch.equal(opd_rewards(**six, strategy="student").rewards, check(six.values(), strategy="student").rewards)
 
 
 @each_strategy
@@ -141,6 +159,8 @@ def test_a_cross_tensor_is_left_out_if_it_is_not_needed(strategy):
     ("teacher_on_student_logprobs", torch.zeros(2, 3), "have shape [1, 3], got [2, 3]", ValueError),
     ("mask", torch.zeros(2), "have shape [1], got [2]", ValueError),
     ("weight", torch.zeros(2), "have shape [1], got [2]", ValueError),
+    ("student_topk_ids", torch.tensor([[1, 2, 1]]), "hold no id twice in a position, got 1", ValueError),
+    ("teacher_topk_ids", torch.tensor([[4, 4, 1]]).int(), "hold no id twice in a position, got 4", ValueError),
     ("student_topk_ids", torch.zeros(1, 3), "have dtype int32 or int64, got float32", TypeError),
 ])  # fmt: skip
 def test_bad_input(argument, value, words, error):
