@@ -17,7 +17,7 @@ integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard te
 large := hub vllm
 
 .PHONY: help build demo train compare example example-vllm bench gpu docs clean
-.PHONY: test test-all test-rest lint test-cpp test-cuda test-python test-abi
+.PHONY: test test-all test-rest fuzz lint test-cpp test-cuda test-python test-abi
 .PHONY: wheels test-wheels hub test-integrations $(integrations:%=test-%)
 
 help:
@@ -58,6 +58,11 @@ test-all: lint test-rest
 
 test-python: build $(stamps)/dev
 	$(pytest) $(ARGS)
+
+# Random calls of every operator on every implementation, N in all, other ones in every run.
+fuzz: $(cuda_tests)/build.ninja $(stamps)/dev
+	@$(bin)/cmake --build $(cuda_tests) --target _cuda_emulated
+	$(pytest) --all --fuzz $(or $(N),20000) tests/ops/test_values.py tests/ops/test_invariants.py $(ARGS)
 
 # All of test-all except lint. What `make test` runs with few examples runs here with many.
 test-rest: cuda := AUTO

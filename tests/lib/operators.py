@@ -166,12 +166,14 @@ def each_sample():
 
 @st.composite
 def random_calls(draw, op):
-    """Any width, k, dtypes, mask and temperatures; quantised logits, so that much ties; some special values."""
+    """Any width, k, dtypes, layout, mask and temperatures; quantised logits, so that much ties; some special values."""
     width, rng = draw(st.integers(1, 1600)), cases.generator(draw(st.integers(0, 2**31)))
     k = draw(st.integers(1, min(width, 256)))
     step, scale = draw(st.sampled_from([1e-3, 0.25, 1.0, 8.0])), draw(st.sampled_from([0.1, 1.0, 10.0]))
+    magnitude = draw(st.sampled_from([1.0] * 6 + [1e-41, 1e30, 3e37]))
     offset = draw(st.sampled_from([0.0, -450.0, 300.0]))
     pair = [(torch.randn(1, 3, width, generator=rng) * scale / step).round() * step + offset for _ in range(2)]
+    pair = [x * magnitude for x in pair]
     for special in draw(st.lists(st.sampled_from([-torch.inf, -torch.inf, 0.0, torch.inf, torch.nan]), max_size=2)):
         pair[draw(st.integers(0, 1))][torch.rand(1, 3, width, generator=rng) < 1.0 / width] = special
     student, teacher = (x.to(draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))) for x in pair)
@@ -186,7 +188,22 @@ def random_calls(draw, op):
         "teacher_temperature": temperatures[1],
         **MODULES[op].tensors(student, teacher, k, 0, temperatures, None),
     }
+    given = laid_out(given, draw(st.sampled_from(["padded", "padded", "strided", "packed"])), draw)
     return of_op(op, given | {name: draw(st.sampled_from(values)) for name, values in MODULES[op].RANDOM.items()})
+
+
+def laid_out(given, layout, draw):
+    """The same call of one response: as it is, with gaps in memory, or packed with responses of other lengths."""
+    names = of_positions(given)
+    if layout == "strided":
+        gaps = {n: torch.cat([given[n]] * 2, -1)[..., : given[n].shape[-1]] for n in names if given[n].ndim == 3}
+        return given | gaps
+    if layout == "padded":
+        return given
+    bounds = draw(st.sampled_from([[0, 3], [0, 1, 3], [0, 0, 2, 2, 3]]))
+    bounds = torch.tensor(bounds, dtype=draw(st.sampled_from([torch.int32, torch.int64])))
+    packed = {name: given[name].flatten(0, 1) for name in names}
+    return given | packed | {"cu_seqlens": bounds, "drift_count": torch.arange(len(bounds) - 1).int()}
 
 
 def calls(op):
@@ -200,7 +217,6 @@ def examples(impl, count=1.0, **strategies):
 
     An example for which the gold has no single answer is passed over.
     """
-    most = 3 if impl.slow else 60 if tiers.ALL else 8
 
     def run(function):
         @functools.wraps(function)
@@ -209,8 +225,9 @@ def examples(impl, count=1.0, **strategies):
                 function(**drawn)
             except gold.UndecidedError:
                 hypothesis.reject()
+            tiers.counted += 1
 
-        settings = hypothesis.settings(max_examples=max(1, round(most * count)))
+        settings = hypothesis.settings(max_examples=max(1, round(tiers.examples(impl) * count)))
         settings(hypothesis.given(**strategies)(unless_undecided))()
 
     return run

@@ -2,7 +2,22 @@
 
 import itertools
 
-ALL = False  # tests/conftest.py sets it from the command line, before it imports a test
+# tests/conftest.py sets these from the command line.
+ALL = False
+CALLS_PER_WEIGHT = 0.0  # with --fuzz; the weight of a test is that of its implementation
+counted = 0  # random calls since the test began
+
+
+def weight(impl) -> int:
+    """Return how many random calls this implementation gets for one of the slowest."""
+    return 1 if impl.slow else 40
+
+
+def examples(impl) -> int:
+    """Return how many random calls a test makes."""
+    if CALLS_PER_WEIGHT:
+        return max(1, round(CALLS_PER_WEIGHT * weight(impl)))
+    return 3 if impl.slow else 60 if ALL else 8
 
 
 def combinations(*axes, all_of_them=None):

@@ -113,13 +113,17 @@ def test_a_group_that_is_none():
         budget(group="WORLD")
 
 
-@pytest.mark.parametrize("state", [None, [("length", 250)], {"length": 250, "counter": True}, {"length": "250", "counter": 0}])
+@pytest.mark.parametrize(
+    "state", [None, [("length", 250)], {"length": 250, "counter": True}, {"length": "250", "counter": 0}]
+)
 def test_a_state_of_another_type(state):
     with pytest.raises(TypeError, match=r"^ResponseBudget: (state|length|counter) must be .*, got "):
         budget().load_state_dict(state)
 
 
-@pytest.mark.parametrize("state", [{"length": 250}, {1: 2, "length": 250}, {"length": 450, "counter": 0}, {"length": 250, "counter": 3}])
+@pytest.mark.parametrize(
+    "state", [{"length": 250}, {1: 2, "length": 250}, {"length": 450, "counter": 0}, {"length": 250, "counter": 3}]
+)
 def test_bad_state(state):
     with pytest.raises(ValueError, match=r"^ResponseBudget: (state|length|counter) must .*, got "):
         budget().load_state_dict(state)

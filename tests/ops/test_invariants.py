@@ -27,6 +27,7 @@ def assert_near(got, expected):
 # --- the vocabulary --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fuzz
 @each(LOGITS)
 def test_permuting_the_vocabulary_and_the_candidates(op, impl):
     @examples(impl, seed=seeds, width=st.integers(20, 1500))
@@ -52,6 +53,7 @@ def test_permuting_the_vocabulary_and_the_candidates(op, impl):
         assert_near(after, before)
 
 
+@pytest.mark.fuzz
 @each(LOGITS)
 def test_scaling_logits_and_temperature_together(op, impl):
     """The gradient by logits that are so many times as large is as many times smaller."""
@@ -72,6 +74,7 @@ def test_scaling_logits_and_temperature_together(op, impl):
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fuzz
 @each()
 def test_masking_is_removing(op, impl):
     @examples(impl, count=0.5, seed=seeds)
@@ -110,6 +113,7 @@ def test_masked_positions(op, impl):
     assert "gradient" not in expected or expected["gradient"][valid].any(-1).all()
 
 
+@pytest.mark.fuzz
 @each(ALONG_RESPONSES)
 def test_chunks_with_the_carry_equal_the_whole(op, impl):
     @examples(impl, seed=seeds, cut=st.integers(0, 14))
@@ -143,6 +147,7 @@ def test_packed_with_empty_responses(op, impl):
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fuzz
 @each(LOSSES)
 def test_a_row_s_gradient_sums_to_0(op, impl):
     """Adding a constant to a row changes no probability; what is left of the sum is rounding."""
@@ -151,6 +156,8 @@ def test_a_row_s_gradient_sums_to_0(op, impl):
     def holds(seed, divisor):
         arguments = example(op, (1, 3), 700, seed=seed) | {"mask": None, temperature(op): divisor}
         arguments.pop("old_logprobs", None)  # with which a row may be clipped as a whole
+        if op == "topk_forward_kl":
+            arguments["tail"] = "generalised"  # the bucket divides by what is left of the mass, a difference
         gradient = impl.run(op, **arguments)["gradient"].double()
         size = gradient.abs().sum(-1)
         assert (gradient.sum(-1).abs() <= 16 * comparison.EPS * size).all() and size.all()

@@ -110,7 +110,9 @@ def test_tensors_that_are_not_plain(words):
             change = given | {argument: SPECIAL[words](x)}
             check(name, function, change, argument, words)
             if surface in ("function", "raw") and name in LOSSES and argument != first:
-                check(name, function, change | {first: torch.zeros(given[first].shape).requires_grad_()}, argument, words)
+                check(
+                    name, function, change | {first: torch.zeros(given[first].shape).requires_grad_()}, argument, words
+                )
 
 
 def check(name, function, arguments, argument, words):
@@ -185,7 +187,14 @@ def test_settings_that_are_no_numbers(kind):
 def test_numbers_of_numpy():
     for _, name, function, arguments in calls("function", "linear", "host"):
         parameters = inspect.signature(function).parameters
-        given = {"k": 4, "vocab_size": 60, "w_drop": 0.25, "student_temperature": 0.5, "temperature": 0.5, "entropies": True}
+        given = {
+            "k": 4,
+            "vocab_size": 60,
+            "w_drop": 0.25,
+            "student_temperature": 0.5,
+            "temperature": 0.5,
+            "entropies": True,
+        }
         given = {n: x for n, x in given.items() if n in parameters}
         scalars = {n: np.array(x)[()] for n, x in given.items()}
         assert all(isinstance(x, np.generic) for x in scalars.values())

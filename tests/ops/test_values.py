@@ -20,6 +20,7 @@ def test_table(op, impl, case, dtypes, variant):
     comparison.check(impl.run(op, upstream, **arguments), operators.answer_of_sample(op, case, dtypes, variant))
 
 
+@pytest.mark.fuzz
 @each()
 def test_random_calls(op, impl):
     @operators.examples(impl, arguments=operators.calls(op))
