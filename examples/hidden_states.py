@@ -72,7 +72,7 @@ def main(arguments=None):
             teacher_hidden = hidden_states(teacher)
         return linear_opd_loss(
             hidden_states(student), student.lm_head.weight, teacher_hidden, teacher.lm_head.weight.detach(), mask,
-            loss="reverse_kl", reduction="sum", scale=1 / mask.sum(), chunk_size=options.chunk_size,
+            loss="reverse_kl", reduction="sum", scale=1 / mask.sum().clamp(min=1), chunk_size=options.chunk_size,
         )  # fmt: skip
 
     out = distil()

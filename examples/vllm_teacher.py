@@ -47,7 +47,7 @@ def distil(student, token_ids, attention_mask, mask, teacher):
         k=teacher.teacher_topk_ids.shape[-1],
         loss="topk_forward_kl",
         reduction="sum",
-        scale=1 / mask.sum(),
+        scale=1 / mask.sum().clamp(min=1),
         chunk_size=128,
     )
 
