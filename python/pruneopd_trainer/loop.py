@@ -170,10 +170,11 @@ class Trainer:
 
     @torch.no_grad()
     def random_positions(self, step: int, batch: Batch, parts: Sequence[Tensor]) -> Tensor:
-        """Choose the positions that `random` keeps: each with the share that prune would keep of this step's responses.
+        """Return the weights of positions for `random`: 1 where it keeps one, with the share that prune would keep.
 
         The share is that of the tokens which prune gives a weight, or of their reward mass. If some might have no
-        weight, or for the mass, it takes a pass of both models.
+        weight, or for the mass, it takes a pass of both models. Weights above 1 make a share of the mass above 1: then
+        every position is kept, and its weight is that share.
         """
         mask, length, config = batch.rollouts.mask, self.lengths.trained, self.config
         if config.match == "tokens" and config.w_base > 0:
@@ -192,7 +193,7 @@ class Trainer:
                 everything = everything + amount.sum()
         share = self.total(kept) / self.total(everything)
         numbers = uniforms([self.config.seed, step, CHOOSING], batch.rows, mask.shape[1])
-        return mask & (numbers.to(self.device) < share)
+        return torch.where(mask & (numbers.to(self.device) < share), share.clamp(min=1), 0).float()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in the student's precision; its parameters stay in float32."""

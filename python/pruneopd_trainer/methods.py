@@ -83,7 +83,7 @@ def advantages(
 ) -> Advantages:
     """Turn rewards into advantages: `weight * reward` of each candidate.
 
-    `random` needs `chosen`, bool `[B, T]`: the positions it keeps. `prune+grpo` needs `group`, float32 `[B]`: the group
+    `random` needs `chosen`, float32 `[B, T]`: the weights of the positions it keeps. `prune+grpo` needs `group`, float32 `[B]`: the group
     advantage of each response, which is that of its sampled tokens `token_ids`, `[B, T]`.
     """
     weight = token_weight(scores, config, chosen)
@@ -101,7 +101,7 @@ def token_weight(scores: Scores, config: TrainConfig, chosen: Tensor | None) -> 
     """Return how much each token's reward counts: float32 `[B, T]`."""
     if config.method == "random":
         assert chosen is not None
-        return (scores.mask & chosen).float()
+        return scores.mask * chosen
     if config.method == "prune+grpo":
         return scores.weight * (scores.reliability > config.eps)
     if config.method == "prune" and config.weights:

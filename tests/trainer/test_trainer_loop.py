@@ -178,12 +178,21 @@ def test_random_keeps_each_position_with_the_share_that_prune_would_keep(match, 
     assert (0.3 if w_base else 0.15) < share < 0.95
     assert bool((weight[mask] == 0).any()) == (w_base == 0), "some are exhausted"
     kept = run.random_positions(1, batch, torch.arange(240).split(100))
-    assert not (kept & ~mask).any()
+    assert {*kept.unique().tolist()} == {0.0, 1.0}
+    assert not kept[~mask].any()
     deviation = (share * (1 - share) * (size**2).sum()).sqrt()
     assert abs((kept * size).sum() - prune) < 4 * deviation
     late = mask[:, CONFIG.initial_length :]
     assert abs(kept[:, CONFIG.initial_length :].sum() / late.sum() - share) < 4 * (0.25 / late.sum()) ** 0.5
     assert not torch.equal(kept, run.random_positions(2, batch, torch.arange(240).split(100)))
+
+
+def test_random_matches_a_mass_above_that_of_the_rewards():
+    """Early weights L are above 1. A position cannot be kept more than once, but it can count for more."""
+    run = trainer(method="random", match="mass", w_drop=0.0, w_base=0.5, initial_length=16, batch_size=20)
+    batch = run.sample(1, 16)
+    weights = run.random_positions(1, batch, torch.arange(20).split(8))
+    torch.testing.assert_close(weights, 1.5 * batch.rollouts.mask.float())
 
 
 def test_group_responses_share_a_prompt_and_differ():

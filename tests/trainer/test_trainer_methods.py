@@ -51,8 +51,8 @@ def test_what_each_token_counts():
         assert torch.equal(token_weight(s, replace(CONFIG, method=method), None), s.mask.float())
     assert torch.equal(token_weight(s, CONFIG, None), s.weight)
     assert torch.equal(token_weight(s, replace(CONFIG, weights=False), None), s.mask.float())
-    chosen = torch.rand(s.mask.shape) < 0.5
-    assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), (chosen & s.mask).float())
+    chosen = torch.rand(s.mask.shape) * 1.5
+    assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), torch.where(s.mask, chosen, 0.0))
     given = advantages(s, CONFIG, None, s.candidates[..., 0], None)
     assert torch.equal(given.values, s.weight[..., None] * s.rewards)
     assert torch.equal(given.ids, s.candidates)
