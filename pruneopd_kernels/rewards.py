@@ -57,8 +57,11 @@ def opd_rewards(
     where w is p renormalised over the candidates taken, or q, or 1 over their number; for `symmetric_difference`
     nothing is renormalised, and w is p, q or 1. A slot is empty, and never taken, if its id is below 0 or its own
     log-probability (log p of S, log q of T) is -inf. As in `reliability`, a reward is 0 where log q == log p, where
-    log p is -inf and where no mass is there to renormalise, -inf where only log q is -inf, NaN where either is. The first six arguments are the first six fields of `TokenStats`, so that
-    `opd_rewards(*stats[:6])` works, and with `weight` gives the rewards of `reliability`.
+    log p is -inf and where no mass is there to renormalise, -inf where only log q is -inf, NaN where either is.
+
+    The first six arguments are the first six fields of `TokenStats`, so that `opd_rewards(*stats[:6])` works, and with
+    `weight` gives the rewards of `reliability`. Of ids that come twice in a position, which the CPU refuses, a GPU
+    takes the first.
 
     Args:
         student_topk_ids: int32 or int64 `[..., k]`: S.
@@ -77,7 +80,8 @@ def opd_rewards(
         or, for `union` and `symmetric_difference`, 2k. Rewards are 0 where not valid. None is differentiable.
 
     Raises:
-        ValueError: A shape or a value is not allowed, or the strategy needs a tensor that was not given.
+        ValueError: A shape or a value is not allowed, an id comes twice among the slots of one side that are not empty,
+            or the strategy needs a tensor that was not given.
         TypeError: A dtype is not allowed.
 
     Examples:

@@ -83,8 +83,8 @@ def advantages(
 ) -> Advantages:
     """Turn rewards into advantages: `weight * reward` of each candidate.
 
-    `random` needs `chosen`, float32 `[B, T]`: the weights of the positions it keeps. `prune+grpo` needs `group`, float32 `[B]`: the group
-    advantage of each response, which is that of its sampled tokens `token_ids`, `[B, T]`.
+    `random` needs `chosen`, float32 `[B, T]`: the weights of the positions it keeps. `prune+grpo` needs `group`,
+    float32 `[B]`: the group advantage of each response, which is that of its sampled tokens `token_ids`, `[B, T]`.
     """
     weight = token_weight(scores, config, chosen)
     values = weight[..., None] * scores.rewards

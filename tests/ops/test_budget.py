@@ -109,7 +109,7 @@ def test_bad_lengths(lengths, words):
 
 
 def test_a_group_that_is_none():
-    with pytest.raises(TypeError, match="^ResponseBudget: group must be a torch.distributed group or None, got str$"):
+    with pytest.raises(TypeError, match=r"^ResponseBudget: group must be a torch\.distributed group or None, got str$"):
         budget(group="WORLD")
 
 

@@ -131,6 +131,19 @@ def test_float64_logits_are_for_the_reference(op):
     check(lambda **given: raw(op)(**given, impl="reference"), op, complex64, words, RuntimeError)
 
 
+def test_a_subnormal_mask_is_looked_at():
+    """Whatever the processor takes subnormal numbers for, their positions are valid, and so are checked."""
+    subnormal = {"mask": torch.ones(2, 8, dtype=torch.int32).view(torch.float32)}
+    words = "token_ids must be between 0 and vocab_size - 1 = 63 where the position is valid, got 64"
+    given = MODULES["reliability"].BASE | {"metric": "top_p", "token_ids": bad_input.ids(2, 8) + 64} | subnormal
+    assert torch.set_flush_denormal(True)
+    try:
+        for function in (pruneopd_kernels.reliability, pruneopd_kernels.reference.reliability, host("reliability")):
+            check(function, "reliability", given, words, ValueError)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_arguments_that_python_refuses():
     logits = torch.zeros(2, 8, 64)
     surfaces = (pruneopd_kernels.reliability, logits), (pruneopd_kernels.host.reliability, logits.numpy())

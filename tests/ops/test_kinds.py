@@ -11,6 +11,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor, init_device_m
 import bad_input
 import pruneopd_kernels
 from arrays import as_array
+from comparison import differing
 from implementations import DECLARED, LOSSES, OPERATORS, named
 from operators import MODULES, example, required
 from pruneopd_kernels import checks, linear, parallel
@@ -18,7 +19,7 @@ from pruneopd_kernels import checks, linear, parallel
 # torch's own, when it first makes a dual tensor
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
-# --- what there is: a name, a function and the arguments of a good call ------------------------------------------------
+# --- what there is: a name, a function and the arguments of a good call ----------------------------------------------
 
 TOPK = {"ids": bad_input.ids(2, 8, 1), "logprobs": bad_input.zeros(2, 8, 1)}
 REWARDS = {f"{side}_topk_{name}": x for side in ("student", "teacher") for name, x in TOPK.items()}
@@ -74,7 +75,7 @@ def test_the_calls_are_good(surface):
         function(**arguments)
 
 
-# --- tensors that are not plain ones -----------------------------------------------------------------------------------
+# --- tensors that are not plain ones ---------------------------------------------------------------------------------
 
 NESTED = "a nested tensor: in layout torch.jagged, pass .values(), with cu_seqlens=.offsets() along responses"
 SPARSE = "one of layout torch.{}: pass .to_dense()"
@@ -110,9 +111,8 @@ def test_tensors_that_are_not_plain(words):
             change = given | {argument: SPECIAL[words](x)}
             check(name, function, change, argument, words)
             if surface in ("function", "raw") and name in LOSSES and argument != first:
-                check(
-                    name, function, change | {first: torch.zeros(given[first].shape).requires_grad_()}, argument, words
-                )
+                change[first] = torch.zeros(given[first].shape, requires_grad=True)
+                check(name, function, change, argument, words)
 
 
 def check(name, function, arguments, argument, words):
@@ -120,6 +120,14 @@ def check(name, function, arguments, argument, words):
         function(**arguments)
     assert str(raised.value) == f"{name}: {argument} must be a plain tensor, got {words.split(', and s')[0]}"
     assert isinstance(raised.value, pruneopd_kernels.InvalidType)
+
+
+def test_the_way_out_of_a_nested_tensor():
+    student, teacher = (torch.randn(10, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    nested = torch.nested.nested_tensor([student[:4], student[4:]], layout=torch.jagged)
+    found = pruneopd_kernels.reliability(nested.values(), teacher, cu_seqlens=nested.offsets())
+    expected = pruneopd_kernels.reliability(student, teacher, cu_seqlens=bad_input.i32(0, 4, 10))
+    assert nested.offsets().dtype == torch.int64 and differing(found, expected) == []
 
 
 @pytest.mark.parametrize("name", ["student_logits", "mask"])
@@ -138,7 +146,7 @@ def test_a_memory_map_is_a_plain_array(tmp_path):
     assert pruneopd_kernels.host.token_stats(logits, logits).overlap.all()
 
 
-# --- numbers that are none ---------------------------------------------------------------------------------------------
+# --- numbers that are none -------------------------------------------------------------------------------------------
 
 NO_NUMBERS = [True, np.array([4, 5]), np.array(4), torch.tensor(4), "4", 1j]
 BAD = {
@@ -184,18 +192,13 @@ def test_settings_that_are_no_numbers(kind):
         refuses(lambda given: kind(**given), {name: value}, kind.__name__, name)
 
 
+SCALARS = {"k": 4, "vocab_size": 60, "w_drop": 0.25, "student_temperature": 0.5, "temperature": 0.5, "entropies": True}
+
+
 def test_numbers_of_numpy():
     for _, name, function, arguments in calls("function", "linear", "host"):
         parameters = inspect.signature(function).parameters
-        given = {
-            "k": 4,
-            "vocab_size": 60,
-            "w_drop": 0.25,
-            "student_temperature": 0.5,
-            "temperature": 0.5,
-            "entropies": True,
-        }
-        given = {n: x for n, x in given.items() if n in parameters}
+        given = {n: x for n, x in SCALARS.items() if n in parameters}
         scalars = {n: np.array(x)[()] for n, x in given.items()}
         assert all(isinstance(x, np.generic) for x in scalars.values())
         expected, found = (function(**arguments | some) for some in (given, scalars))
@@ -204,7 +207,7 @@ def test_numbers_of_numpy():
     assert type(pruneopd_kernels.ResponseBudget(np.int64(4096), step=np.int32(5)).update([0])) is int
 
 
-# --- forward-mode AD ---------------------------------------------------------------------------------------------------
+# --- forward-mode AD -------------------------------------------------------------------------------------------------
 
 
 def jvp(call, x):
@@ -227,7 +230,7 @@ def dual_with_gradient(call, x):
 @pytest.mark.parametrize("transform", [jvp, jacobian, dual, dual_with_gradient])
 def test_forward_mode_raises(transform):
     """Each operator, also where a tensor other than the first has a tangent."""
-    for surface, name, function, arguments in calls("function", "raw", "parallel", "linear"):
+    for _, name, function, arguments in calls("function", "raw", "parallel", "linear"):
         for argument, x in arguments.items():
             if isinstance(x, torch.Tensor) and x.is_floating_point():
                 words = f"^{name}: (forward-mode AD|torch.func.vmap) is not supported"

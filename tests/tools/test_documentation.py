@@ -99,6 +99,13 @@ def test_links_and_make_targets_exist(page):
         assert done.returncode == 0, f"make {target}: {done.stderr}"
 
 
+def test_means_over_no_tokens_are_0():
+    """An empty micro-batch has no valid position: what divides by their number clamps it."""
+    texts = [*PAGES, *(ROOT / "examples").glob("*.py"), *(ROOT / "python").rglob("*.py")]
+    divisors = [found for path in texts for found in re.findall(r"/ *\w*mask\.sum\(\)\S*", path.read_text())]
+    assert len(divisors) >= 4 and all(".clamp(min=1)" in found for found in divisors)
+
+
 def test_the_parser_of_pages_sees_blocks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n```python\nx = 1\n```\n  ```py\n  y = 2\n  ```\n```sh\nmake test\n```\n")
