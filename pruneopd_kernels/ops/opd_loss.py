@@ -106,7 +106,7 @@ def opd_loss(
         (tensor([[0.4034]]), tensor([[1.5000]]))
         >>> out.loss.sum().backward()
         >>> student.grad
-        tensor([[[-0.0363, -0.2683,  0.3046]]])
+        tensor([[[-0.0363, -0.2684,  0.3047]]])
     """
     ...
 

@@ -64,7 +64,7 @@ def selected_logprobs(
         (tensor([[-0.4076,  0.0000]]), tensor([0.8324]))
         >>> (-out.logprobs.sum() - 0.1 * out.entropy.sum()).backward()  # cross-entropy with an entropy bonus
         >>> logits.grad
-        tensor([[ 0.0759, -0.3077,  0.2318]])
+        tensor([[ 0.0758, -0.3065,  0.2307]])
     """
     ...
 
