@@ -72,7 +72,7 @@ def kind(op: str, argument: str, value: Any, wanted: str, array: type = object, 
         bad_type(op, argument, f"be {noun}", type(value).__name__)
     if wanted.startswith("Tensor"):
         plain(op, argument, value)
-    elif isinstance(value, Integral) and not fits(value, wanted):
+    elif isinstance(value, Integral) and not fits(int(value), wanted):
         rule = f"fit into {'a float64' if wanted.startswith('float') else 'an int64'}"
         bad_value(op, argument, rule, f"an integer of {int(value).bit_length()} bits")
 
@@ -82,7 +82,7 @@ def _is_number(value: Any, numbers: type) -> bool:
     return is_symbolic or (isinstance(value, numbers) and not isinstance(value, bool))
 
 
-def fits(value: Any, wanted: str) -> bool:
+def fits(value: int, wanted: str) -> bool:
     """Return whether an integer fits into what a schema names."""
     return abs(value) <= sys.float_info.max if wanted.startswith("float") else -(2**63) <= value < 2**63
 
@@ -94,7 +94,7 @@ def plain(op: str, argument: str, array: Any) -> None:
     """Check that a tensor or an array is a dense one, whose elements lie in memory and are all there is to it."""
     get = getattr  # a NumPy array has none of these
     layout, is_nested = get(array, "layout", None), get(array, "is_nested", False)
-    actual = _special(type(array), layout, is_nested, get(array, "is_quantized", False))
+    actual = _special(type(array), layout, is_nested, get(array, "is_quantized", False))  # type: ignore[arg-type]
     if actual is not None:
         bad_type(op, argument, f"be a plain {'array' if layout is None else 'tensor'}", actual)
 
