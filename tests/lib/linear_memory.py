@@ -14,6 +14,7 @@ from pruneopd_kernels import linear_opd_loss
 
 # A chunk's logits of 40 MiB: what is larger than 32 MiB glibc gives back to the system at once.
 H, V, CHUNK_BYTES = 128, 65536, 40 * 2**20
+CHUNK_SIZE = CHUNK_BYTES // (V * 4)  # logits are float32
 
 
 def run(hidden, weight, teacher, **options):
@@ -24,12 +25,11 @@ def run(hidden, weight, teacher, **options):
 
 def extra(dtype, **options):
     """Two chunks; every second position is masked."""
-    chunk_size = CHUNK_BYTES // (V * dtype.itemsize)
-    hidden = torch.randn(4, chunk_size, H).to(dtype).requires_grad_()
+    hidden = torch.randn(4, CHUNK_SIZE, H).to(dtype).requires_grad_()
     weight = (torch.randn(V, H) / 32).to(dtype).requires_grad_()
     teacher = hidden.detach() + 0.1
-    mask = torch.arange(chunk_size).expand(4, -1) % 2
-    grown, out = memory.growth(few, lambda: run(hidden, weight, teacher, mask=mask, chunk_size=chunk_size, **options))
+    mask = torch.arange(CHUNK_SIZE).expand(4, -1) % 2
+    grown, out = memory.growth(few, lambda: run(hidden, weight, teacher, mask=mask, chunk_size=CHUNK_SIZE, **options))
     return grown - hidden.grad.nbytes - weight.numel() * 4 - sum(x.nbytes for x in out)
 
 
