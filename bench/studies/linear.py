@@ -27,7 +27,7 @@ from bench.operators import LINEAR_LOSSES, OPERATORS
 from bench.report import rows as results
 from bench.studies.command import Options, Study
 from pruneopd_kernels import linear_opd_loss
-from pruneopd_kernels.linear._forward import CHUNK_BYTES
+from pruneopd_kernels.linear._chunks import CHUNK_BYTES
 
 LOSSES = tuple(LINEAR_LOSSES)
 REDUCTIONS = ("none", "sum")

@@ -75,6 +75,12 @@ class Computed(NamedTuple):
     logits: dict[str, Tensor]
     scored: Scored
 
+    def rows(self, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the places that count, and their rows of tensors."""
+        if self.counted is None:
+            return self.places, tensors
+        return self.places[self.counted], {name: x[self.counted] for name, x in tensors.items()}
+
 
 def positions_of(a: Any) -> Positions:
     """Return the valid positions; with `skip_exhausted`, without responses that the given count has exhausted."""
@@ -125,22 +131,20 @@ class Fields(dict[str, Tensor]):
         super().__init__()
         self.shape = shape
 
-    def put(self, places: Tensor, values: dict[str, Tensor], counted: Tensor | None = None) -> None:
-        """Put a chunk's values in their places, except where they do not count."""
+    def put(self, places: Tensor, values: dict[str, Tensor]) -> None:
+        """Put values in their places."""
         for name, value in values.items():
-            masked = value.new_zeros(value.shape[1:])
-            if name.endswith("_ids"):
-                masked += torch.arange(len(masked), device=value.device)
             if name not in self:
+                masked = value.new_zeros(value.shape[1:])
+                if name.endswith("_ids"):
+                    masked += torch.arange(len(masked), device=value.device)
                 self[name] = masked.repeat(*self.shape, *[1] * masked.ndim)
-            if counted is not None:
-                value = torch.where(counted[:, None] if masked.ndim else counted, value, masked)
             put(self[name], places, value)
 
     def put_scored(self, chunk: Computed) -> None:
-        """Put a chunk's scores, and where they count."""
-        counted = torch.ones_like(chunk.scored.fields["drift"]) if chunk.counted is None else chunk.counted
-        self.put(chunk.places, chunk.scored.fields | {"counted": counted}, chunk.counted)
+        """Put a chunk's scores in their places where they count, and say that they do."""
+        fields = chunk.scored.fields
+        self.put(*chunk.rows(fields | {"counted": torch.ones_like(fields["drift"])}))
 
     def along(self, a: Any) -> dict[str, Tensor]:
         """Return all fields, with C, R, L and E from one scan over all positions."""

@@ -42,16 +42,17 @@ def add_chunk(
 
 def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
     """Return the loss of `reduction="sum"`: its backward pass gives the gradients away."""
+    op = a.op  # keep no tensor alive
 
     def backward(saved: Any, wanted: Any, gradient: Tensor) -> Optional:
         if gradients.sums is None:
             raise RuntimeError(
-                f"{a.op}: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
+                f"{op}: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
                 "retain_graph=True, use reduction='none'"
             )
         return gradients.give_up(gradient)
 
-    return _attach(a.op, inputs_of(a, "student_"), backward, {}, loss)[0]
+    return _attach(op, inputs_of(a, "student_"), backward, {}, loss)[0]
 
 
 def with_recomputed(

@@ -83,11 +83,13 @@ class Head:
         return {"out_dtype": torch.float32} if self.operands in HALF else {}
 
     def _tiles(self, positions: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield so many rows of the weight in float32 that neither they nor their logits are large."""
+        """Yield some rows of the weight at a time in float32, so few that neither they nor their logits are large."""
         step = max(1, TILE_BYTES // (4 * max(1, self.weight.shape[1], positions)))
-        for start in range(0, self.weight.shape[0], step):
+        memory = self.weight.new_empty(min(step, len(self.weight)), self.weight.shape[1], dtype=self.dtype)
+        for start in range(0, len(self.weight), step):
             rows = slice(start, start + step)
-            yield rows, self.weight[rows].to(self.operands).to(self.dtype)
+            weight = self.weight[rows].to(self.operands)
+            yield rows, memory[: len(weight)].copy_(weight)
 
 
 class Gradients:

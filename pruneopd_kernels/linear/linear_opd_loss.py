@@ -150,13 +150,14 @@ def compute(a: Any) -> LinearOpdLoss:
         kept = []
         for chunk in scored_chunks(a, sides, positions):
             fields.put_scored(chunk)
-            places, rows, counted = chunk.places, chunk.scored.kept, chunk.counted
+            rows = chunk.scored.kept
             if any(wanted) and is_sum:
-                factor = take(scale, places) / gradients.unit
-                factor = factor if counted is None else torch.where(counted, factor, 0.0)
-                add_chunk(gradients, op, a, sides, places, rows, chunk.hidden, chunk.logits, factor)
+                factor = take(scale, chunk.places) / gradients.unit
+                if chunk.counted is not None:
+                    factor = torch.where(chunk.counted, factor, 0.0)
+                add_chunk(gradients, op, a, sides, chunk.places, rows, chunk.hidden, chunk.logits, factor)
             elif any(wanted):
-                kept.append((places, rows) if counted is None else _rows(places, rows, counted))
+                kept.append(chunk.rows(rows))
         results = fields.along(a)
         if is_sum:
             terms = torch.where(fields["counted"], weighted(scale, fields["loss"]), 0.0)
@@ -166,7 +167,3 @@ def compute(a: Any) -> LinearOpdLoss:
     elif any(wanted):
         (results["loss"],) = with_recomputed(op, a, "student_", kept, results["loss"])
     return LinearOpdLoss(**{name: results[name] for name in LinearOpdLoss._fields})
-
-
-def _rows(places: Tensor, rows: dict[str, Tensor], counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    return places[counted], {name: x[counted] for name, x in rows.items()}

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
 GENERATED = {ROOT / "docs" / "operators" / f"{name}.md": HOOKS["page"](op) for name, op in OPERATORS.items()}
 FUNCTIONS = [*OPERATORS, "opd_rewards", "sampled_drift", "next_drift_count", "linear_reliability", "linear_opd_loss",
-             "PruneConfig", "ResponseBudget"]  # fmt: skip
+             "linear_selected_logprobs", "PruneConfig", "ResponseBudget"]  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 

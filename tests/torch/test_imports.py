@@ -127,7 +127,7 @@ import sys
 import pruneopd_kernels
 from pruneopd_kernels.ops import OPERATORS
 names = "PruneConfig ResponseBudget opd_rewards sampled_drift next_drift_count " \\
-        "linear_reliability linear_opd_loss reference host parallel"
+        "linear_reliability linear_opd_loss linear_selected_logprobs reference host parallel"
 assert {*OPERATORS, *names.split()} <= set(pruneopd_kernels.__all__) <= set(dir(pruneopd_kernels))
 for name in sorted(pruneopd_kernels.__all__, key="parallel".__eq__):
     assert "triton" not in sys.modules, name
