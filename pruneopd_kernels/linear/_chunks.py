@@ -79,7 +79,8 @@ class Computed(NamedTuple):
         """Return the places that count, and their rows of tensors."""
         if self.counted is None:
             return self.places, tensors
-        return self.places[self.counted], {name: x[self.counted] for name, x in tensors.items()}
+        rows = self.counted.nonzero().squeeze(1)
+        return self.places[rows], {name: x[rows] for name, x in tensors.items()}
 
 
 def positions_of(a: Any) -> Positions:
