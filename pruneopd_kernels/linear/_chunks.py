@@ -12,7 +12,7 @@ from ..drift import next_drift_count
 from ..formulas import is_set
 from ._positions import Positions, put, take
 from ._products import Head, head_of, sum_dtype
-from ._scoring import Scored, passes, score
+from ._scoring import Scored, score
 
 CHUNK_BYTES = 2**28  # of one side's logits, if the caller names no size
 PREFIXES = ("", "student_", "teacher_")  # of the names of a model's arguments
@@ -150,5 +150,5 @@ class Fields(dict[str, Tensor]):
     def along(self, a: Any) -> dict[str, Tensor]:
         """Return all fields, with C, R, L and E from one scan over all positions."""
         scan = {name: getattr(a, name) for name in ("cu_seqlens", "drift_count", "w_drop", "w_base", "eps")}
-        along: Any = passes(a)("reliability_from_drift", self["drift"], self["counted"], **scan)
+        along: Any = a.passes.run("reliability_from_drift", self["drift"], self["counted"], **scan)
         return self | along._asdict()  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ from ..ops import OPERATORS
 from ._checks import check, check_values
 from ._chunks import chunk_size_of
 from ._products import autocast_dtype, without_autocast
+from ._scoring import Passes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 KINDS = checks.KINDS | dict.fromkeys(("Loss", "Reduction", "Impl"), "str")
@@ -47,7 +48,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
 
     The function that is returned checks its arguments, also by `check(name, a)` of the same module if there is one, and
     calls its `compute(a)` with a record of them. In the record, `impl` and `chunk_size` are what they come to. It also
-    has the function's name and the dtype of an autocast, which is off while it computes.
+    has the function's name, the dtype of an autocast, which is off while it computes, and what reads logits.
     """
 
     def decorate(function: Function) -> Function:
@@ -58,7 +59,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
         parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
         signature = own.replace(parameters=[*parameters.values()])
         kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
-        record = cast(Any, namedtuple)("Arguments", [*kinds, "op", "autocast"])
+        record = cast(Any, namedtuple)("Arguments", [*kinds, "op", "autocast", "passes"])
 
         def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -70,14 +71,14 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
                 checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
             refuse_forward_mode(name, bound.arguments.values())
             hidden = next(iter(bound.arguments.values()))
-            a = record(**bound.arguments, op=name, autocast=autocast_dtype(hidden.device))
+            a = record(**bound.arguments, op=name, autocast=autocast_dtype(hidden.device), passes=None)
             check(name, a)
             if hasattr(module, "check"):
                 module.check(name, a)
             check_values(name, a, hidden)
             with without_autocast(hidden):
-                a = a._replace(impl=implementations.choose(name, a.impl, hidden.device), chunk_size=chunk_size_of(a))
-                return module.compute(a)
+                impl = implementations.choose(name, a.impl, hidden.device)
+                return module.compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:

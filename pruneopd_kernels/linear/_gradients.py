@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,6 @@ from ..ops import OPERATORS
 from ._chunks import Sides
 from ._positions import take
 from ._products import Gradients, Optional, unit_of, without_autocast
-from ._scoring import logits_gradient
 
 INPUTS = ("hidden", "weight", "bias")
 Rows = dict[str, Tensor]
@@ -36,7 +36,7 @@ def add_chunk(
     *of_outputs: Tensor | None,
 ) -> None:  # fmt: skip
     """Add a chunk's gradients, from those by the operator's outputs."""
-    gradient = logits_gradient(op, a, logits, kept, *of_outputs)
+    gradient = a.passes.gradient(op, SimpleNamespace(**a._asdict() | logits | kept), *of_outputs)
     gradients.add(sides.head, places, hidden, gradient, next(iter(logits.values())))
 
 

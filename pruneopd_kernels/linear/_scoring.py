@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +27,24 @@ class Scored(NamedTuple):
     kept: dict[str, Tensor]  # what the backward pass of a loss needs of a position, besides logits
 
 
-def passes(a: Any) -> Any:
-    """Return what runs a compiled operator or pass, by its name, with the implementation that the record names."""
-    return functools.partial(implementations.run_pass, a.impl)
+class Passes:
+    """What reads the logits of a chunk: one implementation's compiled passes."""
+
+    def __init__(self, impl: str) -> None:
+        self.impl = impl
+
+    def run(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Run a compiled operator or a forward pass by its name."""
+        return implementations.run_pass(self.impl, name, *args, **kwargs)
+
+    def logprobs(self, logits: Tensor, ids: Tensor, state: Tensor, temperature: float) -> Tensor:
+        """Return the log-probabilities of ids that exist, from the states of their rows."""
+        return formulas.logprobs_from_state(logits, ids, state, temperature)
+
+    def gradient(self, op: str, a: Any, *gradients: Tensor | None) -> Tensor:
+        """Return the gradient by the first model's logits; `a` also has the logits and what the operator has kept."""
+        gradient: Tensor = OPERATORS[op].module.backward(a, *gradients)
+        return gradient
 
 
 def scalars(op: str, a: Any) -> dict[str, Any]:
@@ -51,7 +64,7 @@ def score(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], **along: A
     """
     loss = getattr(a, "loss", None)
     if loss is None:
-        scored = passes(a)("reliability", **logits, **rows, **along, **scalars("reliability", a))
+        scored = a.passes.run("reliability", **logits, **rows, **along, **scalars("reliability", a))
         return Scored({name: getattr(scored, name) for name in FIELDS[1:]}, scored.drift_count, {})
     if loss == "topk_forward_kl":
         return _forward_kl(a, logits, rows, along)
@@ -64,20 +77,15 @@ def composed(name: str, a: Any, **arguments: Any) -> tuple[dict[str, Tensor], di
     """Run a composed operator; return its results, and what its backward pass needs besides logits."""
     op: Operator = OPERATORS[name]
     record = op.arguments((), scalars(name, a) | arguments)
-    outputs = dict(zip((*op.fields, *op.saved), op.module.compute(record, passes(a)), strict=True))
+    outputs = dict(zip((*op.fields, *op.saved), op.module.compute(record, a.passes.run), strict=True))
     tensors = record._asdict() | outputs
     return outputs, {name: tensors[name] for name in op.module.kept(record) if not name.endswith("logits")}
-
-
-def logits_gradient(op: str, a: Any, logits: dict[str, Tensor], kept: dict[str, Tensor], *gradients: Any) -> Tensor:
-    """Return the gradient by the first model's logits, from those by the operator's differentiable outputs."""
-    gradient: Tensor = OPERATORS[op].module.backward(SimpleNamespace(**a._asdict() | logits | kept), *gradients)
-    return gradient
 
 
 class Row(NamedTuple):
     """One model's rows of a chunk, read once."""
 
+    passes: Passes
     logits: Tensor
     temperature: float
     stats: RowStats
@@ -87,14 +95,14 @@ class Row(NamedTuple):
         return self.stats.state[:, :1].isnan()
 
     def logprobs(self, ids: Tensor) -> Tensor:
-        """Return the log-probabilities of ids that exist, from the rows' states."""
-        return formulas.logprobs_from_state(self.logits, ids, self.stats.state, self.temperature)
+        return self.passes.logprobs(self.logits, ids, self.stats.state, self.temperature)
 
 
 def _read(a: Any, logits: Tensor, side: str, ids: Tensor, entropy: bool) -> Row:
     options = {"k": a.k, "entropy": entropy, "vocab_size": a.vocab_size}
     temperature = getattr(a, f"{side}_temperature")
-    return Row(logits, temperature, passes(a)("row_stats", logits, ids, temperature=temperature, **options))
+    stats = a.passes.run("row_stats", logits, ids, temperature=temperature, **options)
+    return Row(a.passes, logits, temperature, stats)
 
 
 def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], along: dict[str, Any]) -> Scored:
@@ -111,7 +119,7 @@ def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], alon
 
     # A row without a softmax agrees with nothing and accepts nothing.
     broken = student.broken if teacher is None else student.broken | teacher.broken
-    scored = passes(a)(
+    scored = a.passes.run(
         "reliability_from_topk", own[0].masked_fill(broken, -1), sent["ids"].masked_fill(broken, -1),
         student_topk_logprobs=own[1], teacher_topk_logprobs=sent["logprobs"], token_ids=rows.get("token_ids"),
         **along, **scalars("reliability_from_topk", a),

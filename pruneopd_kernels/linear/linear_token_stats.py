@@ -11,7 +11,7 @@ from ..ops import TokenStats
 from ._chunks import Fields, Sides
 from ._declaration import from_hidden_states
 from ._positions import take, valid_places
-from ._scoring import passes, scalars
+from ._scoring import scalars
 
 
 @from_hidden_states("token_stats")
@@ -58,6 +58,6 @@ def compute(a: Any) -> TokenStats:
     for places in valid_places(fields.shape, a.mask, a.student_hidden.device).split(a.chunk_size):
         _, logits = sides.logits(places)
         token_ids = None if a.token_ids is None else take(a.token_ids, places)
-        stats = passes(a)("token_stats", **logits, token_ids=token_ids, **scalars("token_stats", a))
+        stats = a.passes.run("token_stats", **logits, token_ids=token_ids, **scalars("token_stats", a))
         fields.put(places, stats._asdict())
     return TokenStats(**fields)
