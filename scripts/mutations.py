@@ -66,5 +66,6 @@ MUTATIONS = [
     Mutation(f"{PYTHON}/parallel/_rows.py", "(entropies - p.log_shares)", "entropies"),
     Mutation(f"{PYTHON}/parallel/_slice.py", "pad(topk_ids + slices.offset, ", "pad(topk_ids, "),
     Mutation(f"{PYTHON}/linear/_positions.py", "clamp(start, stop) - start)", "clamp(start, stop))"),
-    Mutation(f"{PYTHON}/linear/_passes.py", 'fields["counted"] & (factor != 0)', 'fields["counted"]'),
+    Mutation(f"{PYTHON}/linear/linear_opd_loss.py", 'weighted(scale, fields["loss"])', 'scale * fields["loss"]'),
+    Mutation(f"{PYTHON}/linear/_products.py", "dtype=sum_dtype(x.dtype)", "dtype=x.dtype"),
 ]  # fmt: skip

@@ -32,8 +32,8 @@ def linear_reliability(
     The valid positions are taken response by response, and the count of drifts is carried from chunk to chunk. The
     answer is that of `reliability` (Prune-OPD, arXiv:2605.07804, eq. 6-12, 14-16) on the same logits, bit for bit.
     torch computes the matrix products; a masked position costs none. Logits are float32, regardless of the dtype of
-    hidden states and weights: products of half-precision numbers are summed in float32. All tensors of one model have one
-    dtype. Under autocast they may differ, and are rounded to its dtype.
+    hidden states and weights: products of half-precision numbers are summed in float32. All tensors of one model have
+    one dtype. Under autocast they may differ, and are rounded to its dtype.
 
     Returns:
         The fields of `Reliability`. None is differentiable.

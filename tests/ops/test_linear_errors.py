@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from hidden_states import LOSSES, OF_SERVERS
-from pruneopd_kernels import InvalidType, InvalidValue, linear_opd_loss, linear_reliability
-from pruneopd_kernels.linear import linear_token_stats
+from pruneopd_kernels import InvalidType, InvalidValue, linear
 
-OPS = {f.__name__: f for f in (linear_reliability, linear_opd_loss, linear_token_stats)}
+OPS = {name: getattr(linear, name) for name in linear.__all__ if name.startswith("linear_")}
 FLOATS = "float32, bfloat16 or float16"
 
 
@@ -35,6 +34,12 @@ SERVER = {
     "student_hidden": zeros(2, 8, 6), "student_weight": zeros(64, 6), "loss": OF_SERVERS,
     "teacher_topk_ids": torch.arange(16).expand(2, 8, 16), "teacher_topk_logprobs": zeros(2, 8, 16),
 }  # fmt: skip
+SELECTED = {"hidden": zeros(2, 8, 6), "weight": zeros(64, 6), "token_ids": ids(2, 8, 3)}
+
+
+def good(op):
+    """The arguments of a good call."""
+    return SELECTED if op == "linear_selected_logprobs" else PADDED
 
 
 def table():
@@ -62,6 +67,14 @@ def table():
     words = "cu_seqlens must be None when student_hidden is [B, T, H], got shape [2]"
     add({"cu_seqlens": i32(0, 16)}, words)
 
+    add({"hidden": zeros(6)}, "hidden must have shape [B, T, H] or [N, H], got [6]", base=SELECTED)
+    add({"weight": zeros(64, 5)}, "weight must have shape [V, 6], got [64, 5]", base=SELECTED)
+    add({"bias": zeros(63)}, "bias must have shape [64], got [63]", base=SELECTED)
+    add({"mask": zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]", base=SELECTED)
+    words = "token_ids must have shape [2, 8, m] with 1 <= m <= 512, got "
+    add({"token_ids": ids(2, 8)}, f"{words}[2, 8]", base=SELECTED)
+    add({"token_ids": ids(2, 8, 513)}, f"{words}[2, 8, 513]", base=SELECTED)
+
     # dtypes and devices
     for name in ("student_hidden", "teacher_hidden"):
         x = PADDED[name]
@@ -76,7 +89,21 @@ def table():
         add({name: PADDED[name].to("meta")}, f"{name} must be on cpu, got meta")
     add({"student_hidden": [[0.0]]}, "student_hidden must be a tensor, got list", InvalidType)
 
+    words = "weight must have dtype float32, as hidden has without autocast, got float16"
+    add({"weight": SELECTED["weight"].half()}, words, InvalidType, base=SELECTED)
+    add(
+        {"token_ids": zeros(2, 8, 1)},
+        "token_ids must have dtype int32 or int64, got float32",
+        InvalidType,
+        base=SELECTED,
+    )
+
     # scalars
+    for name, base in (("student_softcap", PADDED), ("teacher_softcap", PADDED), ("softcap", SELECTED)):
+        add({name: 0.0}, f"{name} must be finite and > 0, got 0.0", base=base)
+        add({name: "30"}, f"{name} must be a float, got str", InvalidType, base=base)
+    add({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0", base=SELECTED)
+    add({"vocab_size": 65}, "vocab_size must be between 1 and the logits' width = 64, got 65", base=SELECTED)
     add({"chunk_size": 0}, "chunk_size must be >= 1, got 0")
     add({"chunk_size": 2.5}, "chunk_size must be an int, got float", InvalidType)
     add({"k": 65}, "k must be between 1 and min(vocab_size, 256) = 64, got 65")
@@ -92,7 +119,12 @@ def table():
     add({"metric": "top_p", "token_ids": ids(2, 8) - 1}, words)
     add({"cu_seqlens": i32(0, 15)}, "cu_seqlens must end at N = 16, got 15", base=PACKED)
 
+    words = "token_ids must be below vocab_size = 64 where the position is valid, got 64"
+    add({"token_ids": ids(2, 8, 1) + 64}, words, base=SELECTED)
+
     # a loss
+    add({"weight": zeros(2, 7), "loss": OF_SERVERS}, "weight must have shape [2, 8], got [2, 7]")
+    add({"tail": "x"}, "tail must be one of 'bucket', 'generalised', 'none', got 'x'")
     losses = ", ".join(map(repr, LOSSES))
     add({"loss": "x"}, f"loss must be one of {losses}, got 'x'")
     add({"reduction": "mean"}, "reduction must be one of 'none', 'sum', got 'mean'")
@@ -126,6 +158,8 @@ def table():
     words = f"loss must be {OF_SERVERS!r} when teacher_topk_ids are given, got 'reverse_kl'"
     add({"loss": "reverse_kl"}, words, base=SERVER)
     add({"vocab_size": 65}, "vocab_size must be between 1 and the logits' width = 64, got 65", base=SERVER)
+    words = "teacher_topk_ids must hold no id twice in a position, got 0"
+    add({"teacher_topk_ids": ids(2, 8, 16)}, words, base=SERVER)
     words = "teacher_topk_ids must be below vocab_size = 64 where the position is valid, got 64"
     add({"teacher_topk_ids": ids(2, 8, 16) + 64}, words, base=SERVER)
     return rows
@@ -146,24 +180,25 @@ def test_words(op, arguments, words, error, monkeypatch):
 def test_an_implementation_that_is_not_usable_here():
     for op, function in OPS.items():
         with pytest.raises(RuntimeError, match=f"^{op}: impl='cuda' is not usable here: "):
-            function(**PADDED, impl="cuda")
+            function(**good(op), impl="cuda")
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_float64_is_for_the_reference(op):
-    double = {name: x.double() for name, x in PADDED.items()}
+    double = {name: x.double() if x.is_floating_point() else x for name, x in good(op).items()}
     result = OPS[op](**double, impl="reference")
     assert torch.float64 in {x.dtype for x in result}
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_dtypes_under_autocast(op):
-    mixed = PADDED | {
-        "student_hidden": PADDED["student_hidden"].bfloat16(),
-        "teacher_weight": zeros(64, 5, dtype=torch.float16),
-    }
+    given = good(op)
+    hidden, weight = next(iter(given)), next(name for name in given if name.endswith("weight"))
+    mixed = given | {hidden: given[hidden].bfloat16()}
+    if "teacher_weight" in given:
+        mixed["teacher_weight"] = given["teacher_weight"].half()
     with torch.autocast("cpu", torch.bfloat16):
         OPS[op](**mixed, impl="reference")
         with pytest.raises(InvalidType) as raised:
-            OPS[op](**mixed | {"student_weight": zeros(64, 6, dtype=torch.float64)}, impl="reference")
-    assert str(raised.value) == f"{op}: student_weight must have dtype {FLOATS}, got float64"
+            OPS[op](**mixed | {weight: given[weight].double()}, impl="reference")
+    assert str(raised.value) == f"{op}: {weight} must have dtype {FLOATS}, got float64"

@@ -286,13 +286,45 @@ def test_products_of_half_precision_on_a_gpu_are_well_formed():
             assert head.hidden_gradient(operand).dtype == torch.float32
 
 
-def test_on_a_gpu_the_gradient_is_rounded_into_the_memory_of_the_logits(monkeypatch):
+@pytest.fixture
+def _products_of_a_gpu(monkeypatch):
+    """The way of a GPU, whose products of half-precision operands make a float32 matrix."""
+    mm, addmm = torch.mm, torch.addmm
+
+    def wide(function):
+        def product(*tensors, out_dtype=None, out=None):
+            made = function(*(tensors if out_dtype is None else (x.to(out_dtype) for x in tensors)))
+            return made if out is None else out.copy_(made)
+
+        return product
+
+    monkeypatch.setattr(torch, "mm", wide(mm))
+    monkeypatch.setattr(torch, "addmm", wide(addmm))
     monkeypatch.setattr(Head, "_is_tiled", lambda head, like: False)
+
+
+@pytest.mark.usefixtures("_products_of_a_gpu")
+def test_on_a_gpu_the_gradient_is_rounded_into_the_memory_of_the_logits():
     head = head_of(torch.randn(V, H), None, None, torch.bfloat16)
     gradient, logits = torch.randn(5, V), torch.randn(5, V)
     operand = head.operand(gradient, logits)
     assert torch.equal(operand, gradient.bfloat16())
     assert operand.data_ptr() == logits.data_ptr()
+
+
+@pytest.mark.usefixtures("_products_of_a_gpu")
+@each_pass
+def test_on_a_gpu_a_small_scale_does_not_vanish_in_half_precision(loss, reduction):
+    """The gradient by the logits is rounded to float16, relative to the largest scale."""
+    given, scale = problem(torch.float16), 1e-9 * torch.rand(3, 7)
+    given.student_softcap = 5.0
+    _, _, expected = at_once(given.to(torch.float64), loss, 2.0**30 * scale)
+    wanting, leaves = given.wanting(*STUDENT)
+    scales = {"scale": scale} if reduction == "sum" else {}
+    out = linear_opd_loss(**wanting.arguments(loss=loss, reduction=reduction, **scales)).loss
+    total = out if scales else (scale * out).sum()
+    for one, exact in zip(torch.autograd.grad(2.0**30 * total, leaves), expected, strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=0, atol=4e-3 * exact.abs().max().item())
 
 
 def test_autocast_leaves_float64_alone():
@@ -305,7 +337,7 @@ def test_autocast_leaves_float64_alone():
 @each_loss
 @each_reduction
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_a_gpu(loss, reduction, autocast, dtype):
     """As good as on the CPU, against float64 with the operands rounded."""
     given = problem(dtype, b=4, t=20, v=304)
@@ -316,7 +348,7 @@ def test_on_a_gpu(loss, reduction, autocast, dtype):
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         out = linear_opd_loss(**wanting.arguments(loss=loss, reduction=reduction, chunk_size=7, impl="auto"))
     got = torch.autograd.grad(out.loss.sum(), leaves)
-    unit = torch.finfo(torch.bfloat16 if autocast or dtype == torch.bfloat16 else torch.float32).eps
+    unit = torch.finfo(torch.bfloat16 if autocast else dtype).eps
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=float(8 * unit * other.abs().max()))
