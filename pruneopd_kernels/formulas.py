@@ -255,7 +255,7 @@ def weighted(weight: Tensor, values: Tensor) -> Tensor:
 
 
 def flowing(factor: Tensor, gradient: Tensor) -> Tensor:
-    """Return what flows back through a multiplication by the factor; nothing flows if either is 0, even beside a NaN."""
+    """Return what flows back through a multiplication by the factor; nothing does if either is 0, even beside a NaN."""
     return torch.where(gradient == 0, 0.0, weighted(factor, gradient))
 
 

@@ -121,9 +121,8 @@ def eager(formula, gold, into, a):
     outputs = formula(gold, a)
     if getattr(a, "mask", None) is not None:
         valid = a.mask != 0
-        outputs = {
-            n: torch.where(valid if x.ndim == valid.ndim else valid[..., None], x, 0.0) for n, x in outputs.items()
-        }
+        for name, x in outputs.items():
+            outputs[name] = torch.where(valid if x.ndim == valid.ndim else valid[..., None], x, 0.0)
     if into:
         (gradient,) = torch.autograd.grad([outputs[name] for name in into], logits, [*into.values()])
         outputs = {name: x.detach() for name, x in outputs.items()} | {"gradient": gradient}

@@ -109,7 +109,7 @@ class Implementation:
 
 
 class Unregistered(Implementation):
-    """Kernels that torch does not know: `kernel(op, arguments)` runs one; what PyTorch computes is the package's own."""
+    """Kernels that torch does not know: `kernel(op, arguments)` runs one; what is PyTorch is the package's own."""
 
     marks = (pytest.mark.thorough,)
     slow = True
@@ -125,9 +125,8 @@ class Unregistered(Implementation):
     def run(self, op, upstream=None, **arguments):
         declared = DECLARED[op]
         a = declared.arguments((), arguments)
-        outputs = (
-            declared.module.compute(a, self._forward_pass) if declared.is_composed else self.kernel(op, a._asdict())
-        )
+        composed = declared.is_composed
+        outputs = declared.module.compute(a, self._forward_pass) if composed else self.kernel(op, a._asdict())
         result = dict(zip(declared.fields, outputs, strict=False))
         if op not in LOSSES:
             return result

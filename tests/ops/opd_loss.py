@@ -28,17 +28,17 @@ def gold(into, a):
     valid = validity(a.mask, shape)
     scores, sizes_of_scores = reliability.gold(a)
     stats, sizes = token_stats.gold(a)
-    accepted, token_ids = np.zeros(shape, bool), a.token_ids
-    for n in zip(*np.nonzero(valid if token_ids is not None else valid & False), strict=True):
-        accepted[n] = token_ids[n] in nucleus(stats["teacher_topk_ids"][n], stats["teacher_topk_logprobs"][n], a.top_p)
-        accepted[n] &= not any(is_broken(x[n][: a.vocab_size]) for x in (a.student_logits, a.teacher_logits))
-    weight = reliability.weight_of(scores, a)
+    accepted = np.zeros(shape, bool)
+    for n in np.ndindex(shape if a.token_ids is not None else 0):
+        broken = any(is_broken(x[n][: a.vocab_size]) for x in (a.student_logits, a.teacher_logits))
+        if valid[n] and not broken:
+            ids = nucleus(stats["teacher_topk_ids"][n], stats["teacher_topk_logprobs"][n], a.top_p)
+            accepted[n] = a.token_ids[n] in ids
     if a.loss == "reverse_kl":
-        of_loss, sizes_of_loss = reverse_kl.gold(
-            into, SimpleNamespace(**vars(a) | {"weight": weight.astype(np.float32)})
-        )
+        weighted = SimpleNamespace(**vars(a) | {"weight": reliability.weight_of(scores, a)})
+        of_loss, sizes_of_loss = reverse_kl.gold(into, weighted)
     else:
-        of_loss, sizes_of_loss = policy(into, a, scores)
+        of_loss, sizes_of_loss = policy(into, a, scores, sizes_of_scores["magnitudes"])
     floats = {name: np.where(on, stats[name], 0.0) for name, on in computed(a).items()}
     values = {"loss": of_loss["loss"], **scores, "accepted": accepted, **floats, "gradient": of_loss["gradient"]}
     return values, sizes_of_scores | {"reverse_kl": sizes["reverse_kl"]} | sizes_of_loss
@@ -50,18 +50,17 @@ def computed(a):
     return dict(zip(("student_entropy", "teacher_entropy", "reverse_kl"), asked, strict=True))
 
 
-def policy(into, a, scores):
+def policy(into, a, scores, magnitudes):
     """The rewards are the advantages, after they have been rounded; every ratio is 1."""
     with np.errstate(over="ignore", invalid="ignore"):
         advantages = scores["rewards"].astype(np.float32).astype(np.float64)
         loss, gradient, sizes = -advantages.sum(-1), np.zeros(a.student_logits.shape), Sizes("loss", "gradient")
     for n in np.ndindex(loss.shape):
-        if advantages[n].any():
+        if (advantages[n] != 0).any() or magnitudes[n].any():
             log_p = logprobs(a.student_logits[n][: a.vocab_size].astype(np.float64), a.student_temperature)
-            magnitudes = np.abs(advantages[n])
-            sizes.put("loss", magnitudes.sum())
+            sizes.put("loss", magnitudes[n].sum())
             with np.errstate(invalid="ignore"):
-                by_logits = by_logits_of(log_p, scores["topk_ids"][n], -advantages[n], magnitudes)
+                by_logits = by_logits_of(log_p, scores["topk_ids"][n], -advantages[n], magnitudes[n])
             put_gradient(gradient[n], sizes, loss[n], *by_logits, into["loss"][n] / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
@@ -76,9 +75,8 @@ def eager(gold, a):
         log_p = eager_logprobs(a.student_logits, a.student_temperature, a.vocab_size)
         log_p = log_p.gather(-1, torch.from_numpy(gold["topk_ids"]))
         loss = -torch.where(rewards == 0, 0.0, rewards * (log_p - log_p.detach()).exp()).sum(-1)
-    return {"loss": loss, "rewards": rewards} | {
-        name: torch.where(on, stats[name], 0.0) for name, on in computed(a).items()
-    }
+    stats = {name: torch.where(on, stats[name], 0.0) for name, on in computed(a).items()}
+    return {"loss": loss, "rewards": rewards} | stats
 
 
 READ_BACKWARDS = ["student_logits"]  # by the backward pass

@@ -46,7 +46,8 @@ def gold(a):
             drift[n] = broken[n] or a.token_ids.reshape(-1)[n] not in ids
     drift = drift.reshape(shape)
     scan, _ = reliability_from_drift.gold(SimpleNamespace(**vars(a) | {"drift": drift}))
-    rewards, weight, size = np.zeros((valid.size, a.k)), weight_of(scan, a).reshape(-1), 0.0
+    weight, rewards = weight_of(scan, a).reshape(-1), np.zeros((valid.size, a.k))
+    magnitudes = np.zeros_like(rewards)  # what is subtracted: no float32 is closer
     for n in np.flatnonzero(valid & (weight != 0)):
         log_p = rows(stats["student_topk_logprobs"])[n]
         log_q = rows(stats["teacher_on_student_logprobs"])[n]
@@ -58,15 +59,17 @@ def gold(a):
         w = candidate_weights(log_p, log_q, a.reward_weight)
         rewards[n, slots] = weight[n] * candidate_rewards(log_p, log_q, w)
         if w is not None:
-            with np.errstate(invalid="ignore"):
-                size = max(size, *(greatest(weight[n] * w * terms) for terms in (log_p, log_q)))
+            both = [np.where(np.isfinite(x), x, 0.0) for x in (log_p, log_q)]
+            magnitudes[n, slots] = abs(weight[n]) * w * np.abs(both).max(0)
     values = {"overlap": stats["overlap"], "drift": drift, **scan, "topk_ids": stats["student_topk_ids"]}
-    return values | {"rewards": rewards.reshape((*shape, a.k))}, {"rewards": max(size, greatest(rewards))}
+    rewards, magnitudes = (x.reshape((*shape, a.k)) for x in (rewards, magnitudes))
+    size = max(greatest(magnitudes), greatest(rewards))
+    return values | {"rewards": rewards}, {"rewards": size, "magnitudes": magnitudes}
 
 
 def weight_of(scan, a):
     """What rewards are multiplied by: L, or what `opd_loss` has been given."""
-    return scan["weight"] if getattr(a, "weight", None) is None else a.weight
+    return scan["weight"].astype(np.float32) if getattr(a, "weight", None) is None else a.weight
 
 
 def eager(gold, a):
