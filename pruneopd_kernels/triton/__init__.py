@@ -3,10 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-from ..ops import BACKWARD_PASSES, OPERATORS
+from ..ops._operator import compiled
 
-# operator or backward pass: what `impl="triton"` runs, with a record of arguments that have been checked
-COMPUTE: dict[str, Any] = {
-    name: getattr(import_module(f".{op.stem}", __name__), name) for name, op in (OPERATORS | BACKWARD_PASSES).items()
-}
+# operator or pass: what `impl="triton"` runs, with a record of arguments that have been checked
+COMPUTE: dict[str, Any] = {op.name: getattr(import_module(f".{op.stem}", __name__), op.name) for op in compiled()}
 globals().update(COMPUTE)

@@ -155,18 +155,17 @@ def run_at_positions(
     scalars: Sequence[float | None] = (),
     *,
     mask: Tensor | None,
-    k: int = 1,
-    selects: bool = False,
-    stats: int = 0,
-    option: str | None = None,
+    k: int = 0,
+    stats: tuple[int, int] = (0, 0),
+    option: Any = None,
 ) -> None:
     """Fill the outputs by a JIT function that computes one position.
 
     Many positions: as many programs as the device holds share them, each with working memory of its own. Few: a kernel
     with a program for each segment of each position comes first, so that all of the device reads.
 
-    `k` is the number of candidates, `selects` says whether the k best of each row are wanted, and `stats` which sums
-    over a pair of rows (row_pass).
+    `k` best of each row are selected, and `stats` says which sums are kept of each row (row_pass). `option` is what
+    COMPUTE is compiled for.
     """
     logits = logits_of(a)
     positions = math.prod(logits[0].shape[:-1])
@@ -177,13 +176,13 @@ def run_at_positions(
     segments = triton.cdiv(vocab_size, SEGMENT.value)
     segments_padded, k_padded, tiles_padded = triton.next_power_of_2(segments), 0, 0
     size = 4 * 2 * FIELDS.value * segments_padded
-    if selects:
+    if k:
         k_padded = triton.next_power_of_2(k)
         tiles_padded = max(k_padded, triton.next_power_of_2(triton.cdiv(vocab_size, TILE.value)))
         maxima = 2 * triton.cdiv(vocab_size, BLOCK.value) * TILES.value
         same = len({x.dtype for x in logits}) == 1
         size += 16 * k_padded + 4 * list_size(k_padded) + maxima * (logits[0].element_size() if same else 4)
-    per_processor = programs_per_processor(len(logits), k if selects else None)
+    per_processor = programs_per_processor(len(logits), k)
     at_once = per_processor * processors(device)
     fused = 2 * positions >= at_once
     programs = min(positions, at_once) if fused else positions
@@ -210,22 +209,22 @@ def run_at_positions(
 
 def logits_of(a: Any) -> list[Tensor]:
     """Return the arguments that are logits, the student's first."""
-    return [x for name, x in a._asdict().items() if name.endswith("_logits")]
+    return [x for name, x in a._asdict().items() if name.endswith("logits")]
 
 
 def temperatures_of(a: Any) -> list[float]:
     """Return the temperatures of the logits."""
-    return [x for name, x in a._asdict().items() if name.endswith("_temperature")]
+    return [x for name, x in a._asdict().items() if name.endswith("temperature")]
 
 
-def programs_per_processor(rows: int, k: int | None) -> int:
+def programs_per_processor(rows: int, k: int) -> int:
     """Return how many row passes a multiprocessor holds at a time: while one selects, the others read.
 
     Each is 4 warps with 8 loads of 16 bytes in flight, 4 for a single row. Tests check that no registers are spilled.
     """
     if rows == 2:
-        return 3 if k is None or k <= 32 else 2
-    return 5 if k is None else 4 if k <= 32 else 3
+        return 3 if k <= 32 else 2
+    return 5 if k == 0 else 4 if k <= 32 else 3
 
 
 @functools.cache

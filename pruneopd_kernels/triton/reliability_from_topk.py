@@ -9,46 +9,69 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float64_bits, per_position
+from .arguments import device_of, flags, float64_bits, mass_of_nucleus, per_position
 from .scan import scan
+from .selection import count
 from .summary import float64
 
 
 @triton.jit
-def is_accepted(ids, logprobs, token, top_p):
-    """Return whether each position's token is in the nucleus (eq. 14-16). An id below 0 is padding."""
-    candidate = ids >= 0
-    logprobs = tl.where(candidate, logprobs.to(tl.float64), float("-inf"))
+def load_slots(ids, logprobs, n, valid, K: tl.constexpr, K_PADDED: tl.constexpr):
+    """Return each position's candidates, -1 in empty slots: no id, a log-probability of -inf, an id that came before."""
+    j = tl.arange(0, K_PADDED)
+    at = n[:, None] * K + j[None, :]
+    exists = valid[:, None] & (j < K)[None, :]
+    slots = filled(ids, logprobs, at, exists)
+    again = tl.zeros(slots.shape, tl.int1)
+    for i in range(K):
+        earlier = filled(ids, logprobs, n * K + i, valid)
+        again |= (slots == earlier[:, None]) & (j > i)[None, :]
+    return tl.where(again, -1, slots)
+
+
+@triton.jit
+def filled(ids, logprobs, at, exists):
+    """Return candidates, below 0 where a slot is empty by itself."""
+    slots = tl.load(ids + at, mask=exists, other=-1).to(tl.int64)
+    if logprobs is not None:
+        slots = tl.where(tl.load(logprobs + at, mask=exists, other=0.0) == float("-inf"), -1, slots)
+    return slots
+
+
+@triton.jit
+def is_accepted(slots, logprobs, token, enough):
+    """Return whether each position's token is in the nucleus, which the mass `enough` completes."""
+    logprobs = tl.where(slots >= 0, logprobs.to(tl.float64), float("-inf"))
     mass = tl.cumsum(tl.exp(logprobs), 1)
-    reached = ((mass >= top_p - 1e-6) & candidate).to(tl.int32)
+    reached = ((mass >= enough) & (slots >= 0)).to(tl.int32)
     before = tl.cumsum(reached, 1) - reached  # prefixes that were enough before this candidate
-    is_token = candidate & (before == 0) & (ids == token[:, None])
+    is_token = (slots >= 0) & (before == 0) & (slots == token[:, None])
     has_nan = tl.max((logprobs != logprobs).to(tl.int32), 1)
-    return (tl.max(is_token.to(tl.int32), 1) > 0) & (has_nan == 0)
+    return (count(is_token) > 0) & (has_nan == 0)
 
 
-@triton.jit(do_not_specialize=["positions", "threshold", "top_p"])
-def drift_kernel(student_ids, teacher_ids, mask, logprobs, token_ids, overlap, drift, positions, threshold, top_p,
-                 K: tl.constexpr, K_PADDED: tl.constexpr, POSITIONS: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["positions", "threshold", "enough"])
+def drift_kernel(student_ids, student_logprobs, teacher_ids, teacher_logprobs, mask, token_ids, overlap, drift,
+                 positions, threshold, enough, K: tl.constexpr, K_PADDED: tl.constexpr,
+                 POSITIONS: tl.constexpr):  # fmt: skip
     """Compute overlap and drift, by acceptance if there are token_ids."""
     n = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     inside = n < positions
     valid = inside
     if mask is not None:
         valid = inside & (tl.load(mask + n, mask=inside, other=0) != 0)
-    j = tl.arange(0, K_PADDED)
-    at = n[:, None] * K + j[None, :]
-    exists = valid[:, None] & (j < K)[None, :]
-    ids = tl.load(student_ids + at, mask=exists, other=-1).to(tl.int64)
+    student = load_slots(student_ids, student_logprobs, n, valid, K, K_PADDED)
+    teacher = load_slots(teacher_ids, teacher_logprobs, n, valid, K, K_PADDED)
     hits = tl.zeros([POSITIONS, K_PADDED], tl.int1)
     for i in range(K):
-        hits |= ids == tl.load(teacher_ids + n * K + i, mask=valid, other=-1).to(tl.int64)[:, None]
-    common = tl.sum((hits & (ids >= 0)).to(tl.int32), 1)
-    share = common.to(tl.float64) / K
+        hits |= student == filled(teacher_ids, teacher_logprobs, n * K + i, valid)[:, None]
+    common = count(hits & (student >= 0))
+    share = common.to(tl.float64) / tl.maximum(tl.maximum(count(student >= 0), count(teacher >= 0)), 1)
     if token_ids is not None:
-        ids = tl.load(teacher_ids + at, mask=exists, other=-1).to(tl.int64)
+        at = n[:, None] * K + tl.arange(0, K_PADDED)[None, :]
+        logprobs = tl.load(teacher_logprobs + at, mask=teacher >= 0, other=0.0)
         token = tl.load(token_ids + n, mask=valid, other=-1).to(tl.int64)
-        drifts = is_accepted(ids, tl.load(logprobs + at, mask=exists, other=0.0), token, float64(top_p)) == 0
+        drifts = is_accepted(teacher, logprobs, token, float64(enough)) == 0
     else:
         drifts = share < float64(threshold)
     tl.store(overlap + n, tl.where(valid, share, 0.0).to(tl.float32), mask=inside)
@@ -61,13 +84,13 @@ def reliability_from_topk(a: Any) -> tuple[Tensor, ...]:
     overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
     k_padded = triton.next_power_of_2(k)
     at_once = max(1, 2048 // k_padded)
-    logprobs, token_ids = (a.teacher_topk_logprobs, a.token_ids) if a.metric == "top_p" else (None, None)
+    slots = a.student_topk_ids, a.student_topk_logprobs, a.teacher_topk_ids, a.teacher_topk_logprobs
+    token_ids = a.token_ids if a.metric == "top_p" else None
     if drift.numel():
         with device_of(drift):
             drift_kernel[(triton.cdiv(drift.numel(), at_once),)](
-                per_position(a.student_topk_ids), per_position(a.teacher_topk_ids), flags(a.mask),
-                per_position(logprobs), per_position(token_ids), overlap, drift.view(torch.int8), drift.numel(),
-                float64_bits(a.threshold), float64_bits(a.top_p), K=k, K_PADDED=k_padded, POSITIONS=at_once,
-                num_warps=4, enable_fp_fusion=False,
+                *map(per_position, slots), flags(a.mask), per_position(token_ids), overlap, drift.view(torch.int8),
+                drift.numel(), float64_bits(a.threshold), float64_bits(mass_of_nucleus(a.top_p)), K=k, K_PADDED=k_padded,
+                POSITIONS=at_once, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
-    return overlap, drift, *scan(drift, a)
+    return overlap, drift, *scan(drift, a)[:4]

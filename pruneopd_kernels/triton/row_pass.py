@@ -7,8 +7,9 @@ and a tile's maximum takes three shuffles.
 Sums are relative to an integer in log2 units for each tile of a block. It follows the maximum, so that moving it scales
 by an exact power of two, and nothing overflows.
 
-STATS is the number of rows (x first) for which the sums own and other are added: entropies and divergences need them.
-Without `maxima` nothing will be selected; without `y_row`, x is alone.
+STATS has a number for each row, x first: 0 if its mass is enough, 1 if its entropy needs the sum own too, 2 if its
+divergence from the other row needs the sum other, too. Without `maxima` nothing will be selected; without `y_row`, x is
+alone.
 """
 
 import triton
@@ -26,6 +27,7 @@ REFERENCE, MASS, OWN, OTHER, GREATEST, PEAK, PARTNER = (tl.constexpr(i) for i in
 FIELDS = tl.constexpr(7)
 
 LOWEST = tl.constexpr(-(2.0**23))  # the reference before the first finite logit
+WILD = tl.constexpr(2.0**60)  # times a probability that float32 holds as 0, a difference of this size may count
 
 
 @triton.jit
@@ -78,9 +80,9 @@ def half(x, WHICH: tl.constexpr):
 @triton.jit
 def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
               STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Add a block to the states of its rows: reference by tile; by lane mass, own, other, greatest logit."""
+    """Add a block to the states of its rows: reference by tile; by lane mass, own, other, greatest and least logit."""
     if y_row is None:
-        return add_block_of_one(x_row, first, end, maxima, x_scale, x_state, VEC, MASKED), y_state
+        return add_block_of_one(x_row, first, end, maxima, x_scale, x_state, VEC, STATS, MASKED), y_state
     else:
         return add_block_of_pair(
             x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, MASKED
@@ -88,24 +90,33 @@ def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_sta
 
 
 @triton.jit
-def add_block_of_one(row, first, end, maxima, scale, state, VEC: tl.constexpr, MASKED: tl.constexpr):
-    reference, mass, own, other, greatest = state
+def add_block_of_one(row, first, end, maxima, scale, state, VEC: tl.constexpr, STATS: tl.constexpr,
+                     MASKED: tl.constexpr):  # fmt: skip
+    reference, mass, own, other, greatest, least = state
     x, _ = load_lanes(row, first, end, VEC, MASKED)
     new, greatest, tile_max = advance(x, reference, greatest, scale)
     if maxima is not None:
         tile = tl.arange(0, TILES) + first // TILE
         tl.store(maxima + 2 * tile, tile_max.to(maxima.dtype.element_ty))
-    mass = tl.exp2(reference - new)[:, None] * mass
+    move = (reference - new)[:, None]
+    factor = tl.exp2(move)
+    if STATS[0] > 0:
+        own = factor * (own + move * mass)
+    mass = factor * mass
     for i in tl.static_range(2):
-        mass += tl.sum(tl.exp2(distances(half(x, i), new, scale)), 2)
-    return new, mass, own, other, greatest
+        d = distances(half(x, i), new, scale)
+        m = tl.exp2(d)
+        mass += tl.sum(m, 2)
+        if STATS[0] > 0:
+            own += tl.sum(m * tl.maximum(d, LOWEST), 2)  # nothing is multiplied by -inf
+    return new, mass, own, other, greatest, least
 
 
 @triton.jit
 def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
                       STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    xr, xm, xo, xt, xg = x_state
-    yr, ym, yo, yt, yg = y_state
+    xr, xm, xo, xt, xg, xl = x_state
+    yr, ym, yo, yt, yg, yl = y_state
     x, inside = load_lanes(x_row, first, end, VEC, MASKED)
     y, _ = load_lanes(y_row, first, end, VEC, MASKED)
     xr_new, xg, x_tile_max = advance(x, xr, xg, x_scale)
@@ -116,22 +127,37 @@ def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_stat
         tl.store(maxima + 2 * tile[:, None] + side[None, :], both)
     x_move, y_move = (xr - xr_new)[:, None], (yr - yr_new)[:, None]
     x_factor, y_factor = tl.exp2(x_move), tl.exp2(y_move)
-    if STATS >= 1:
-        xo, xt = x_factor * (xo + x_move * xm), x_factor * (xt + y_move * xm)
-    if STATS == 2:
-        yo, yt = y_factor * (yo + y_move * ym), y_factor * (yt + x_move * ym)
+    if STATS[0] > 0:
+        xo = x_factor * (xo + x_move * xm)
+    if STATS[0] > 1:
+        xt = x_factor * (xt + y_move * xm)
+        yl = tl.minimum(yl, lane_min(y, inside, MASKED))
+    if STATS[1] > 0:
+        yo = y_factor * (yo + y_move * ym)
+    if STATS[1] > 1:
+        yt = y_factor * (yt + x_move * ym)
+        xl = tl.minimum(xl, lane_min(x, inside, MASKED))
     xm, ym = x_factor * xm, y_factor * ym
     for i in tl.static_range(2):
         dx, dy = distances(half(x, i), xr_new, x_scale), distances(half(y, i), yr_new, y_scale)
         mx, my = tl.exp2(dx), tl.exp2(dy)
         xm, ym = xm + tl.sum(mx, 2), ym + tl.sum(my, 2)
-        if STATS and MASKED:  # nothing is multiplied by the -inf beyond the end
+        if MASKED:  # nothing is multiplied by the -inf beyond the end
             dx, dy = tl.where(half(inside, i), dx, 0.0), tl.where(half(inside, i), dy, 0.0)
-        if STATS >= 1:
-            xo, xt = xo + tl.sum(mx * dx, 2), xt + tl.sum(mx * dy, 2)
-        if STATS == 2:
-            yo, yt = yo + tl.sum(my * dy, 2), yt + tl.sum(my * dx, 2)
-    return (xr_new, xm, xo, xt, xg), (yr_new, ym, yo, yt, yg)
+        if STATS[0] > 0:
+            xo += tl.sum(mx * dx, 2)
+        if STATS[0] > 1:
+            xt += tl.sum(mx * dy, 2)
+        if STATS[1] > 0:
+            yo += tl.sum(my * dy, 2)
+        if STATS[1] > 1:
+            yt += tl.sum(my * dx, 2)
+    return (xr_new, xm, xo, xt, xg, xl), (yr_new, ym, yo, yt, yg, yl)
+
+
+@triton.jit
+def lane_min(x, inside, MASKED: tl.constexpr):
+    return tl.min(tl.where(inside, x, 0.0) if MASKED else x, 2)
 
 
 @triton.jit
@@ -144,7 +170,7 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGM
     whole = begin + (end - begin) // BLOCK * BLOCK
     lowest = tl.full([TILES], LOWEST, tl.float32)
     zeros = tl.zeros([TILES, LANES], tl.float32)
-    row = (lowest, zeros, zeros, zeros, zeros - float("inf"))
+    row = (lowest, zeros, zeros, zeros, zeros - float("inf"), zeros)
     x_state, y_state = row, row
     for first in range(begin, whole, BLOCK):
         x_state, y_state = add_block(
@@ -155,30 +181,32 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGM
             x_row, y_row, whole, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, True
         )
     records += segment
-    close_segment(x_state, y_state[0], x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS >= 1)
+    close_segment(x_state, y_state, x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS[0])
     if y_row is not None:
         records += FIELDS * SEGMENTS
-        close_segment(y_state, x_state[0], y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC,
-                      STATS == 2)  # fmt: skip
+        close_segment(y_state, x_state, y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC, STATS[1])
 
 
 @triton.jit
-def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, partner_scale, record,
+def close_segment(state, partner_state, row, partner_row, begin, end, scale, partner_scale, record,
                   SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
     """Sum the lanes of one row, at one reference, and store the record."""
-    tiles, mass, own, other, greatest = state
+    tiles, mass, own, other, greatest, _ = state
     reference = tl.max(tiles, 0)
     move = (tiles - reference)[:, None]
     factor = tl.exp2(move)
     total = tl.sum(mass * factor)
     tl.store(record + REFERENCE * SEGMENTS, reference)
     tl.store(record + MASS * SEGMENTS, total)
+    partner_tiles, partner_least = partner_state[0], tl.min(partner_state[5])
     partner_reference = tl.max(partner_tiles, 0)
     own = factor * (own + move * mass)
     other = factor * (other + (partner_tiles - partner_reference)[:, None] * mass)
+    other = tl.where(partner_least * partner_scale < -WILD, float("nan"), other)  # the exact pass must add them
     mass = factor * mass
-    if STATS:
+    if STATS > 0:
         tl.store(record + OWN * SEGMENTS, tl.sum(own))
+    if STATS > 1:
         tl.store(record + OTHER * SEGMENTS, tl.sum(other))
     peak = tl.max(greatest)
     # A loss saves the excess of a peak that has more than two thirds of its row; it is always apart here.
@@ -210,9 +238,11 @@ def store_rest(mass, own, other, hot, peak, row, partner_row, begin, end, scale,
     d = tl.where(counts, tl.fma(x, scale, -reference), 0.0)
     m = tl.where(counts, tl.exp2(d), 0.0)
     tl.store(record + MASS * SEGMENTS, tl.sum(tl.where(hot, 0.0, mass)) + tl.sum(m))
-    if STATS:
+    if STATS > 0:
+        d = d if partner_row is not None else tl.maximum(d, LOWEST)
+        tl.store(record + OWN * SEGMENTS, tl.sum(tl.where(hot, 0.0, own)) + tl.sum(m * d))
+    if STATS > 1:
         y = tl.load(partner_row + ids, mask=inside, other=0.0).to(tl.float32)
         partner_d = tl.fma(y, partner_scale, -partner_reference)
-        tl.store(record + OWN * SEGMENTS, tl.sum(tl.where(hot, 0.0, own)) + tl.sum(m * d))
         tl.store(record + OTHER * SEGMENTS, tl.sum(tl.where(hot, 0.0, other)) + tl.sum(m * partner_d))
         tl.store(record + PARTNER * SEGMENTS, tl.sum(tl.where(x == peak, y, 0.0)))

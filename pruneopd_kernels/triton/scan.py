@@ -27,9 +27,9 @@ def response_bound(cu_seqlens, b, length, positions):
 
 
 @triton.jit(do_not_specialize=["positions", "length", "w_drop", "w_base", "eps"])
-def scan_kernel(drift, mask, cu_seqlens, carried, drift_count, reliability, weight, effective_length, rewards,
-                positions, length, w_drop, w_base, eps, K: tl.constexpr, K_PADDED: tl.constexpr,
-                BLOCK: tl.constexpr):  # fmt: skip
+def scan_kernel(drift, mask, cu_seqlens, carried, factors, unweighted, drift_count, reliability, weight,
+                effective_length, rewards, positions, length, w_drop, w_base, eps, K: tl.constexpr,
+                K_PADDED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     w_drop, w_base, eps = float64(w_drop), float64(w_base), float64(eps)
     b = tl.program_id(0)
     begin = response_bound(cu_seqlens, b, length, positions)
@@ -56,28 +56,35 @@ def scan_kernel(drift, mask, cu_seqlens, carried, drift_count, reliability, weig
         tl.store(weight + n, stored_weight, mask=inside)
         if rewards is not None:
             j = tl.arange(0, K_PADDED)
-            at = rewards + n[:, None] * K + j[None, :]
+            at = n[:, None] * K + j[None, :]
             exists = inside[:, None] & (j < K)[None, :]
-            reward = tl.load(at, mask=exists, other=0.0)
-            factor = stored_weight[:, None]
-            tl.store(at, tl.where(factor == 0, 0.0, factor * reward), mask=exists)  # 0 silences even a NaN
+            factor = stored_weight.to(tl.float64)
+            if factors is not None:
+                factor = tl.load(factors + n, mask=valid, other=0.0).to(tl.float64)
+            factor = factor[:, None]
+            reward = factor * tl.load(unweighted + at, mask=exists, other=0.0)
+            reward = tl.where(factor == 0, 0.0, reward).to(tl.float32)  # 0 silences even a NaN
+            tl.store(rewards + at, reward, mask=exists)
     tl.store(effective_length + b, effective)
 
 
-def scan(drift: Tensor, a: Any, rewards: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return C, R, L and E, and multiply the rewards `[..., k]` by L in place."""
+def scan(
+    drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """Return C, R, L and E, and the float64 rewards `[..., k]` times the factors, or else L, rounded once."""
     responses = drift.shape[0] if a.cu_seqlens is None else a.cu_seqlens.shape[0] - 1
     counts = torch.empty(drift.shape, dtype=torch.int32, device=drift.device)
     reliability, weight = (torch.empty(drift.shape, dtype=torch.float32, device=drift.device) for _ in range(2))
     effective_length = torch.empty(responses, dtype=torch.int32, device=drift.device)
-    k = 1 if rewards is None else rewards.shape[-1]
+    rewards = None if unweighted is None else torch.empty_like(unweighted, dtype=torch.float32)
+    k = 1 if unweighted is None else unweighted.shape[-1]
     k_padded = triton.next_power_of_2(k)
     if responses:
         with device_of(drift):
             scan_kernel[(responses,)](
-                flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count), counts,
-                reliability, weight, effective_length, rewards, drift.numel(),
+                flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count),
+                per_position(factors), unweighted, counts, reliability, weight, effective_length, rewards, drift.numel(),
                 drift.shape[1] if a.cu_seqlens is None else 0, *map(float64_bits, (a.w_drop, a.w_base, a.eps)),
                 K=k, K_PADDED=k_padded, BLOCK=min(1024, 4096 // k_padded), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
-    return counts, reliability, weight, effective_length
+    return counts, reliability, weight, effective_length, rewards

@@ -10,6 +10,8 @@ import triton.language as tl
 from .order import NOTHING, key_shift, order_of
 from .row_pass import BLOCK, TILE
 
+EMPTY = tl.constexpr(-0x7F800000 << 32)  # the key of -inf lies below, that of every finite logit above
+
 
 @triton.constexpr_function
 def steps_of(k_padded):
@@ -99,7 +101,10 @@ def narrow(row, ranges, least, vocab_size, memory, K: tl.constexpr, K_PADDED: tl
 @triton.jit
 def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, K_PADDED: tl.constexpr,
            TILES_PADDED: tl.constexpr):  # fmt: skip
-    """Store the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest."""
+    """Store the k best of a row, in the order of their ids: key << 32 | ~id, distinct, the best the greatest.
+
+    The key is that of a float32, whatever the row's dtype: a candidate that is not above EMPTY is an empty slot.
+    """
     SHIFT: tl.constexpr = key_shift(row.dtype.element_ty)
     SIZES: tl.constexpr = steps_of(K_PADDED)
     STEPS: tl.constexpr = len(SIZES) - 1
@@ -120,7 +125,7 @@ def select(row, maxima, vocab_size, lists, candidates, K: tl.constexpr, K_PADDED
     ids, keys, least, chosen, place = narrow(
         row, lists + (STEPS - 1) * K_PADDED, least, vocab_size, memory, K, K_PADDED, SIZES[STEPS - 1], 1, SHIFT
     )
-    tl.store(candidates + place, (keys.to(tl.int64) << 32) | (0xFFFFFFFF - ids.to(tl.int64)), mask=chosen)
+    tl.store(candidates + place, (keys.to(tl.int64) << 32 + SHIFT) | (0xFFFFFFFF - ids.to(tl.int64)), mask=chosen)
     tl.debug_barrier()
 
 
@@ -130,19 +135,31 @@ def id_of(candidate):
 
 
 @triton.jit
+def ranked(candidates, K: tl.constexpr):
+    """Return a row's candidates and their ranks (k for padding)."""
+    j = tl.arange(0, triton.next_power_of_2(K))
+    x = tl.load(candidates + j, mask=j < K, other=-(2**63))
+    rank = tl.zeros(j.shape, tl.int32)
+    for i in range(K):
+        rank += (tl.load(candidates + i) > x).to(tl.int32)
+    return x, rank
+
+
+@triton.jit
 def compare(candidates, K: tl.constexpr):
-    """Return both sides' candidates, their ranks (k for padding), and how many of x's ids are among y's."""
-    x_candidates, y_candidates = candidates
-    K_PADDED: tl.constexpr = triton.next_power_of_2(K)
-    j = tl.arange(0, K_PADDED)
-    x = tl.load(x_candidates + j, mask=j < K, other=-(2**63))
-    y = tl.load(y_candidates + j, mask=j < K, other=-(2**63))
-    x_rank, y_rank = tl.zeros([K_PADDED], tl.int32), tl.zeros([K_PADDED], tl.int32)
-    common = tl.zeros([K_PADDED], tl.int1)
+    """Return both sides' candidates, their ranks, and the overlap (eq. 6): empty slots match nothing."""
+    x, x_rank = ranked(candidates[0], K)
+    y, y_rank = ranked(candidates[1], K)
+    common = tl.zeros(x.shape, tl.int1)
     x_id = id_of(x)
     for i in range(K):
-        x_i, y_i = tl.load(x_candidates + i), tl.load(y_candidates + i)
-        x_rank += (x_i > x).to(tl.int32)
-        y_rank += (y_i > y).to(tl.int32)
-        common |= x_id == id_of(y_i)
-    return x, y, x_rank, y_rank, tl.sum((common & (j < K)).to(tl.int32), 0)
+        y_i = tl.load(candidates[1] + i)
+        common |= (y_i > EMPTY) & (x_id == id_of(y_i))
+    share = count(common & (x > EMPTY)).to(tl.float64) / tl.maximum(tl.maximum(count(x > EMPTY), count(y > EMPTY)), 1)
+    return x, y, x_rank, y_rank, share
+
+
+@triton.jit
+def count(flags):
+    """Count along the last axis."""
+    return tl.sum(flags.to(tl.int32), len(flags.shape) - 1)

@@ -41,6 +41,29 @@ def logprobs_at(side, ids, exists):
 
 
 @triton.jit
+def state_of(side):
+    """Return a row's reference logit, mass relative to it, and the mean of the distance from it; NaN if it is broken."""
+    reference, log_mass, _, entropy = side[1]
+    nothing = reference - reference
+    return reference, tl.exp(log_mass) + nothing, log_mass - entropy + nothing
+
+
+@triton.jit
+def store_all(at, values):
+    """Store values in adjacent places."""
+    for i in tl.static_range(len(values)):
+        tl.store(at + i, values[i])
+
+
+@triton.jit
+def store_divergence(state, sides, kl, excess):
+    """Store what the backward pass needs. An excess of 0 is KL + offset if both logits equal their references."""
+    student, teacher = state_of(sides[0]), state_of(sides[1])
+    offset = kl + tl.log(student[1]) - tl.log(teacher[1])
+    store_all(state, (student[0], student[1], teacher[0], offset, excess))
+
+
+@triton.jit
 def load_field(record, FIELD: tl.constexpr, segment, SEGMENTS: tl.constexpr, exists, other):
     return tl.load(record + FIELD * SEGMENTS + segment, mask=exists, other=other).to(tl.float64)
 
@@ -67,15 +90,16 @@ def row_sums(record, partner_record, segments, scale, partner_scale, SEGMENTS: t
     mass += tl.sum(m, 0)
     greatest = tl.max(load_field(record, GREATEST, segment, SEGMENTS, exists, float("-inf")), 0)
     own, other, excess = mass, mass, mass
-    if STATS:
+    if STATS > 0:
+        owns = factor * (load_field(record, OWN, segment, SEGMENTS, exists, 0.0) + move * masses)
+        own = tl.sum(owns + m * d, 0)
+    if STATS > 1:
         partner_references = load_field(partner_record, REFERENCE, segment, SEGMENTS, exists, LOWEST)
         partner_reference = tl.max(partner_references, 0)
-        owns = load_field(record, OWN, segment, SEGMENTS, exists, 0.0)
         others = load_field(record, OTHER, segment, SEGMENTS, exists, 0.0)
         partner_d = load_field(record, PARTNER, segment, SEGMENTS, is_peak, 0.0) * partner_scale - partner_reference
-        owns = factor * (owns + move * masses)
         others = factor * (others + (partner_references - partner_reference) * masses)
-        own, other = tl.sum(owns + m * d, 0), tl.sum(others + m * partner_d, 0)
+        other = tl.sum(others + m * partner_d, 0)
         of_peak = tl.sum(tl.where(peaks == greatest, d - partner_d, 0.0), 0)
         excess = of_peak * factor * masses - (owns - others) + m * (of_peak - (d - partner_d))
         excess = tl.sum(excess, 0) / mass
@@ -87,8 +111,10 @@ def is_tame(sums, scale, STATS: tl.constexpr):
     """Return whether everything is finite and the reference fine enough."""
     reference, mass, own, other, _, _ = sums
     tame = (tl.abs(reference) < TAME) & (mass < float("inf")) & (scale > LEAST_SCALE) & (scale < 1 / LEAST_SCALE)
-    if STATS:
-        tame &= (tl.abs(own) < float("inf")) & (tl.abs(other) < float("inf"))
+    if STATS > 0:
+        tame &= tl.abs(own) < float("inf")
+    if STATS > 1:
+        tame &= tl.abs(other) < float("inf")
     return tame
 
 
@@ -114,16 +140,16 @@ def summarize(records, segments, scales, temperatures, SEGMENTS: tl.constexpr, S
               PAIR: tl.constexpr):  # fmt: skip
     """Return the summaries, the divergences, and whether the exact pass must compute them.
 
-    The divergences of a pair are KL(x || y), KL(y || x) and the excess of x's peak. Without the sums of one or both
-    rows (STATS) there is no entropy of it and no KL from it.
+    The divergences of a pair are KL(x || y), KL(y || x) and the excess of x's peak. Without the sums own and
+    other of a row (STATS) there is no entropy of it and no KL from it.
     """
     y_records = records + FIELDS * SEGMENTS
     p_scale, q_scale = scales
-    p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS >= 1)
-    x, tame = summary_of(p, p_scale, temperatures[0]), is_tame(p, p_scale, STATS >= 1)
+    p = row_sums(records, y_records, segments, p_scale, q_scale, SEGMENTS, STATS[0])
+    x, tame = summary_of(p, p_scale, temperatures[0]), is_tame(p, p_scale, STATS[0])
     if PAIR:
-        q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS == 2)
-        y, tame = summary_of(q, q_scale, temperatures[1]), tame & is_tame(q, q_scale, STATS == 2)
+        q = row_sums(y_records, records, segments, q_scale, p_scale, SEGMENTS, STATS[1])
+        y, tame = summary_of(q, q_scale, temperatures[1]), tame & is_tame(q, q_scale, STATS[1])
         return (x, y), (kl_of(p, q), kl_of(q, p), p[5] * LN2), tame == 0
     else:
         return (x,), (), tame == 0
@@ -142,9 +168,9 @@ def summarize_exactly(x_row, y_row, maxima, vocab_size, temperatures, STATS: tl.
     else:
         y, y_broken = exact_summary(y_row, maxima, 1, vocab_size, y_temperature)
         reverse_kl, forward_kl, excess = (tl.zeros([], tl.float64), tl.zeros([], tl.float64), tl.zeros([], tl.float64))
-        if STATS >= 1:
+        if STATS[0] > 1:
             reverse_kl, excess = exact_kl(x_row, y_row, x, y, x_temperature, y_temperature, vocab_size)
-        if STATS == 2:
+        if STATS[1] > 1:
             forward_kl, _ = exact_kl(y_row, x_row, y, x, y_temperature, x_temperature, vocab_size)
         return (x, y), (reverse_kl, forward_kl, excess), broken | y_broken
 

@@ -49,8 +49,8 @@ def token_stats_position(n, sides, vocab_size, divergences, broken, candidates, 
     x, y = sides
     store_row(x, token, vocab_size, n, x_lse, x_entropy, x_token_logprob)
     store_row(y, token, vocab_size, n, y_lse, y_entropy, y_token_logprob)
-    x_best, y_best, x_rank, y_rank, common = compare(candidates, K)
-    tl.store(overlap + n, (tl.where(broken, 0, common).to(tl.float64) / K).to(tl.float32))
+    x_best, y_best, x_rank, y_rank, share = compare(candidates, K)
+    tl.store(overlap + n, tl.where(broken, 0.0, share).to(tl.float32))
     store_candidates(x_best, n * K + x_rank, x, y, x_topk_ids, x_topk_logprobs, y_on_x_logprobs, K)
     store_candidates(y_best, n * K + y_rank, y, x, y_topk_ids, y_topk_logprobs, x_on_y_logprobs, K)
 
@@ -62,5 +62,5 @@ def token_stats(a: Any) -> tuple[Tensor, ...]:
     candidates = [torch.int64, torch.float32, torch.int64, *[torch.float32] * 3]
     outputs = [new((*shape, a.k), dtype=dtype) for dtype in candidates]
     outputs += [new(shape, dtype=torch.float32) for _ in range(9)]
-    run_at_positions(token_stats_position, a, (a.token_ids,), outputs, mask=a.mask, k=a.k, selects=True, stats=2)
+    run_at_positions(token_stats_position, a, (a.token_ids,), outputs, mask=a.mask, k=a.k, stats=(2, 2))
     return tuple(outputs)
