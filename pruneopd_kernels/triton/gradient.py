@@ -17,12 +17,13 @@ from torch import Tensor
 
 from .arguments import device_of, float64_bits, per_position
 from .position import is_aligned, logits_of, positions_of, processors, row_at, scale_of, temperatures_of, vector_size
-from .row_pass import BLOCK, NUM_WARPS, WILD, block_ids
-from .summary import EXACT_BLOCK, LEAST_SCALE
+from .row_pass import BLOCK, LANES, NUM_WARPS, TILES, WILD, block_ids, by_lane
+from .summary import LEAST_SCALE
 
 PROGRAMS_PER_PROCESSOR = 8
 WAVES = 8  # of programs, so that the last ones are a small part of the whole
 
+EXACT_BLOCK = tl.constexpr(256)  # small, so that the loop in float32 keeps its registers
 LOG2_E = tl.constexpr(1.44269504088896340735992468100189214)
 
 
@@ -66,14 +67,14 @@ def write_part(out, x_row, y_row, begin, end, vocab_size, terms, is_tame, DERIVA
     DERIVATIVE returns the values and what in them multiplies a probability.
     """
     if is_tame:
-        greatest = tl.full([BLOCK], float("-inf"), tl.float32)
+        greatest = tl.full([TILES, LANES], float("-inf"), tl.float32)
         whole = begin + tl.maximum(tl.minimum(end, vocab_size) - begin, 0) // BLOCK * BLOCK  # nothing to mask before it
         for first in range(begin, whole, BLOCK):
             greatest = write_block(out, x_row, y_row, first, end, vocab_size, terms, greatest, DERIVATIVE, VEC, False)
         for first in range(whole, end, BLOCK):
             greatest = write_block(out, x_row, y_row, first, end, vocab_size, terms, greatest, DERIVATIVE, VEC, True)
         if y_row is not None:
-            is_tame = tl.max(greatest, 0) < WILD
+            is_tame = tl.max(greatest) < WILD
             tl.debug_barrier()  # what follows is stored over that
     if is_tame == 0:
         for first in range(begin, end, EXACT_BLOCK):
@@ -96,7 +97,7 @@ def write_block(out, x_row, y_row, first, end, vocab_size, terms, greatest, DERI
     x, y = load_block(x_row, ids, exists, float("-inf")), load_block(y_row, ids, exists, 0.0)
     values, factors = DERIVATIVE(x, y, terms, False)
     if y_row is not None:
-        greatest = tl.maximum(greatest, factors)  # passes over the NaN of two -inf
+        greatest = tl.maximum(greatest, tl.max(by_lane(factors, VEC), 2))  # passes over the NaN of two -inf
     values = values.to(out.dtype.element_ty)
     if MASKED:
         tl.store(out + ids, tl.where(exists, values, 0.0), mask=ids < end)

@@ -57,11 +57,11 @@ def row_stats(a: Any) -> tuple[Tensor, ...]:
 @triton.jit
 def logprobs_derivative(x, y, terms, EXACT: tl.constexpr):
     """Return what every id gets; candidates are written over it."""
-    reference, temperature, of_p, of_distance, nothing = terms
-    d = distance(x, reference, EXACT)
-    p, factor = exponential(d, temperature, EXACT), as_computed(of_p, EXACT)
-    if of_distance is not None:
-        factor = tl.where(p == 0, as_computed(nothing, EXACT), factor - as_computed(of_distance, EXACT) * d)
+    d = distance(x, terms[0], EXACT)
+    p, factor = exponential(d, terms[1], EXACT), as_computed(terms[2], EXACT)
+    if len(terms) > 3:  # an entropy has a part in it
+        of_distance, nothing = as_computed(terms[3], EXACT), as_computed(terms[4], EXACT)
+        factor = tl.where(p == 0, nothing, factor - of_distance * d)
     return p * factor, factor
 
 
@@ -102,12 +102,12 @@ def logprobs_backward_kernel(x, token_ids, coefficients, state, entropy_coeffici
         nothing = (total - total) + (of_entropy - of_entropy)
         nothing += (reference - reference) + (mass - mass) + (mean - mean)
         of_p = (of_entropy * mean - total) / (mass * temperature) + nothing
-        of_distance = None
+        terms = (reference, temperature, of_p)
         tame = (is_tame != 0) & ((tl.abs(of_p) >= WILD) == 0)
         if entropy_coefficient is not None:
             of_distance = of_entropy / (mass * temperature * temperature)
             tame &= (tl.abs(of_distance) >= WILD) == 0
-        terms = (reference, temperature, of_p, of_distance, nothing)
+            terms = (reference, temperature, of_p, of_distance, nothing)
         write_part(out, row, None, begin, end, vocab_size, terms, tame, logprobs_derivative, VEC)
         tl.debug_barrier()  # what follows is stored over that
         ids = tl.load(token_ids + j, mask=j < M, other=-1).to(tl.int64)

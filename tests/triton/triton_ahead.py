@@ -20,11 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import pruneopd_kernels.triton
-from pruneopd_kernels.ops import BACKWARD_PASSES, OPERATORS
+from pruneopd_kernels.config import PruneConfig
+from pruneopd_kernels.ops._operator import compiled
 from pruneopd_kernels.triton import position
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 WIDTH = 151936
+FLAGS = ("entropy", "entropy_coefficient", "entropies", "divergence")
 
 
 class Ahead:
@@ -73,22 +75,26 @@ def pair_of(positions, dtypes):
 
 
 def logits_calls(positions, dtypes, k):
-    for op in ("reliability", "token_stats"):
-        yield op, {**pair_of(positions, dtypes), "k": k}
+    pair = {**pair_of(positions, dtypes), "k": k}
+    yield "reliability", pair
+    yield "token_stats", pair
+    scalars = {**PruneConfig(k=k).__dict__, "student_temperature": 1.0, "teacher_temperature": 1.0, "vocab_size": None}
+    for entropies, divergence in ((False, False), (False, True), (True, True)):
+        yield "opd_scores", {**pair, **scalars, "entropies": entropies, "divergence": divergence}
 
 
 def loss_calls(positions, dtypes, m):
     """Both passes of each loss with m candidates."""
     pair = pair_of(positions, dtypes)
-    one = {"student_logits": pair["student_logits"], "student_temperature": 0.6}
+    one = {"logits": pair["student_logits"], "temperature": 0.6}
     ids, floats = torch.zeros(1, positions, m, dtype=torch.int64), torch.zeros(1, positions, m)
-    state, scale = torch.zeros(1, positions, 5), torch.zeros(1, positions)
-    yield "topk_policy_loss", {**one, "topk_ids": ids, "advantages": floats, "old_logprobs": floats}
-    if m <= 256:
-        yield "topk_forward_kl", {**one, "teacher_topk_ids": ids, "teacher_topk_logprobs": floats}
+    state, scale = torch.zeros(1, positions, 5, dtype=torch.float64), torch.zeros(1, positions)
+    yield "row_stats", {**one, "token_ids": ids}
+    yield "row_stats", {**one, "token_ids": ids, "k": min(m, 256), "entropy": False}
     yield "reverse_kl", {**pair, "weight": scale}
-    saved = {"topk_ids": ids, "coefficients": floats, "state": state[..., :2]}
-    yield "logprobs_backward", {**one, **saved, "scale": scale}
+    saved = {"token_ids": ids, "coefficients": floats, "state": state[..., :3]}
+    for entropy_coefficient in (None, scale):
+        yield "logprobs_backward", {**one, **saved, "entropy_coefficient": entropy_coefficient}
     yield "reverse_kl_backward", {**pair, "state": state, "scale": scale}
 
 
@@ -147,18 +153,18 @@ def main(target, *ops):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            logits = [arguments[x] for x in ("student_logits", "teacher_logits") if x in arguments]
-            dtypes = [str(x.dtype).removeprefix("torch.") for x in logits]
-            call = {"op": op, "dtypes": dtypes, "k": arguments.get("k")}
+            dtypes = [str(x.dtype).removeprefix("torch.") for name, x in arguments.items() if name.endswith("logits")]
+            flags = [name for name in FLAGS if arguments.get(name, False) is True or isinstance(arguments.get(name), torch.Tensor)]
+            call = {"op": op, "dtypes": dtypes, "k": arguments.get("k"), "with": flags}
             line = {"kernel": self.__name__, "pass": kwargs.get("PASS"), **call, **described(kernel)}
             print(json.dumps(line), flush=True)
         return kernel
 
     JITFunction.run = compile_only
+    declared = {op.name: op for op in compiled()}
     for op, arguments in calls(everything=target == "90"):
-        if op in (ops or [*OPERATORS, *BACKWARD_PASSES]):
-            declared = (OPERATORS | BACKWARD_PASSES)[op]
-            vars(pruneopd_kernels.triton)[op](declared.arguments((), arguments))
+        if op in (ops or declared):
+            vars(pruneopd_kernels.triton)[op](declared[op].arguments((), arguments))
 
 
 if __name__ == "__main__":
