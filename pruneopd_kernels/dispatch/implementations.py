@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Mapping
 from importlib import import_module
@@ -17,6 +18,8 @@ from . import cpp, cuda
 
 # implementation: the kind of device it runs on, which an AMD GPU is too
 DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+# Whether Triton interprets kernels, on the CPU. Triton reads the same variable when it is imported.
+TRITON_INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _why_no_triton() -> str | None:
@@ -55,6 +58,8 @@ def choose(op: str, impl: str, device: torch.device, real: bool = True) -> str:
 
 def _why_not_on(impl: str, device: torch.device) -> str | None:
     """Why an implementation that is usable here does not run on this very device."""
+    if impl == "triton" and TRITON_INTERPRETS and device.type == "cpu":
+        return None
     if device.type != DEVICES.get(impl, device.type):
         return f"it computes on {DEVICES[impl]} and the tensors are on {device}; move them there or pass impl='auto'"
     return cuda.why_not_on(device) if impl == "cuda" else None

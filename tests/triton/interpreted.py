@@ -111,9 +111,10 @@ def patch_once(interpreter):
 
 def run_here(op, arguments):
     """The same as `run`, in a process that has been prepared."""
-    from pruneopd_kernels import ops, triton
+    from pruneopd_kernels import triton
+    from pruneopd_kernels.ops._operator import compiled
 
-    declared = (ops.OPERATORS | ops.BACKWARD_PASSES)[op]
+    declared = {op.name: op for op in compiled()}[op]
     return tuple(vars(triton)[op](declared.record(**arguments)))
 
 
