@@ -131,7 +131,8 @@ class Unregistered(Implementation):
         if op not in LOSSES:
             return result
         given = a._asdict() | dict(zip((*declared.fields, *declared.saved), outputs, strict=True))
-        kept = {name: given[name] for name in (*declared.module.kept(a), *declared.scalars)}
+        kept = {name: given[name] for name in declared.module.kept(a)}
+        kept |= {name: getattr(a, name) for name in declared.scalars}  # one may have an output's name
         into = flowing(op, result, upstream).values()
         with ExitStack() as patches:
             for name in BACKWARD_PASSES:
