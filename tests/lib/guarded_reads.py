@@ -16,7 +16,7 @@ import sys
 import torch
 
 import interpreted
-from implementations import COMPILED, CUDA_EMULATED, HOST, LOGITS, LOSSES, Unregistered
+from implementations import COMPILED, CUDA_EMULATED, HOST, LOGITS, LOSSES, Unregistered, flowing, leaf, named
 from operators import example
 
 PAGE = mmap.PAGESIZE
@@ -105,28 +105,28 @@ def rows_that_do_not_count(impls, op):
 def rows_whose_gradient_nobody_asks_for(impls, op):
     """Backwards, where the gradient that comes in is 0."""
     for impl, dtype in itertools.product(impls, DTYPES):
-        arguments = guarded(op, (6,), PAGE // dtype.itemsize, dtype) | {"mask": None}
-        student = arguments["student_logits"].requires_grad_()
+        arguments = guarded(op, (1, 6), PAGE // dtype.itemsize, dtype) | {"mask": None}
+        logits = arguments[leaf(op)].requires_grad_()
         with impl.chosen():
-            outputs = impl.call(op, **arguments)
-            loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
+            outputs = named(impl.call(op, **arguments))
             for name, t in itertools.product((name for name in arguments if name.endswith("logits")), (0, 2, 3, 5)):
                 protect(arguments[name].data_ptr() + t * PAGE, PAGE)
-            torch.autograd.grad(loss, student, torch.tensor([0.0, 2.0, -0.0, 0.0, -1.0, 0.0]))
+            into = flowing(op, outputs, torch.tensor([[0.0, 2.0, -0.0, 0.0, -1.0, 0.0]]))
+            torch.autograd.grad([outputs[name] for name in into], logits, [*into.values()])
 
 
 def logits_that_have_changed(impls, op):
     """Through .data between the passes, where autograd does not see it: no value is an address."""
     for impl, dtype in itertools.product(impls, DTYPES):
-        arguments = guarded(op, (4,), 301, dtype) | {"mask": None}
-        student = arguments["student_logits"].requires_grad_()
-        student.data[:, 7] = 90.0  # a peak
+        arguments = guarded(op, (1, 4), 301, dtype) | {"mask": None}
+        logits = arguments[leaf(op)].requires_grad_()
+        logits.data[..., 7] = 90.0  # a peak
         with impl.chosen():
-            outputs = impl.call(op, **arguments)
-            loss = outputs if isinstance(outputs, torch.Tensor) else outputs.loss
+            outputs = named(impl.call(op, **arguments))
+            into = flowing(op, outputs)
             for change in (-5.0, 95.0, torch.nan, -torch.inf):
-                student.data[:, 7] = change
-                torch.autograd.grad(loss.sum(), student, retain_graph=True)
+                logits.data[..., 7] = change
+                torch.autograd.grad([outputs[name] for name in into], logits, [*into.values()], retain_graph=True)
 
 
 def outputs_between_guards():

@@ -198,6 +198,12 @@ ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name == "triton" or torc
 ON_GPU = ON_GPU if torch.cuda.is_available() else []
 
 
+# What takes the values inside tensors as they are.
+UNCHECKED = [
+    pytest.param(impl, marks=impl.marks, id=repr(impl)) for impl in (CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU)
+]
+
+
 def quick(op):
     """Those that need neither an emulator nor an interpreter."""
     return [REFERENCE, *([REFERENCE_OPERATOR] if op in LOSSES else []), *COMPILED, *([] if op in LOSSES else [HOST])]

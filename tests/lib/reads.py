@@ -5,6 +5,10 @@ from contextlib import contextmanager
 from math import prod
 from unittest import mock
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
 from pruneopd_kernels.dispatch import implementations
 
 
@@ -28,3 +32,32 @@ def counted(student, teacher):
 
     with mock.patch.object(implementations, "run", counting):
         yield rows
+
+
+@contextmanager
+def others(*widths):
+    """Rows as wide as a vocabulary that anything but a compiled pass reads or writes, by operator of torch."""
+    mode, run = Others(widths), implementations.run
+
+    def observed(op, impl, a):
+        with mode if op.is_composed else _disable_current_modes():  # a mode does not see the insides of an operator
+            return run(op, impl, a)
+
+    with mock.patch.object(implementations, "run", observed), mode:
+        yield mode.rows
+
+
+class Others(TorchDispatchMode):
+    """Views and empty tensors touch nothing."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.widths, self.rows = widths, Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **kwargs or {})
+        if function.namespace != "pruneopd" and not function.is_view and "empty" not in function.name():
+            tensors = [x for x in tree_leaves((args, kwargs, outputs)) if isinstance(x, torch.Tensor)]
+            wide = [x.shape[:-1].numel() for x in tensors if x.ndim and x.shape[-1] in self.widths]
+            self.rows += Counter({function.name(): sum(wide)})
+        return outputs

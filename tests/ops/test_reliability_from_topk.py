@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from implementations import each_of
+from implementations import UNCHECKED, each_of
 from operators import by_position
 
 INF, NAN = float("inf"), float("nan")
@@ -13,12 +14,14 @@ def test_drift_is_decided_on_the_exact_count(impl):
     """k=10, count=7, threshold=0.7 is not drift, though 7/10 and 0.7 are no exact floats; one less is."""
     student = torch.arange(10).expand(1, 11, 10)
     counts = torch.arange(11)
-    teacher = torch.where(torch.arange(10) < counts[:, None], torch.arange(10), 100)[None]
+    teacher = torch.where(torch.arange(10) < counts[:, None], torch.arange(10), torch.arange(10) + 100)[None]
     result = run(impl, student, teacher)
     assert result.drift.tolist() == [[count < 7 for count in range(11)]]
     for k in (3, 7, 10, 100, 256):  # at every k the threshold count / k itself is reached
         ids = torch.arange(k).expand(1, k, k)
-        teacher = torch.where(torch.arange(k) <= torch.arange(k)[:, None], torch.arange(k), 1000)[None]
+        teacher = torch.where(torch.arange(k) <= torch.arange(k)[:, None], torch.arange(k), torch.arange(k) + 1000)[
+            None
+        ]
         for count in (1, k // 2, k - 1, k):
             result = run(impl, ids, teacher, threshold=max(count, 1) / k)
             assert result.drift.tolist() == [[c < max(count, 1) for c in range(1, k + 1)]], (k, count)
@@ -31,14 +34,14 @@ def test_nucleus(impl):
     tokens = torch.tensor([[7, 5, 3, 8, -1, 7, 7, 7, 3]])
     logprobs[0, 5, 2] = NAN  # not accepted, although 7 leads
     logprobs[0, 6, 3] = NAN  # padding
-    logprobs[0, 7, 0] = -INF  # no mass, but the shortest prefix holds it
+    logprobs[0, 7, 0] = -INF  # an empty slot
     logprobs[0, 8] = torch.tensor([0.0, 0.0, 0.75, 0.0]).log()
-    student = torch.zeros(1, 9, 4, dtype=torch.int64)
+    student = torch.arange(4).expand(1, 9, 4)
     kwargs = {"metric": "top_p", "teacher_topk_logprobs": logprobs, "token_ids": tokens}
     for top_p in (0.75, 0.3, 0.9, 0.6):
         check(impl, student, teacher, top_p=top_p, **kwargs)
     accepted = ~run(impl, student, teacher, top_p=0.75, **kwargs).drift
-    assert accepted.tolist() == [[True, True, False, False, False, False, True, True, True]]
+    assert accepted.tolist() == [[True, True, False, False, False, False, True, False, True]]
 
 
 @each_of(OP)
@@ -67,3 +70,27 @@ def test_many_small_masses_are_cumulated_in_float64(impl):
         "teacher_topk_logprobs": logprobs.expand(1, 256, 256),
     }
     check(impl, teacher, teacher, **kwargs)
+
+
+@each_of(OP)
+def test_empty_slots(impl):
+    """The overlap is the share of the larger set: padding and what has a log-probability of -inf are in neither."""
+    student, teacher = torch.tensor([[[4, 5, 6, -1]]]), torch.tensor([[[5, 4, 0, 0]]])
+    log_p, log_q = torch.tensor([[[-1.0, -2.0, -INF, 0.0]]]), torch.tensor([[[-1.0, -2.0, -INF, -INF]]])
+    for logprobs, overlap in (
+        ({"teacher_topk_logprobs": log_q}, 2 / 3),
+        ({"student_topk_logprobs": log_p, "teacher_topk_logprobs": log_q}, 1),
+        ({"student_topk_logprobs": torch.full((1, 1, 4), -INF), "teacher_topk_logprobs": log_q}, 0),
+    ):
+        result = check(impl, student, teacher, threshold=0.7, **logprobs)
+        assert result.overlap == torch.tensor(overlap).float() and result.drift == (overlap < 0.7)
+
+
+@pytest.mark.parametrize("impl", UNCHECKED)
+def test_of_an_id_that_comes_twice_the_first_counts(impl):
+    """Where Python does not look at values."""
+    ids, log_q = torch.tensor([[[7, 5, 7, 3], [7, 7, 7, 7]]]), torch.tensor([0.1, 0.2, 0.6, 0.1]).log().expand(1, 2, 4)
+    tokens = torch.tensor([[3, 7]])
+    for metric in ("overlap", "top_p"):
+        given = {"metric": metric, "teacher_topk_logprobs": log_q, "token_ids": tokens, "top_p": 0.31}
+        check(impl, ids.flip(-1), ids, **given)

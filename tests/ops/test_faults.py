@@ -1,0 +1,123 @@
+"""Inputs that users reported: the smallest of each kind, and the right value. What belongs to one operator is there."""
+
+import math
+
+import pytest
+import torch
+
+import operators
+import tiers
+from comparison import differing
+from implementations import ALONG_RESPONSES, each, quick
+from operators import example
+
+INF = float("inf")
+
+
+def tensor(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype)[None]
+
+
+@each(["reliability", "opd_loss", "token_stats"])
+def test_a_row_with_fewer_than_k_candidates(op, impl):
+    """Empty slots match nothing: two rows without a common candidate do not overlap, a row with itself does wholly."""
+    student, teacher = torch.full((2, 1, 1, 8), -INF)
+    student[..., 6], teacher[..., 7] = 0.0, 0.0
+    for second, overlap in ((teacher, 0), (student, 1)):
+        result = operators.check(impl, op, student_logits=student, teacher_logits=second, k=4)
+        assert result["overlap"] == overlap and result.get("drift", overlap == 0) == (overlap == 0)
+        ids = "topk_ids" if "topk_ids" in result else "student_topk_ids"
+        assert result[ids].tolist() == [[[6, 0, 1, 2]]]
+    for reward_weight in ("student", "teacher", "none") if op != "token_stats" else ():
+        teacher[..., 2:7] = 0.0
+        given = {"student_logits": student, "teacher_logits": teacher, "reward_weight": reward_weight}
+        result = operators.check(impl, op, **given, k=4)  # of one candidate, whose weight is 1
+        torch.testing.assert_close(result["rewards"], tensor([-1.49 * math.log(6), 0, 0, 0]))
+
+
+@each(["reliability", "opd_loss", "reliability_from_topk"])
+def test_the_nucleus_of_all_mass_is_all_candidates(op, impl):
+    """With top_p=1 the room for rounding at its bound takes no candidate away."""
+    q = torch.tensor([1 - 5e-7, 4e-7, 1e-7], dtype=torch.float64).log().float().expand(1, 3, 3)
+    if op == "reliability_from_topk":
+        ids = torch.arange(3).expand(1, 3, 3)
+        given = {"student_topk_ids": ids, "teacher_topk_ids": ids, "teacher_topk_logprobs": q}
+    else:
+        given = {"student_logits": q, "teacher_logits": q, "k": 2}
+    tokens = torch.arange(3)[None]
+    result = operators.check(impl, op, **given, token_ids=tokens, metric="top_p", top_p=1.0)
+    assert result["drift"].tolist() == [[False, False, op != "reliability_from_topk"]]  # of which k is 3
+
+
+SEEDS = range(600) if tiers.ALL else (553, 10, 0, 11, 24, 28, 41, 48)
+
+
+@each(["token_stats", "reverse_kl"])
+def test_rows_of_which_most_logits_tie(op, impl):
+    """A lane that adds the same value again and again rounds each time in the same direction."""
+    for seed in SEEDS[:2] if impl.slow else SEEDS:
+        torch.manual_seed(seed)
+        student = torch.where(torch.rand(1, 513) < 0.1, torch.randn(1, 513), 0)
+        given = {"student_logits": student, "teacher_logits": torch.randn(1, 513) * 5, "teacher_temperature": 0.3}
+        operators.check(impl, op, **given | ({"k": 1} if op == "token_stats" else {}))
+
+
+@each(["token_stats", "reverse_kl", "opd_loss"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_huge_finite_logits(op, impl, swapped):
+    """A probability of 1e-38 times a logit of -3e38 is no small term."""
+    pair = [tensor([0.0, -3e38]), tensor([0.0, -88.0])]
+    student, teacher = pair[::-1] if swapped else pair
+    options = {"loss": "reverse_kl"} if op == "opd_loss" else {}
+    given = {"student_logits": student, "teacher_logits": teacher, "k": 1} | options
+    result = operators.check(impl, op, **operators.of_op(op, given))
+    if op == "token_stats" or swapped:
+        name = "loss" if op != "token_stats" else "reverse_kl" if swapped else "forward_kl"
+        weight = result.get("weight", torch.ones(1))
+        torch.testing.assert_close(result[name] / weight, torch.full_like(result[name], 1.816371), rtol=1e-4, atol=0)
+
+
+@each(["reverse_kl", "opd_loss"])
+def test_a_divergence_beyond_float32_that_a_weight_brings_back(op, impl):
+    """The loss is rounded after the weight has multiplied it, and has its gradient."""
+    given = {"student_logits": tensor([0.0, -3e38]), "teacher_logits": tensor([-3e38, 3e38]), "weight": tensor(0.25)}
+    options = {"loss": "reverse_kl", "k": 1} if op == "opd_loss" else {}
+    result = operators.check(impl, op, **given | options)
+    torch.testing.assert_close(result["loss"], tensor(1.5e38))
+    assert result["gradient"].isfinite().all()
+
+
+@each(["reliability", "opd_loss"])
+def test_rewards_are_rounded_after_the_weight(op, impl):
+    """A reward of -6e38 is no float32; a quarter of it is."""
+    given = {"student_logits": tensor([0.0, -3e38]), "teacher_logits": tensor([-3e38, 3e38]), "k": 1}
+    result = operators.check(impl, op, **given, w_drop=1.0, w_base=0.25)
+    torch.testing.assert_close(result["rewards"], tensor([-1.5e38]))
+    assert result["weight"] == 0.25
+
+
+@each(implementations=quick)
+def test_a_subnormal_mask_is_set_even_if_subnormals_are_flushed(op, impl):
+    """-0.0 is not."""
+    arguments = example(op, (2, 6))
+    for dtype, least in (
+        (torch.float32, 1e-45),
+        (torch.float64, 5e-324),
+        (torch.bfloat16, 1e-40),
+        (torch.float16, 6e-8),
+    ):
+        mask = torch.where(arguments["mask"], torch.tensor(least, dtype=dtype), torch.tensor(-0.0, dtype=dtype))
+        torch.set_flush_denormal(True)
+        try:
+            result = impl.run(op, **arguments | {"mask": mask})
+            expected = impl.run(op, **arguments)
+        finally:
+            torch.set_flush_denormal(False)
+        assert differing(result, expected) == [], dtype
+
+
+@each(ALONG_RESPONSES)
+def test_int64_cu_seqlens(op, impl):
+    arguments = example(op, packed=True)
+    wide = arguments | {"cu_seqlens": arguments["cu_seqlens"].long()}
+    assert differing(impl.run(op, **wide), impl.run(op, **arguments)) == []
