@@ -20,13 +20,12 @@ from torch import distributed as dist
 from .. import checks
 from ..dispatch import implementations
 from ..errors import InvalidType, InvalidValue
-from ..formulas import has_values
+from ..formulas import has_values, is_set
 from ..ops import Operator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-LOGITS = ("student_logits", "teacher_logits")
 # Stands for the width of the whole vocabulary while only one slice of it is known: no argument exceeds it.
 UNKNOWN_WIDTH = 2**62
 # Whose values the checks look at, on the CPU.
@@ -41,11 +40,7 @@ class Slices:
     rank: int
     ends: tuple[int, ...]  # of each rank's ids
     vocab_size: int
-    given: Mapping[str, Any]  # the operator's scalars, with `impl`
-
-    def options(self, *names: str) -> dict[str, Any]:
-        """Return these scalars, and what any operator on this rank's slice takes."""
-        return {name: self.given[name] for name in (*names, "impl")} | {"vocab_size": self.width}
+    impl: Any  # what computes on this rank
 
     @property
     def offset(self) -> int:
@@ -79,20 +74,25 @@ def agree(op: Operator, group: ProcessGroup | None, a: Any, impl: str) -> Slices
     error = _error(op, a, impl, None)
     entries = _entries(op, a, impl) if error is None else []
     digest = hashlib.blake2b(repr(entries).encode(), digest_size=8).digest()
-    widths = [_width(getattr(a, name, None)) for name in LOGITS]
-    rows = _exchange([int.from_bytes(digest, "little", signed=True), *widths, error is not None], ranks, group)
-    digests, student_widths, teacher_widths, failures = zip(*rows, strict=True)
-    whole = {"student_logits": sum(student_widths), "teacher_logits": sum(teacher_widths)}
+    names = logits_of(op)
+    mine = [_width(getattr(a, name)) for name in (names[0], names[-1])]
+    rows = _exchange([int.from_bytes(digest, "little", signed=True), *mine, error is not None], ranks, group)
+    digests, *widths, failures = zip(*rows, strict=True)
+    whole = dict(zip((names[0], names[-1]), map(sum, widths), strict=True))
     if any(failures) or len(set(digests)) > 1:
         _raise_together(op.name, error and (_error(op, a, impl, whole) or error), entries, ranks, group)
     error = _error(op, a, impl, whole)  # of what has been agreed on, and so the same on every rank
     if error is not None:
         raise error
-    vocab_size = whole["student_logits"] if a.vocab_size is None else int(a.vocab_size)
-    ends = _ends(student_widths, vocab_size)
-    if "teacher_logits" in op.tensors:
-        _cut_alike(op.name, ends, _ends(teacher_widths, vocab_size))
-    return Slices(group, rank, ends, vocab_size, {name: getattr(a, name) for name in op.scalars} | {"impl": impl})
+    vocab_size = whole[names[0]] if a.vocab_size is None else int(a.vocab_size)
+    ends, teacher_ends = (_ends(of_ranks, vocab_size) for of_ranks in widths)
+    _cut_alike(op.name, ends, teacher_ends)
+    return Slices(group, rank, ends, vocab_size, implementations.choose(op.name, impl, a[0].device))
+
+
+def logits_of(op: Operator) -> list[str]:
+    """Return the names of the arguments of which each rank has a slice."""
+    return [name for name in op.tensors if name.endswith("logits")]
 
 
 def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
@@ -150,7 +150,7 @@ def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) ->
         op.check_kinds(a, Tensor, "a tensor")
         op.check_plain(a)
         checks.kind(op.name, "impl", impl, "str")
-        sliced = {name: getattr(a, name) for name in LOGITS if name in op.tensors and getattr(a, name).ndim}
+        sliced = {name: getattr(a, name) for name in logits_of(op) if getattr(a, name).ndim}
         whole = {name: _Whole(x, UNKNOWN_WIDTH if widths is None else widths[name]) for name, x in sliced.items()}
         chosen = implementations.choose(op.name, impl, a[0].device)
         op.check(a._replace(**whole), float64=chosen == "reference", values=has_values(a[0]))
@@ -170,7 +170,7 @@ def _entries(op: Operator, a: Any, impl: str) -> list[_Entry]:
         if not isinstance(value, Tensor):
             entries.append(_Entry(name, _scalar(value, op.kinds.get(name, "str"))))
             continue
-        shape = [*value.shape[:-1], "V"] if name in LOGITS else value.shape
+        shape = [*value.shape[:-1], "V"] if name in logits_of(op) else value.shape
         entries.append(_Entry(name, str(value.dtype).removeprefix("torch."), is_dtype=True))
         entries.append(_Entry(name, f"[{', '.join(map(str, shape))}] on {value.device.type}"))
         if name in VALUES and has_values(value):
@@ -184,9 +184,9 @@ def _scalar(value: Any, kind: str) -> str:
 
 def _checksum(name: str, values: Tensor, mask: Tensor | None) -> int:
     if name == "mask":
-        values = values != 0
+        values = is_set(values)
     elif name.endswith("_ids") and mask is not None:  # what is masked may be anything
-        valid = (mask != 0).reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
+        valid = is_set(mask).reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
         values = torch.where(valid, values, 0)
     return zlib.crc32(values.contiguous().numpy().tobytes())
 

@@ -1,11 +1,11 @@
-"""The second exchange: all that one rank has to tell the others, as the bits of one tensor."""
+"""The second exchange: what each rank tells of its slice, as the bits of one tensor."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,28 +16,47 @@ from ._agreement import Slices
 P = ParamSpec("P")
 R = TypeVar("R")
 
-BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
+class Side(NamedTuple):
+    """One model's slice at each position, or all slices stacked on a first axis. None: not asked for.
 
-def gather(slices: Slices, shape: torch.Size, dtype: torch.dtype, *mine: Tensor) -> list[Tensor]:
-    """Return what every rank sends, stacked on a first axis.
-
-    The tensors are `[*shape]` or `[*shape, c]`, ids (int64) or floats. Floats travel as `dtype`, ids as integers of its
-    size. All come back in float64 and int64.
+    A slice narrower than the widest list of candidates fills its own up with logits of -inf.
     """
-    ranks, positions = dist.get_world_size(slices.group), shape.numel()
-    columns = [x.shape[len(shape) :].numel() for x in mine]
-    packed = torch.cat([_bits(x.reshape(positions, c), dtype) for x, c in zip(mine, columns, strict=True)], -1)
-    everyone = packed.new_empty((ranks, *packed.shape))
+
+    topk_ids: Tensor  # [..., k'], of the whole vocabulary
+    topk_logits: Tensor  # [..., k'], exact; the first is the slice's greatest logit
+    log_mass: Tensor  # log(sum(exp((logit - greatest) / temperature))), of use where the greatest is finite
+    entropy: Any = None
+    divergence: Any = None  # KL(this model || the other)
+    others: Any = None  # [..., k']: the other model's logits of these candidates
+    of_ids: Any = None  # [..., m]: the logits of given ids, of use where this slice holds them
+
+
+def gather(slices: Slices, shape: torch.Size, *mine: Side) -> list[Side]:
+    """Return what every rank sends of the positions `[*shape]`. Floats come back in float64, ids in int64."""
+    sent = [x for side in mine for x in side if x is not None]
+    words = [_words(x, shape) for x in sent]
+    packed = torch.cat(words, -1)
+    everyone = packed.new_empty((dist.get_world_size(slices.group), *packed.shape))
     dist.all_gather(list(everyone.unbind()), packed, group=slices.group)
-    return [
-        (bits.view(dtype).to(torch.float64) if x.is_floating_point() else bits.to(torch.int64)).reshape(ranks, *x.shape)
-        for bits, x in zip(everyone.split(columns, -1), mine, strict=True)
-    ]
+    parts = everyone.split([x.shape[-1] for x in words], -1)
+    received = (_values(part, x) for part, x in zip(parts, sent, strict=True))
+    return [Side._make(None if x is None else next(received) for x in side) for side in mine]
 
 
-def _bits(field: Tensor, dtype: torch.dtype) -> Tensor:
-    return field.to(dtype).view(BITS[dtype]) if field.is_floating_point() else field.to(BITS[dtype])
+def _words(x: Tensor, shape: torch.Size) -> Tensor:
+    """Return `[positions, words]` of 32 bits. An id takes one."""
+    x = x.reshape(shape.numel(), x.shape[len(shape) :].numel())
+    return x.contiguous().view(torch.int32) if x.is_floating_point() else x.to(torch.int32)
+
+
+def _values(words: Tensor, like: Tensor) -> Tensor:
+    if like.is_floating_point():
+        words = words.clone(memory_format=torch.contiguous_format)  # aligned for a float64
+        values = words.view(like.dtype).to(torch.float64)
+    else:
+        values = words.to(torch.int64)
+    return values.reshape(len(words), *like.shape)
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:

@@ -6,26 +6,36 @@ in a row of strongly negative logits, as a log-sum-exp in float32 would, and all
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..formulas import topk_ids as order
+from ..formulas import where_used
 from ._agreement import Slices
+from ._exchange import Side
 
 
-class Softmax(NamedTuple):
-    """Of whole rows, per position, from slices on a first axis."""
+class Row(NamedTuple):
+    """One model's whole rows, per position, from slices on a first axis."""
 
+    topk_ids: Tensor  # [..., k]
+    topk_logits: Tensor  # [..., k]
+    others: Any  # [..., k]: the other model's logits of the candidates, if asked for
     top: Tensor  # the greatest logit, NaN if there is a NaN
     log_mass: Tensor  # log(sum(exp((logit - top) / temperature)))
     log_shares: Tensor  # [R, ...]: the log of each slice's share of the mass, -inf where it has no finite logit
-    temperature: float
     broken: Tensor  # a NaN, a +inf, or no finite logit
+    temperature: float
+
+    @property
+    def slots(self) -> Tensor:
+        """Return the candidates, -1 in empty slots."""
+        return self.topk_ids.masked_fill(self.topk_logits == -torch.inf, -1)
 
     def logprobs(self, logits: Tensor) -> Tensor:
-        """Of logits on the last axis, NaN where broken."""
+        """Return those of logits on the last axis, NaN where broken."""
         logprobs = (logits - self.top[..., None]) / self.temperature - self.log_mass[..., None]
         return logprobs.masked_fill(self.broken[..., None], torch.nan)
 
@@ -33,24 +43,41 @@ class Softmax(NamedTuple):
         """As `torch.logsumexp`: NaN, +inf or -inf where broken."""
         return torch.where(self.broken, self.top, self.top / self.temperature + self.log_mass)
 
+    def entropy(self, entropies: Tensor) -> Tensor:
+        """From those of the slices: their mean under the shares, and the entropy of the shares."""
+        exists = self.log_shares > -torch.inf
+        terms = torch.where(exists, self.log_shares.exp() * (entropies - self.log_shares), 0.0)
+        return terms.sum(0).clamp(min=0.0).masked_fill(self.broken, torch.nan)
 
-def softmax_of(tops: Tensor, log_masses: Tensor, temperature: float) -> Softmax:
-    """Of whole rows, from each slice's greatest logit and log of its mass relative to that, `[R, ...]`."""
-    top = tops.amax(0)  # a NaN is greater
+    def state(self, used: Tensor, entropy: Tensor | None) -> Tensor:
+        """Return what defines the softmax in a backward pass; see `formulas.row_state`."""
+        mean = torch.zeros_like(self.top) if entropy is None else self.log_mass - entropy
+        state = torch.stack([self.top, self.log_mass.exp(), mean], -1)
+        return where_used(used, state.masked_fill(self.broken[..., None], torch.nan))
+
+
+def whole_row(slices: Slices, k: int, temperature: float, side: Side, used: Tensor) -> Row:
+    """Put a row together. Its candidates are the first k of all slices', which come in order; masked, the first ids."""
+    top = side.topk_logits[..., 0].amax(0)  # a NaN is greater
     broken = ~top.isfinite()
-    exists = tops.isfinite() & ~broken
-    logs = torch.where(exists, (tops - top) / temperature + log_masses, -torch.inf)
+    exists = side.topk_logits[..., 0].isfinite() & ~broken
+    logs = torch.where(exists, (side.topk_logits[..., 0] - top) / temperature + side.log_mass, -torch.inf)
     log_mass = logs.exp().sum(0).log()
-    return Softmax(top, log_mass, logs - log_mass.masked_fill(broken, 0.0), temperature, broken)
+    log_shares = logs - log_mass.masked_fill(broken, 0.0)
+
+    counts = slices.counts(k)
+    first = order(_together(side.topk_logits, counts), k)  # of equal logits, what stands first has the lower id
+    logits, ids = (_together(x, counts).gather(-1, first) for x in (side.topk_logits, side.topk_ids))
+    ids = torch.where(used[..., None], ids, torch.arange(k, device=used.device))
+    others = None if side.others is None else _together(side.others, counts).gather(-1, first)
+    return Row(ids, logits, others, top, log_mass, log_shares, broken, temperature)
 
 
-def entropy(p: Softmax, entropies: Tensor) -> Tensor:
-    """From those of the slices: their mean under the shares, and the entropy of the shares."""
-    terms = torch.where(p.log_shares > -torch.inf, p.log_shares.exp() * (entropies - p.log_shares), 0.0)
-    return terms.sum(0).clamp(min=0.0).masked_fill(p.broken, torch.nan)
+def _together(of_ranks: Tensor, counts: list[int]) -> Tensor:
+    return torch.cat([of_rank[..., :count] for of_rank, count in zip(of_ranks, counts, strict=True)], -1)
 
 
-def kl_divergence(p: Softmax, q: Softmax, divergences: Tensor) -> Tensor:
+def kl_divergence(p: Row, q: Row, divergences: Tensor) -> Tensor:
     """KL(p || q) from that of each slice: their mean under p's shares, and the divergence of the shares.
 
     +inf where that of a slice is, or q has no finite logit in a slice where p has one, even if p's share underflows.
@@ -62,41 +89,15 @@ def kl_divergence(p: Softmax, q: Softmax, divergences: Tensor) -> Tensor:
     return terms.sum(0).clamp(min=0.0).masked_fill(p.broken | q.broken, torch.nan)
 
 
-def first_candidates(slices: Slices, k: int, logits: Tensor, *others: Tensor) -> list[Tensor]:
-    """The first k of all slices' candidates `[R, ..., k']`: their logits, and of the others what belongs to them.
-
-    Each slice's candidates are in order, and all that it has to offer.
-    """
-    counts = slices.counts(k)
-
-    def together(of_ranks: Tensor) -> Tensor:
-        return torch.cat([of_rank[..., :count] for of_rank, count in zip(of_ranks, counts, strict=True)], -1)
-
-    first = order(together(logits), k)  # of equal logits, the one that stands first has the lower id
-    return [together(x).gather(-1, first) for x in (logits, *others)]
-
-
-def whole_rows(
-    slices: Slices, k: int, temperature: float, topk_ids: Tensor, topk_logits: Tensor, log_mass: Tensor, *others: Tensor
-) -> tuple[Softmax, list[Tensor]]:
-    """Return the softmax of whole rows, and their candidates: logits, ids, and what else belongs to them."""
-    softmax = softmax_of(topk_logits[..., 0], log_mass, temperature)
-    return softmax, first_candidates(slices, k, topk_logits, topk_ids, *others)
-
-
-def candidates_where(valid: Tensor, ids: Tensor) -> Tensor:
-    """Candidates; where masked, the first ids."""
-    return torch.where(valid[..., None], ids, torch.arange(ids.shape[-1], device=ids.device))
-
-
 def local_ids(slices: Slices, ids: Tensor) -> Tensor:
-    """Ids of the vocabulary as ids of this rank's slice, -1 for those of others."""
+    """Return ids of the vocabulary as ids of this rank's slice: those below 0 as they are, others' beyond its end."""
     local = ids.to(torch.int64) - slices.offset
-    return torch.where((local >= 0) & (local < slices.width), local, -1)
+    elsewhere = (local < 0) | (local > slices.width)
+    return torch.where(ids < 0, -1, local.masked_fill(elsewhere, slices.width))
 
 
 def from_owners(slices: Slices, ids: Tensor, values: Tensor) -> Tensor:
-    """Of values `[R, ...]` that belong to ids `[...]`, those of the ranks that hold the ids; where none does, any."""
+    """Of values `[R, ...]` that belong to ids `[...]`, return those of the ranks that hold the ids; else, any."""
     ends = torch.tensor(slices.ends, device=ids.device)
     owner = torch.bucketize(ids.to(torch.int64).contiguous(), ends, right=True).clamp(max=len(slices.ends) - 1)
     return values.gather(0, owner[None])[0]
