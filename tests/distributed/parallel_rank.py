@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from pruneopd_kernels.ops import OPERATORS
 
-SLICED = ("student_logits", "teacher_logits")
+SLICED = ("student_logits", "teacher_logits", "logits")
 
 
 def outputs_of(group, op, arguments):
@@ -21,7 +21,7 @@ def outputs_of(group, op, arguments):
 
 
 def sliced(group, op, widths, arguments, device=None):
-    """The arguments with this rank's slices, the student's of a loss as a leaf that wants a gradient.
+    """The arguments with this rank's slices, those that have a gradient as a leaf that wants one.
 
     What a teacher has more goes to the last rank.
     """
@@ -30,25 +30,34 @@ def sliced(group, op, widths, arguments, device=None):
     arguments = {name: x[..., begin:end] if name in SLICED else x for name, x in arguments.items()}
     arguments = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     if OPERATORS[op].saved:
-        arguments["student_logits"] = arguments["student_logits"].detach().requires_grad_()
+        leaf = OPERATORS[op].tensors[0]
+        arguments[leaf] = arguments[leaf].detach().requires_grad_()
     return arguments
 
 
-def call(group, op, widths, arguments, upstream=None, device=None):
-    """The outputs; and of a loss the `gradient` of sum(upstream * loss) by this rank's slice, None: of ones."""
+def gradient_of(op, arguments, outputs, into=None, **options):
+    """By this rank's slice, from what comes in by each differentiable output; None: ones."""
+    names = OPERATORS[op].differentiable
+    results = [outputs[name] for name in names]
+    into = [torch.ones_like(x) for x in results] if into is None else [into[name] for name in names]
+    (gradient,) = torch.autograd.grad(results, arguments[OPERATORS[op].tensors[0]], into, **options)
+    return gradient
+
+
+def call(group, op, widths, arguments, into=None, device=None):
+    """The outputs; and where some are differentiable, the `gradient`."""
     arguments = sliced(group, op, widths, arguments, device)
     outputs = outputs_of(group, op, arguments)
     if OPERATORS[op].saved:
-        upstream = torch.ones_like(outputs["loss"]) if upstream is None else upstream.to(device)
-        (outputs["gradient"],) = torch.autograd.grad(outputs["loss"], arguments["student_logits"], upstream)
+        into = into and {name: x.to(device) for name, x in into.items()}
+        outputs["gradient"] = gradient_of(op, arguments, outputs, into)
     return {name: x.detach().cpu() for name, x in outputs.items()}
 
 
 def second_derivative(group, op, widths, arguments):
     """What the derivative of a gradient raises."""
     arguments = sliced(group, op, widths, arguments)
-    loss = outputs_of(group, op, arguments)["loss"]
-    (gradient,) = torch.autograd.grad(loss.sum(), arguments["student_logits"], create_graph=True)
+    gradient = gradient_of(op, arguments, outputs_of(group, op, arguments), create_graph=True)
     try:
         gradient.sum().backward()
     except RuntimeError as error:
@@ -57,14 +66,14 @@ def second_derivative(group, op, widths, arguments):
 
 
 def modes(group, op, widths, arguments):
-    """The loss under `no_grad`, with a teacher from inference mode, and called by compiled code; and a plain one."""
+    """A loss under `no_grad`, with a teacher from inference mode, and called by compiled code; and a plain one."""
     arguments = sliced(group, op, widths, arguments)
 
     def loss_of(arguments):
-        return outputs_of(group, op, arguments)["loss"]
+        return outputs_of(group, op, arguments)[OPERATORS[op].differentiable[0]]
 
     def with_gradient(loss):
-        return loss.detach(), *torch.autograd.grad(loss.sum(), arguments["student_logits"])
+        return loss.detach(), *torch.autograd.grad(loss.sum(), arguments[OPERATORS[op].tensors[0]])
 
     plain = with_gradient(loss_of(arguments))
     with torch.no_grad():
@@ -98,7 +107,7 @@ def count(group, op, widths, arguments):
         outputs = outputs_of(group, op, arguments)
         forward = sent.copy()
         if OPERATORS[op].saved:
-            outputs["loss"].sum().backward()
+            gradient_of(op, arguments, outputs)
     return forward, sent[len(forward) :]
 
 

@@ -14,14 +14,16 @@ import operators
 import parallel_rank
 import pruneopd_kernels
 import tiers
-from implementations import LOGITS, LOSSES, Implementation
+from implementations import DECLARED, LOGITS, LOSSES, Implementation, flowing, leaf
 from processes import TESTS
 from pruneopd_kernels import parallel
+from pruneopd_kernels.dispatch.registration import Empty
 from ranks import Ranks
 
 F32, BF16 = cases.F32, cases.BF16
 # Widths of the slices of 42 ids.
 CUTS = [[21, 21], [13, 0, 29]] if tiers.ALL else [[21, 21]]
+CUTS_OF_12 = [[6, 6], [4, 8], *([[5, 2, 5], [0, 4, 8]] if tiers.ALL else [])]
 DOCS = (TESTS.parent / "docs" / "parallel.md").read_text()
 each_op = pytest.mark.parametrize("op", LOGITS)
 each_loss = pytest.mark.parametrize("op", LOSSES)
@@ -29,7 +31,12 @@ each_loss = pytest.mark.parametrize("op", LOSSES)
 
 def on_ranks(ranks, op, widths, upstream=None, device=None, **arguments):
     """The outputs by name, which are the same on every rank, bit for bit; of a loss the whole rows' gradient."""
-    answers = ranks.run(parallel_rank.call, op, widths, arguments, upstream, device, size=len(widths))
+    into = None
+    if op in LOSSES:
+        a = DECLARED[op].arguments((), operators.of_op(op, arguments))
+        empty = dict(zip(DECLARED[op].fields, DECLARED[op].module.fake(a, Empty(a)), strict=False))
+        into = flowing(op, empty, upstream)
+    answers = ranks.run(parallel_rank.call, op, widths, arguments, into, device, size=len(widths))
     gradients = [answer.pop("gradient") for answer in answers if "gradient" in answer]
     for other in answers[1:]:
         assert comparison.differing(answers[0], other) == []
@@ -66,7 +73,7 @@ def test_values(ranks, op, name, number, dtypes):
     number += LOGITS.index(op)
     key = op, name, dtypes, number % len(operators.variants_of(op))
     upstream, arguments = operators.sample(*key)
-    widths = cut(arguments["student_logits"].shape[-1], number)
+    widths = cut(arguments[leaf(op)].shape[-1], number)
     comparison.check(on_ranks(ranks, op, widths, upstream, **arguments), operators.answer_of_sample(*key))
 
 
@@ -83,27 +90,38 @@ def test_arguments_are_those_of_one_rank_and_the_group(op):
     assert "    group: " in getattr(parallel, op).__doc__
 
 
-def words_sent(op, k):
-    """Words per position that the table in docs/parallel.md gives, such as `5 k + 2`."""
-    row = re.search(rf"^\| `{op}` \| (?:(?:(\d+) )?([km]) \+ )?(\d+)", DOCS, re.MULTILINE)
-    factor, letter, more = row.groups()
-    return (int(factor or 1) * k if letter else 0) + int(more)
+CANDIDATES = ("topk_ids", "teacher_topk_ids", "token_ids")
+MORE = {
+    "opd_loss": [{}, {"entropies": True}, {"loss": "reverse_kl"}],
+    "token_stats": [{}, {"token_ids": torch.arange(6).view(2, 3)}],
+}
+
+
+def words_sent(op, arguments):
+    """Words per position that the table in docs/parallel.md gives, such as `5 k + 2, and 2 with token_ids`."""
+    pattern = rf"^\| `{op}` \| (?:(?:(\d+) )?[km] (\+) )?(\d+)(?:, and (\d+) with `(\w+)`)?"
+    factor, plus, constant, more, argument = re.search(pattern, DOCS, re.MULTILINE).groups()
+    k = arguments.get("k") or next((arguments[name].shape[-1] for name in CANDIDATES if name in arguments), 0)
+    factor, more = int(factor or bool(plus)), int(more) if argument in arguments else 0
+    return factor * k + int(constant) + more
 
 
 @pytest.mark.parametrize("widths", CUTS, ids=str)
 @each_op
 def test_communication_is_what_the_docs_say(ranks, op, widths):
     """Two exchanges of one message a rank, whatever the widths; none in the backward pass."""
-    for forward, backward in ranks.run(parallel_rank.count, op, widths, ordinary(op), size=len(widths)):
-        assert forward == [("all_gather", 4 * 8), ("all_gather", 4 * 6 * words_sent(op, 5))]
-        assert backward == []
+    for more in MORE.get(op, [{}]):
+        arguments = ordinary(op) | more
+        for forward, backward in ranks.run(parallel_rank.count, op, widths, arguments, size=len(widths)):
+            assert forward == [("all_gather", 4 * 8), ("all_gather", 4 * 6 * words_sent(op, arguments))]
+            assert backward == []
 
 
 @pytest.mark.parametrize(("widths", "k", "sent"), [([4, 38], 16, 16), ([5, 4], 6, 5)])
 def test_narrow_slices_send_no_more_than_they_have(ranks, widths, k, sent):
     arguments = ordinary("reliability", width=sum(widths), k=k)
     for forward, _ in ranks.run(parallel_rank.count, "reliability", widths, arguments, size=2):
-        assert forward[1] == ("all_gather", 4 * 6 * words_sent("reliability", sent))
+        assert forward[1] == ("all_gather", 4 * 6 * words_sent("reliability", {"k": sent}))
 
 
 # --- what holds of every position ------------------------------------------------------------------------------------
@@ -118,7 +136,7 @@ def test_what_is_masked_has_no_influence(ranks, op):
         one, other = (on_ranks(ranks, op, widths, **given) for given in (arguments, arguments | spoilt))
         assert comparison.differing(one, other) == []
         if op in LOSSES:
-            assert (other["gradient"][0, 1] == 0).all() and other["loss"][0, 1] == 0
+            assert (other["gradient"][0, 1] == 0).all() and (other[DECLARED[op].differentiable[0]][0, 1] == 0).all()
 
 
 @pytest.mark.parametrize(("op", "skipping"), [("topk_policy_loss", "advantages"), ("reverse_kl", "weight")])
@@ -135,7 +153,7 @@ def test_rows_without_advantages_or_weight_are_not_read(ranks, op, skipping):
 def test_equal_logits_across_the_border_of_two_slices(ranks):
     student, teacher = torch.zeros(1, 1, 12), torch.zeros(1, 1, 12)
     student[..., 3:9], teacher[..., 5:], student[..., 8] = 1.0, -0.0, 2.0
-    for widths in ([6, 6], [4, 8], *([[5, 2, 5], [0, 4, 8]] if tiers.ALL else [])):
+    for widths in CUTS_OF_12:
         result = on_ranks(ranks, "token_stats", widths, student_logits=student, teacher_logits=teacher, k=5)
         assert result["student_topk_ids"].flatten().tolist() == [8, 3, 4, 5, 6]
         assert result["teacher_topk_ids"].flatten().tolist() == [0, 1, 2, 3, 4]
@@ -162,6 +180,49 @@ def test_a_divergence_that_no_float32_holds_is_not_infinite(ranks):
     teacher[..., 3] = -3e38
     arguments = {"student_logits": student, "teacher_logits": teacher, "weight": torch.full((1, 1), 0.25)}
     torch.testing.assert_close(on_ranks(ranks, "reverse_kl", [10, 10], **arguments)["loss"], torch.full((1, 1), 1.5e38))
+
+
+def test_huge_finite_logits(ranks):
+    """No term is lost, and what no float32 holds before it is weighted keeps its gradient."""
+    student, teacher = torch.tensor([[0.0, -3e38]]), torch.tensor([[0.0, -88.0]])
+    given = {"student_logits": student, "teacher_logits": teacher, "k": 1}
+    result = on_ranks(ranks, "token_stats", [1, 1], **given)
+    comparison.check(result, operators.answer("token_stats", **given))
+    assert result["forward_kl"].item() == pytest.approx(1.816, abs=1e-3)
+    given = {"student_logits": torch.zeros(1, 2), "teacher_logits": torch.tensor([[3e38, -3e38]])}
+    result = on_ranks(ranks, "reverse_kl", [1, 1], **given, weight=torch.full((1,), 0.5))
+    expected = of_one_rank("reverse_kl", **given, weight=torch.full((1,), 0.5), impl="reference")
+    assert expected["gradient"].isfinite().all() and expected["gradient"].any()
+    for name, value in expected.items():
+        torch.testing.assert_close(result[name], value, msg=name)
+
+
+def test_divergences_are_never_negative(ranks):
+    """Where both models agree except for rounding."""
+    student = cases.randn(64, 40, seed=0, scale=1)
+    result = on_ranks(ranks, "token_stats", [20, 20], student_logits=student, teacher_logits=student + 1 / 3, k=4)
+    assert (result["reverse_kl"] >= 0).all() and (result["forward_kl"] >= 0).all()
+
+
+@pytest.mark.parametrize("loss", ["topk_policy", "reverse_kl"])
+def test_opd_loss_is_reliability_followed_by_the_loss(ranks, loss):
+    arguments = ordinary("opd_loss", width=42)
+    for widths in CUTS:
+        scored = on_ranks(ranks, "reliability", widths, **arguments)
+        result = on_ranks(ranks, "opd_loss", widths, **arguments, loss=loss)
+        gradient = result.pop("gradient")
+        both = {name: result[name] for name in scored}
+        torch.testing.assert_close(both.pop("rewards"), scored["rewards"])
+        assert comparison.differing(both, {name: scored[name] for name in both}) == []
+        student, teacher, mask = (arguments[name] for name in ("student_logits", "teacher_logits", "mask"))
+        if loss == "topk_policy":
+            given = {"topk_ids": scored["topk_ids"], "advantages": scored["rewards"]}
+            expected = on_ranks(ranks, "topk_policy_loss", widths, student_logits=student, mask=mask, **given)
+        else:
+            given = {"teacher_logits": teacher, "weight": scored["weight"]}
+            expected = on_ranks(ranks, "reverse_kl", widths, student_logits=student, mask=mask, **given)
+        torch.testing.assert_close(result["loss"], expected["loss"])
+        torch.testing.assert_close(gradient, expected["gradient"])
 
 
 @pytest.mark.parametrize("offset", [-450.0, 30.0])
@@ -203,12 +264,32 @@ def test_one_position(ranks):
     )  # fmt: skip
 
 
-def test_packed_responses_that_come_in_chunks(ranks):
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_packed_responses_that_come_in_chunks(ranks, dtype):
     arguments = operators.example("reliability", (3, 4), 42, 4, packed=True)
-    arguments["cu_seqlens"] = torch.tensor([0, 5, 5, 12], dtype=torch.int32)
+    arguments["cu_seqlens"] = torch.tensor([0, 5, 5, 12], dtype=dtype)
     result, whole = on_ranks(ranks, "reliability", [20, 22], **arguments), of_one_rank("reliability", **arguments)
     torch.testing.assert_close(result.pop("rewards"), whole.pop("rewards"))
     assert comparison.differing(result, whole) == []
+
+
+def test_slots_are_empty_where_the_whole_row_has_too_few_ids(ranks):
+    """One slice has fewer than k ids with a logit, and the other fills up; or both together have too few."""
+    student, teacher = torch.full((1, 3, 12), -torch.inf), torch.full((1, 3, 12), -torch.inf)
+    student[0, 0, 6], teacher[0, 0, 7] = 0.0, 0.0  # one id each, and not the same
+    student[0, 1, [1, 6]], teacher[0, 1, 6] = 0.0, 0.0
+    student[0, 2, [0, 7, 8, 9, 11]], teacher[0, 2] = 0.0, 1.0
+    arguments = {"student_logits": student, "teacher_logits": teacher, "k": 4}
+    for widths in CUTS_OF_12:
+        result = on_ranks(ranks, "reliability", widths, **arguments)
+        assert result["overlap"].tolist() == [[0.0, 0.5, 0.25]]
+        assert result["topk_ids"][0].tolist() == [[6, 0, 1, 2], [1, 6, 0, 2], [0, 7, 8, 9]]
+        comparison.check(result, operators.answer("reliability", **arguments))
+        ids, logprobs = torch.tensor([[[6, 0], [6, 1], [7, -1]]]), torch.full((1, 3, 2), -0.7)
+        logprobs[0, 0, 1] = -torch.inf
+        sent = {"teacher_topk_ids": ids, "teacher_topk_logprobs": logprobs}
+        result = on_ranks(ranks, "topk_forward_kl", widths, student_logits=student, **sent)
+        assert result["overlap"].tolist() == [[1.0, 1.0, 0.5]]
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------
@@ -251,8 +332,8 @@ DIFFERENCES = [
     ("reliability", {"w_drop": 0}, {"w_drop": 1}, ValueError, "w_drop", "0.0", "1.0"),
     ("reliability", {}, {"token_ids": IDS}, ValueError, "token_ids", "None", "int64"),
     ("reliability", {}, {"student_logits": HALF.half()}, TypeError, "student_logits", "float32", "float16"),
-    ("token_stats", {}, dict.fromkeys(parallel_rank.SLICED, HALF[:1]) | {"mask": None}, ValueError, "student_logits",
-     "[2, 3, V] on cpu", "[1, 3, V] on cpu"),
+    ("token_stats", {}, {"student_logits": HALF[:1], "teacher_logits": HALF[:1], "mask": None}, ValueError,
+     "student_logits", "[2, 3, V] on cpu", "[1, 3, V] on cpu"),
     ("reverse_kl", {}, {"impl": "reference"}, ValueError, "impl", "'auto'", "'reference'"),
 ]  # fmt: skip
 
@@ -360,6 +441,6 @@ def gpu_ranks(tmp_path_factory):
 def test_values_on_gpus(gpu_ranks, op, name):
     key = op, name, (F32, F32), 0
     upstream, arguments = operators.sample(*key)
-    width = arguments["student_logits"].shape[-1]
+    width = arguments[leaf(op)].shape[-1]
     result = on_ranks(gpu_ranks, op, [width // 3, width - width // 3], upstream, "cuda", **arguments)
     comparison.check(result, operators.answer_of_sample(*key))
