@@ -154,7 +154,11 @@ def main(target, *ops):
         if kernel.hash not in seen:
             seen.add(kernel.hash)
             dtypes = [str(x.dtype).removeprefix("torch.") for name, x in arguments.items() if name.endswith("logits")]
-            flags = [name for name in FLAGS if arguments.get(name, False) is True or isinstance(arguments.get(name), torch.Tensor)]
+            flags = [
+                name
+                for name in FLAGS
+                if arguments.get(name, False) is True or isinstance(arguments.get(name), torch.Tensor)
+            ]
             call = {"op": op, "dtypes": dtypes, "k": arguments.get("k"), "with": flags}
             line = {"kernel": self.__name__, "pass": kwargs.get("PASS"), **call, **described(kernel)}
             print(json.dumps(line), flush=True)
