@@ -22,11 +22,12 @@ def extra(function, *args, small=lambda: None, **kwargs):
 
 def main():
     torch.set_num_threads(THREADS)
-    ids, drift = torch.randint(1000, (64, 1024, 16)), torch.rand(64, 12288) < 0.5
+    ids, drift = torch.randint(60, (64, 1024, 16)) + 60 * torch.arange(16), torch.rand(64, 12288) < 0.5
     calls = [("reliability_from_topk", {}, ids, ids.flip(0)), ("reliability_from_drift", {}, drift)]
     for dtype in (torch.float32, torch.bfloat16):
         pair = [torch.randn(4, 16, 151936).to(dtype) for _ in range(2)]
-        calls += [(op, {"k": k}, *pair) for op in ("reliability", "token_stats") for k in (16, 256)]
+        calls += [(op, {"k": k}, *pair) for op in ("reliability", "opd_loss", "token_stats") for k in (16, 256)]
+        calls.append(("selected_logprobs", {}, pair[0], torch.randint(300, (4, 16, 512))))
     for impl in COMPILED:
         for op, options, *tensors in calls:
             given = dict(zip(DECLARED[op].tensors, tensors, strict=False)) | options

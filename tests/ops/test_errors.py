@@ -61,7 +61,18 @@ def protects_memory(arguments, words):
     return rule and not re.search(r"tensor, got|complex64|got \[\]", words) and "threshold" not in arguments
 
 
-@each_row([row for row in TABLE if row[0] in COMPILED_PASSES and protects_memory(*row[1:3])])
+def of_pass(op, arguments, words, error):
+    """The same row for the compiled pass of a composed operator."""
+    name = {"selected_logprobs": "row_stats", "opd_loss": "opd_scores"}.get(op, op)
+    whole = DECLARED[op].arguments((), {n: x for n, x in arguments.items() if n != "impl"})._asdict()
+    given = (whole if op == "opd_loss" else arguments) | {"divergence": False}
+    return name, {n: x for n, x in given.items() if n in COMPILED_PASSES[name].parameters}, words, error
+
+
+OF_PASSES = [row for row in TABLE if row[0] not in ("topk_policy_loss", "topk_forward_kl")]
+
+
+@each_row([of_pass(*row) for row in OF_PASSES if protects_memory(*row[1:3])])
 def test_compiled_operator_without_the_checks_of_python(op, arguments, words, error):
     """What protects memory is checked there once more, in the same words."""
     check(lambda **given: compiled_alone(op, **given), op, arguments, words, RuntimeError)

@@ -82,7 +82,7 @@ import numpy as np
 from pruneopd_kernels import PruneConfig, host
 logits = np.random.default_rng(0).standard_normal((2, 3, 40), np.float32)
 host.reliability(logits, logits), host.token_stats(logits, logits)
-host.reliability_from_topk(np.zeros((2, 3, 4), np.int64), np.zeros((2, 3, 4), np.int64))
+host.reliability_from_topk(*[np.arange(24).reshape(2, 3, 4)] * 2)
 host.reliability_from_drift(np.zeros((2, 3), bool))
 with contextlib.suppress(ValueError):
     host.reliability(logits, logits, k=0)
