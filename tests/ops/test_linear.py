@@ -283,6 +283,27 @@ def test_a_broken_row_stays_where_it_is(loss, reduction):
     assert all(x.isfinite().all() for x in with_gradients(masked, loss=loss, reduction=reduction)[1])
 
 
+@each_loss
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_broken_row_agrees_with_nothing(loss, side):
+    given = problem(mask="none")
+    given.student_bias[:K] += 100.0  # the ids that are first in a row of NaN
+    getattr(given, f"{side}_hidden")[1, 4] = torch.nan
+    for options in ({}, {"metric": "top_p", "token_ids": torch.zeros(3, T, dtype=torch.int64)}):
+        out = linear_opd_loss(**given.arguments(loss=loss, **options))
+        check_counted(out, reference.reliability(*given.logits(), **OPTIONS, **options))
+        assert out.overlap[1, 4] == 0 and out.drift[1, 4] and out.rewards[1, 4].isnan().all()
+
+
+@each_loss
+def test_a_loss_beyond_float32_has_a_gradient_of_nan(loss):
+    given, weight = problem(torch.float32), torch.full((3, T), 3e38)
+    out, (gradient,) = with_gradients(given, STUDENT[:1], loss=loss, weight=weight)
+    finite = out.loss.isfinite()
+    assert 0 < finite[given.mask].sum() < given.mask.sum()
+    assert gradient[~finite].isnan().all()
+
+
 @each_pass
 def test_what_has_no_weight_has_no_part(loss, reduction):
     """Where L is 0, a teacher's broken row gives a loss and a gradient of 0; so does a scale of 0, or a mask."""
