@@ -25,10 +25,10 @@ from ._scoring import Passes
 Function = TypeVar("Function", bound=Callable[..., Any])
 KINDS = checks.KINDS | dict.fromkeys(("Loss", "Reduction", "Impl"), "str")
 
-# What the docstrings share.
+# What the docstrings share; an entry of the student's also serves where there is one model.
 ENTRIES = """
     student_hidden: float32, bfloat16 or float16 `[B, T, H]` (padded) or `[N, H]` (packed), with any strides: what the
-        student's head is applied to.
+        head is applied to.
     student_weight: The head's weight `[V, H]`, of the same dtype unless under autocast.
     teacher_hidden: `[B, T, H']` or `[N, H']`; H' and dtype may differ from the student's.
     teacher_weight: `[V', H']`.
@@ -100,5 +100,5 @@ def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> s
     for text in (operators, ENTRIES, own):
         entries.update(re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", text, re.MULTILINE))
     before, after = own.split("\nReturns:\n")
-    args = "".join(f"    {name}: {entries[name]}" for name in arguments)
+    args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
     return f"{before.partition('Args:')[0].rstrip()}\n\nArgs:\n{args}\nReturns:\n{after}"

@@ -33,15 +33,6 @@ def linear_selected_logprobs(  # noqa: D417 the other arguments are described on
     are summed in float32 and rounded to their tensors' dtypes at the end. Products, autocast and masks are as in
     `linear_reliability`.
 
-    Args:
-        hidden: float32, bfloat16 or float16 `[B, T, H]` or `[N, H]`, with any strides: what the head is applied to.
-        weight: The head's weight `[V, H]`, of the same dtype unless under autocast.
-        mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. None: all positions are
-            valid. On a GPU the valid positions are counted, which waits for it once.
-        bias: `[V]`.
-        softcap: If given, the logits become `cap * tanh(logits / cap)`, after the bias and before the temperature, as
-            in Gemma; finite and > 0.
-
     Returns:
         `logprobs` float32 `[..., m]`, `entropy` float32 `[...]` in nats and `lse` float32 `[...]`. Log-probabilities
         and entropy are differentiable in `hidden`, `weight` and `bias`, once; `lse` is a constant.
