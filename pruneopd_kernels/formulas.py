@@ -404,10 +404,9 @@ def row_state(rows: Rows, used: Tensor) -> Tensor:
     return where_used(used, state)
 
 
-def logprobs_from_state(logits: Tensor, ids: Tensor, state: Tensor, temperature: float) -> Tensor:
-    """Return log p of ids that exist from the state of their row, in float64; nothing else of the row is read."""
-    distance = (logits.gather(-1, ids).to(torch.float64) - state[..., :1]) / temperature
-    return distance - state[..., 1:2].log()
+def logprobs_from_state(logits: Tensor, state: Tensor, temperature: float) -> Tensor:
+    """Return log p of some ids from their logits and the state of their row, in float64."""
+    return (logits.to(torch.float64) - state[..., :1]) / temperature - state[..., 1:2].log()
 
 
 def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:

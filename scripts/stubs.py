@@ -10,13 +10,13 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pruneopd_kernels import checks
+from pruneopd_kernels import checks, linear_opd_loss
 from pruneopd_kernels.ops import OPERATORS, Operator
 
 PACKAGE = Path(__file__).parents[1] / "pruneopd_kernels"
@@ -73,8 +73,11 @@ def reference() -> str:
 def parallel() -> str:
     before = "from torch import Tensor\nfrom torch.distributed import ProcessGroup\n"
     ops = [op for op in OPERATORS.values() if any(name.endswith("logits") for name in op.tensors)]
+    after = "from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction\n\n"
     extra = "group: ProcessGroup | None"
-    return stub(before, "..", [signature(op, "Tensor", result_of(op), extra, without="") for op in ops], "\n")
+    signatures = [signature(op, "Tensor", result_of(op), extra, without="") for op in ops]
+    signatures.append(of_linear(linear_opd_loss, extra))
+    return stub(before, "..", signatures, after)
 
 
 def linear() -> str:
@@ -85,9 +88,13 @@ from .linear_opd_loss import Loss, Reduction
 
 """
     functions = [function for name, function in sorted(vars(linear).items()) if inspect.isfunction(function)]
-    declared = [SimpleNamespace(name=f.__name__, signature=inspect.signature(f)) for f in functions]
-    signatures = [signature(op, "Tensor", op.signature.return_annotation, without="") for op in declared]
+    signatures = [of_linear(function) for function in functions]
     return stub("from torch import Tensor\n", "..", signatures, after)
+
+
+def of_linear(function: Callable[..., Any], extra: str = "") -> str:
+    declared = SimpleNamespace(name=function.__name__, signature=inspect.signature(function))
+    return signature(declared, "Tensor", declared.signature.return_annotation, extra, without="")
 
 
 def result_of(op: Operator) -> str:

@@ -58,12 +58,12 @@ class Sides(dict[str, Side]):
         return next(iter(computed.values()))[0], {name: logits for name, (_, logits) in computed.items()}
 
 
-def chunk_size_of(a: Any) -> int:
-    """Return how many positions a chunk has."""
+def chunk_size_of(a: Any, widest: int | None = None) -> int:
+    """Return how many positions a chunk has; `widest` is the largest number of ids, if the heads do not tell it."""
     if a.chunk_size is not None:
         return int(a.chunk_size)
     weights = [getattr(a, f"{prefix}weight") for prefix in prefixes_of(a)]
-    return int(max(1, CHUNK_BYTES // max(len(x) * sum_dtype(x.dtype).itemsize for x in weights)))
+    return int(max(1, CHUNK_BYTES // max((widest or len(x)) * sum_dtype(x.dtype).itemsize for x in weights)))
 
 
 class Computed(NamedTuple):

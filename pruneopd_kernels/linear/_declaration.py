@@ -44,41 +44,18 @@ ENTRIES = """
 
 
 def from_hidden_states(op: str) -> Callable[[Function], Function]:
-    """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's.
-
-    The function that is returned checks its arguments, also by `check(name, a)` of the same module if there is one, and
-    calls its `compute(a)` with a record of them. In the record, `impl` and `chunk_size` are what they come to. It also
-    has the function's name, the dtype of an autocast, which is off while it computes, and what reads logits.
-    """
+    """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's."""
 
     def decorate(function: Function) -> Function:
-        name, module = function.__name__, sys.modules[function.__module__]
-        own = inspect.signature(function)
-        parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-        given = OPERATORS[op].signature.parameters.items()
-        parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
-        signature = own.replace(parameters=[*parameters.values()])
-        kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
-        record = cast(Any, namedtuple)("Arguments", [*kinds, "op", "autocast", "passes"])
+        declared = Declaration(function, op)
 
         def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{name}: {error}") from None
-            bound.apply_defaults()
-            for key, value in bound.arguments.items():
-                checks.kind(name, key, value, kinds[key], Tensor, "a tensor")
-            refuse_forward_mode(name, bound.arguments.values())
-            hidden = next(iter(bound.arguments.values()))
-            a = record(**bound.arguments, op=name, autocast=autocast_dtype(hidden.device), passes=None)
-            check(name, a)
-            if hasattr(module, "check"):
-                module.check(name, a)
-            check_values(name, a, hidden)
-            with without_autocast(hidden):
-                impl = implementations.choose(name, a.impl, hidden.device)
-                return module.compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
+            a = declared.arguments(args, kwargs)
+            declared.check_kinds(a, Tensor, "a tensor")
+            refuse_forward_mode(declared.name, a)
+            declared.check(a)
+            impl = implementations.choose(declared.name, a.impl, a[0].device)
+            return declared.compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -86,11 +63,59 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             compute = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
             return compute(args, kwargs)
 
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        call.__doc__ = _docstring(function, op, list(parameters))
+        call.__signature__ = declared.signature  # type: ignore[attr-defined]
+        call.__doc__ = _docstring(function, op, list(declared.kinds))
+        declared.function, call.declared = call, declared  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+class Declaration:
+    """One function from hidden states: its arguments, their rules, and its `compute(a)`, which takes a record of them.
+
+    The record also has the function's name, the dtype of an autocast, which is off while it computes, and what reads
+    logits. For `compute`, `impl` and `chunk_size` are what they come to.
+    """
+
+    def __init__(self, function: Callable[..., Any], op: str) -> None:
+        self.function = function
+        self.name, self.module = function.__name__, sys.modules[function.__module__]
+        own = inspect.signature(function)
+        parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        given = OPERATORS[op].signature.parameters.items()
+        parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
+        self.signature = own.replace(parameters=[*parameters.values()])
+        self.kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
+        self.tensors = [key for key, kind in self.kinds.items() if kind.startswith("Tensor")]
+        self.record = cast(Any, namedtuple)("Arguments", [*self.kinds, "op", "autocast", "passes"])
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the record of a call's arguments, defaults filled in."""
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        bound.apply_defaults()
+        hidden = next(iter(bound.arguments.values()))
+        autocast = autocast_dtype(hidden.device) if isinstance(hidden, Tensor) else None
+        return self.record(**bound.arguments, op=self.name, autocast=autocast, passes=None)
+
+    def check_kinds(self, a: Any, array: type, noun: str) -> None:
+        """Raise a TypeError if an argument has not its type, or is no plain tensor; a Tensor is an `array` here."""
+        for key, kind in self.kinds.items():
+            checks.kind(self.name, key, getattr(a, key), kind, array, noun)
+
+    def check(self, a: Any, **options: bool) -> None:
+        """Raise if a record of arguments breaks a rule. The options of an operator's checks follow from them here."""
+        check(self.name, a)
+        if hasattr(self.module, "check"):
+            self.module.check(self.name, a)
+        check_values(self.name, a, a[0])
+
+    def compute(self, a: Any) -> Any:
+        with without_autocast(a[0]):
+            return self.module.compute(a)
 
 
 def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> str:

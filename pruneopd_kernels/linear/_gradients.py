@@ -42,7 +42,7 @@ def add_chunk(
 
 def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
     """Return the loss of `reduction="sum"`: its backward pass gives the gradients away."""
-    op = a.op  # keep no tensor alive
+    op, passes = a.op, a.passes  # keep no tensor alive
 
     def backward(saved: Any, wanted: Any, gradient: Tensor) -> Optional:
         if gradients.sums is None:
@@ -50,7 +50,7 @@ def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
                 f"{op}: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
                 "retain_graph=True, use reduction='none'"
             )
-        return gradients.give_up(gradient)
+        return gradients.give_up(passes, gradient)
 
     return _attach(op, inputs_of(a, "student_"), backward, {}, loss)[0]
 
@@ -86,7 +86,7 @@ def _recompute(op: str, a: Any, prefix: str, kept: dict[str, Any], wanted: list[
         flowing = (None if x is None else x[chunk] for x in rows)
         add_chunk(formed, op, a, sides, places[chunk], of_chunk, *sides.logits(places[chunk]), *flowing)
     del sides  # the chunks' memory, before the gradients are rounded
-    return formed.give_up()
+    return formed.give_up(a.passes)
 
 
 # --- for autograd -------------------------------------------------------------------------------------------------

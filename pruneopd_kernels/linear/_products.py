@@ -120,12 +120,14 @@ class Gradients:
         if of_weight is not None:
             head.add_weight_gradient(of_weight, gradient, hidden)
 
-    def give_up(self, factor: Tensor | float = 1.0) -> Optional:
+    def give_up(self, passes: Any, factor: Tensor | float = 1.0) -> Optional:
         """Return the gradients times a factor, in place, in the dtypes of the inputs; keep none."""
         assert self.sums is not None
         factor = self.unit * factor
         gradients = [None if x is None else x.mul_(factor) for x in self.sums]
         self.sums = None
+        if gradients[0] is not None:
+            passes.add_up(gradients[0])
         for place, gradient in enumerate(gradients):  # so that one float32 sum at a time has a rounded copy beside it
             gradients[place] = None if gradient is None else gradient.to(self.dtypes[place])
         return tuple(gradients)

@@ -39,12 +39,15 @@ class Passes:
 
     def logprobs(self, logits: Tensor, ids: Tensor, state: Tensor, temperature: float) -> Tensor:
         """Return the log-probabilities of ids that exist, from the states of their rows."""
-        return formulas.logprobs_from_state(logits, ids, state, temperature)
+        return formulas.logprobs_from_state(logits.gather(-1, ids), state, temperature)
 
     def gradient(self, op: str, a: Any, *gradients: Tensor | None) -> Tensor:
         """Return the gradient by the first model's logits; `a` also has the logits and what the operator has kept."""
         gradient: Tensor = OPERATORS[op].module.backward(a, *gradients)
         return gradient
+
+    def add_up(self, hidden_gradient: Tensor) -> None:
+        """Add to the gradient by hidden states, in place, what comes from ids whose logits are read elsewhere."""
 
 
 def scalars(op: str, a: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from torch.distributed import ProcessGroup
 from ..checks import Metric, PolicyLoss, RewardWeight, Tail
 from ..ops import OpdLoss, Reliability, SelectedLogprobs, TokenStats, TopkForwardKl
 from ..ops._operator import Impl
+from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction
 
 def reliability(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
@@ -47,3 +48,15 @@ def topk_policy_loss(
     student_temperature: float = ..., vocab_size: int | None = ..., impl: Impl = ...,
     group: ProcessGroup | None = ...,
 ) -> Tensor: ...
+def linear_opd_loss(
+    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor | None = ...,
+    teacher_weight: Tensor | None = ..., mask: Tensor | None = ..., *, student_bias: Tensor | None = ...,
+    teacher_bias: Tensor | None = ..., student_softcap: float | None = ..., teacher_softcap: float | None = ...,
+    teacher_topk_ids: Tensor | None = ..., teacher_topk_logprobs: Tensor | None = ..., chunk_size: int | None = ...,
+    loss: Loss = ..., reduction: Reduction = ..., scale: Tensor | None = ..., weight: Tensor | None = ...,
+    tail: Tail = ..., skip_exhausted: bool = ..., token_ids: Tensor | None = ..., cu_seqlens: Tensor | None = ...,
+    drift_count: Tensor | None = ..., k: int = ..., threshold: float = ..., w_drop: float = ...,
+    w_base: float = ..., eps: float = ..., metric: Metric = ..., top_p: float = ...,
+    reward_weight: RewardWeight = ..., student_temperature: float = ..., teacher_temperature: float = ...,
+    vocab_size: int | None = ..., impl: Impl = ..., group: ProcessGroup | None = ...,
+) -> LinearOpdLoss: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -21,7 +21,6 @@ from .. import checks
 from ..dispatch import implementations
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values, is_set
-from ..ops import Operator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,6 +39,7 @@ class Slices:
     rank: int
     ends: tuple[int, ...]  # of each rank's ids
     vocab_size: int
+    widest: int  # how many ids, existing or not, any rank has of a model
     impl: Any  # what computes on this rank
 
     @property
@@ -68,31 +68,50 @@ class _Entry(NamedTuple):
     is_dtype: bool = False
 
 
-def agree(op: Operator, group: ProcessGroup | None, a: Any, impl: str) -> Slices:
-    """Check a record of arguments on all ranks at once, with one small exchange."""
+def agree(op: Any, group: ProcessGroup | None, a: Any, impl: str) -> Slices:
+    """Check a record of arguments on all ranks at once, with one small exchange.
+
+    `op` is an operator or the declaration of a function from hidden states.
+    """
     rank, ranks = _place(op.name, group)
     error = _error(op, a, impl, None)
     entries = _entries(op, a, impl) if error is None else []
     digest = hashlib.blake2b(repr(entries).encode(), digest_size=8).digest()
-    names = logits_of(op)
-    mine = [_width(getattr(a, name)) for name in (names[0], names[-1])]
-    rows = _exchange([int.from_bytes(digest, "little", signed=True), *mine, error is not None], ranks, group)
-    digests, *widths, failures = zip(*rows, strict=True)
-    whole = dict(zip((names[0], names[-1]), map(sum, widths), strict=True))
+    mine = [int.from_bytes(digest, "little", signed=True), *_widths(op, a), error is not None]
+    digests, *widths, failures = zip(*_exchange(mine, ranks, group), strict=True)
+    whole = [sum(of_ranks) for of_ranks in widths]
     if any(failures) or len(set(digests)) > 1:
         _raise_together(op.name, error and (_error(op, a, impl, whole) or error), entries, ranks, group)
     error = _error(op, a, impl, whole)  # of what has been agreed on, and so the same on every rank
     if error is not None:
         raise error
-    vocab_size = whole[names[0]] if a.vocab_size is None else int(a.vocab_size)
-    ends, teacher_ends = (_ends(of_ranks, vocab_size) for of_ranks in widths)
-    _cut_alike(op.name, ends, teacher_ends)
-    return Slices(group, rank, ends, vocab_size, implementations.choose(op.name, impl, a[0].device))
+    vocab_size = whole[0] if a.vocab_size is None else int(a.vocab_size)
+    ends = _cut_alike(op, *(_ends(of_ranks, vocab_size) for of_ranks in widths))
+    widest = max(max(of_ranks) for of_ranks in widths)
+    return Slices(group, rank, ends, vocab_size, widest, implementations.choose(op.name, impl, a[0].device))
 
 
-def logits_of(op: Operator) -> list[str]:
-    """Return the names of the arguments of which each rank has a slice."""
-    return [name for name in op.tensors if name.endswith("logits")]
+def axes_of(op: Any) -> dict[str, int]:
+    """Return the arguments of which each rank has a slice, logits or heads, and which axis is the vocabulary's."""
+    heads = ("student_weight", "teacher_weight", "student_bias", "teacher_bias")
+    axes = {name: -1 for name in op.tensors if name.endswith("logits")}
+    return axes or {name: 0 for name in heads if name in op.tensors}
+
+
+def _models(op: Any) -> tuple[str, str]:
+    """Return the slices that tell how each model's vocabulary is cut; of one model, the same twice."""
+    names = [name for name in axes_of(op) if not name.endswith("bias")]
+    return names[0], names[-1]
+
+
+def _widths(op: Any, a: Any) -> list[int]:
+    """Return how many ids this rank has of each model; of the first one if there is no second."""
+    first, last = (getattr(a, name) for name in _models(op))
+    axis = next(iter(axes_of(op).values()))
+    return [
+        x.shape[axis] if isinstance(x, Tensor) and not x.is_nested and x.ndim else 0
+        for x in (first, first if last is None else last)
+    ]
 
 
 def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
@@ -114,46 +133,54 @@ def _exchange(numbers: list[int], ranks: int, group: ProcessGroup | None) -> lis
     return everyone.tolist()
 
 
-def _width(logits: Any) -> int:
-    return logits.shape[-1] if isinstance(logits, Tensor) and not logits.is_nested and logits.ndim else 0
-
-
 def _ends(widths: Iterable[int], vocab_size: int) -> tuple[int, ...]:
     return tuple(min(end, vocab_size) for end in accumulate(widths))
 
 
-def _cut_alike(op: str, student_ends: tuple[int, ...], teacher_ends: tuple[int, ...]) -> None:
+def _cut_alike(op: Any, student_ends: tuple[int, ...], teacher_ends: tuple[int, ...]) -> tuple[int, ...]:
+    student_slice, teacher_slice = _models(op)
     for rank, (student, teacher) in enumerate(zip(student_ends, teacher_ends, strict=True)):
         if student != teacher:
-            rule = f"be cut like student_logits: on rank {rank}, ids end at {student}"
-            checks.bad_value(op, "teacher_logits", rule, teacher)
+            rule = f"be cut like {student_slice}: on rank {rank}, ids end at {student}"
+            checks.bad_value(op.name, teacher_slice, rule, teacher)
+    return student_ends
 
 
 # What a rank finds wrong by itself.
 
 
 class _Whole:
-    """Logits as the checks see them, with the width of the whole vocabulary."""
+    """A slice as the checks see it, with the ids of the others beside its own."""
 
-    def __init__(self, logits: Tensor, width: int) -> None:
-        self.shape = (*logits.shape[:-1], width)
-        self.ndim, self.dtype, self.device = logits.ndim, logits.dtype, logits.device
-        self._stride = logits.stride(-1) if logits.shape[-1] > 1 and logits.numel() else 1
+    def __init__(self, x: Tensor, axis: int, others: int) -> None:
+        shape = [*x.shape]
+        shape[axis] += others
+        self.shape = tuple(shape)
+        self.ndim, self.dtype, self.device = x.ndim, x.dtype, x.device
+        self._stride = x.stride(-1) if x.shape[-1] > 1 and x.numel() else 1
 
     def stride(self, axis: int) -> int:
         return self._stride
 
 
-def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) -> Exception | None:
-    """Return what is wrong with this rank's arguments; without the widths of all, what does not depend on them."""
+def _error(op: Any, a: Any, impl: str, whole: Sequence[int] | None) -> Exception | None:
+    """Return what is wrong with this rank's arguments; without the whole widths, what does not depend on them."""
     try:
         op.check_kinds(a, Tensor, "a tensor")
-        op.check_plain(a)
+        for name in op.tensors:
+            if getattr(a, name) is not None:
+                checks.plain(op.name, name, getattr(a, name))
         checks.kind(op.name, "impl", impl, "str")
-        sliced = {name: getattr(a, name) for name in logits_of(op) if getattr(a, name).ndim}
-        whole = {name: _Whole(x, UNKNOWN_WIDTH if widths is None else widths[name]) for name, x in sliced.items()}
+        mine = _widths(op, a)
+        others = [width - own for width, own in zip(whole or (UNKNOWN_WIDTH, UNKNOWN_WIDTH), mine, strict=True)]
+        sliced = {name: (getattr(a, name), axis) for name, axis in axes_of(op).items()}
+        wholes = {
+            name: _Whole(x, axis, others[name.startswith("teacher")])
+            for name, (x, axis) in sliced.items()
+            if x is not None and x.ndim
+        }
         chosen = implementations.choose(op.name, impl, a[0].device)
-        op.check(a._replace(**whole), float64=chosen == "reference", values=has_values(a[0]))
+        op.check(a._replace(**wholes), float64=chosen == "reference", values=has_values(a[0]))
         implementations.require_usable(op.name, chosen, a[0].device)
     except Exception as error:  # whatever it is, the others must hear of it
         return error
@@ -163,16 +190,21 @@ def _error(op: Operator, a: Any, impl: str, widths: Mapping[str, int] | None) ->
 # What the ranks find wrong together.
 
 
-def _entries(op: Operator, a: Any, impl: str) -> list[_Entry]:
+def _entries(op: Any, a: Any, impl: str) -> list[_Entry]:
     """Return all that must be equal on every rank, in words."""
-    entries = [_Entry("the operator", op.name)]
+    entries, axes = [_Entry("the operator", op.name)], axes_of(op)
     for name, value in {**a._asdict(), "impl": impl}.items():
         if not isinstance(value, Tensor):
             entries.append(_Entry(name, _scalar(value, op.kinds.get(name, "str"))))
             continue
-        shape = [*value.shape[:-1], "V"] if name in logits_of(op) else value.shape
+        shape = [*map(str, value.shape)]
+        if name in axes:
+            shape[axes[name]] = "V"
+        # A gradient by whole hidden states is summed over all ranks.
+        wants = name == "student_hidden" and value.requires_grad and torch.is_grad_enabled()
         entries.append(_Entry(name, str(value.dtype).removeprefix("torch."), is_dtype=True))
-        entries.append(_Entry(name, f"[{', '.join(map(str, shape))}] on {value.device.type}"))
+        words = f"[{', '.join(shape)}] on {value.device.type}"
+        entries.append(_Entry(name, words + (", wanting a gradient" if wants else "")))
         if name in VALUES and has_values(value):
             entries.append(_Entry(name, f"values of checksum {_checksum(name, value, a.mask):08x}"))
     return entries

@@ -1,8 +1,4 @@
-"""The gradient of one rank's slice.
-
-Every rank has the same loss, and saves the same of the whole row. So each rank computes the gradient of its slice by
-itself, with the backward passes for whole rows.
-"""
+"""Outputs that are differentiable in this rank's logits."""
 
 from __future__ import annotations
 
@@ -13,29 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dispatch.registration import save_tensors, saved_tensors
 from ..ops import Operator
-from ._agreement import Slices
-from ._rows import local_ids
+from ._passes import Split
 
 
-def with_gradient(slices: Slices, op: Operator, a: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
+def with_gradient(passes: Split, op: Operator, a: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the operator's outputs, the differentiable ones with their gradient by this rank's logits."""
     fields = list(outputs[: len(op.fields)])
     if not op.saved:
         return fields
-    scalars = {name: getattr(a, name) for name in op.scalars} | {"impl": slices.impl, "vocab_size": slices.width}
+    scalars = {name: getattr(a, name) for name in op.scalars}
     given = a._asdict() | dict(zip((*op.fields, *op.saved), outputs, strict=True))
-    names = op.module.kept(SimpleNamespace(**scalars))
-    # Candidates of other ranks count in the sum of the coefficients, and have no logit here.
-    kept = [local_ids(slices, given[name]) if name.endswith("_ids") else given[name] for name in names]
+    kept = {name: given[name] for name in op.module.kept(SimpleNamespace(**scalars))}
 
-    def gradient_of(kept: Sequence[Any], *gradients: Tensor | None) -> Tensor:
-        if slices.width == 0:
-            return torch.zeros_like(kept[0])
-        return op.module.backward(SimpleNamespace(**scalars, **dict(zip(names, kept, strict=True))), *gradients)  # type: ignore[no-any-return]
+    def gradient_of(kept: dict[str, Any], *gradients: Tensor | None) -> Tensor:
+        return passes.gradient(op.name, SimpleNamespace(**scalars, **kept), *gradients)
 
     at = [op.fields.index(name) for name in op.differentiable]
-    linked = _Linked.apply(a[0], gradient_of, len(at), *(fields[i] for i in at), *kept)  # type: ignore[no-untyped-call]
+    linked = _Linked.apply(a[0], gradient_of, kept, *(fields[i] for i in at))  # type: ignore[no-untyped-call]
     for i, output in zip(at, linked, strict=True):
         fields[i] = output
     return fields
@@ -46,14 +38,10 @@ class _Linked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, gradient_of: Callable[..., Tensor], count: int, *tensors: Any
+        ctx: Any, logits: Tensor, gradient_of: Callable[..., Tensor], kept: dict[str, Any], *outputs: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs, kept = tensors[:count], tensors[count:]
-        # Inference tensors cannot be saved for backward; they are immutable, so a plain reference is enough.
-        is_saved = [x is not None and not x.is_inference() for x in kept]
-        ctx.save_for_backward(*(x if saved else None for x, saved in zip(kept, is_saved, strict=True)))
-        ctx.unsaved = [None if saved else x for x, saved in zip(kept, is_saved, strict=True)]
-        ctx.gradient_of, ctx.others = gradient_of, 2 + len(tensors)
+        save_tensors(ctx, kept)
+        ctx.gradient_of, ctx.others = gradient_of, 2 + len(outputs)
         ctx.set_materialize_grads(False)
         return tuple(x.clone() for x in outputs)
 
@@ -62,6 +50,4 @@ class _Linked(torch.autograd.Function):
         none: list[None] = [None] * ctx.others
         if all(gradient is None for gradient in gradients):
             return None, *none
-        pairs = zip(ctx.saved_tensors, ctx.unsaved, strict=True)
-        kept = [unsaved if saved is None else saved for saved, unsaved in pairs]
-        return ctx.gradient_of(kept, *gradients), *none
+        return ctx.gradient_of(saved_tensors(ctx), *gradients), *none

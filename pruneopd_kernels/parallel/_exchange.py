@@ -23,9 +23,9 @@ class Side(NamedTuple):
     A slice narrower than the widest list of candidates fills its own up with logits of -inf.
     """
 
-    topk_ids: Tensor  # [..., k'], of the whole vocabulary
-    topk_logits: Tensor  # [..., k'], exact; the first is the slice's greatest logit
-    log_mass: Tensor  # log(sum(exp((logit - greatest) / temperature))), of use where the greatest is finite
+    topk_ids: Any = None  # [..., k'], of the whole vocabulary
+    topk_logits: Any = None  # [..., k'], exact; the first is the slice's greatest logit
+    log_mass: Any = None  # log(sum(exp((logit - greatest) / temperature))), of use where the greatest is finite
     entropy: Any = None
     divergence: Any = None  # KL(this model || the other)
     others: Any = None  # [..., k']: the other model's logits of these candidates

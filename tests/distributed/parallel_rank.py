@@ -54,6 +54,39 @@ def call(group, op, widths, arguments, into=None, device=None):
     return {name: x.detach().cpu() for name, x in outputs.items()}
 
 
+HEADS = ("student_weight", "teacher_weight", "student_bias", "teacher_bias")
+STUDENT = ("student_hidden", "student_weight", "student_bias")
+
+
+def linear(group, widths, arguments, wanted=STUDENT):
+    """The outputs of `linear_opd_loss` by name, and the gradients of the loss's sum by what is wanted.
+
+    Each rank has its rows of the heads. What a teacher has more goes to the last rank.
+    """
+    from pruneopd_kernels import parallel
+
+    rank = dist.get_rank(group)
+    begin, end = sum(widths[:rank]), sum(widths[: rank + 1]) if rank < len(widths) - 1 else None
+    arguments = {n: x[begin:end] if n in HEADS and x is not None else x for n, x in arguments.items()}
+    wanted = [name for name in wanted if arguments[name] is not None]
+    arguments |= {name: arguments[name].detach().clone().requires_grad_() for name in wanted}
+    outputs = parallel.linear_opd_loss(**arguments, group=group)._asdict()
+    gradients = torch.autograd.grad(outputs["loss"].sum(), [arguments[name] for name in wanted]) if wanted else ()
+    return {name: x.detach() for name, x in outputs.items()}, dict(zip(wanted, gradients, strict=True))
+
+
+def linear_count(group, widths, arguments, chunk_bytes=None):
+    """The names of the collectives of a call of `linear_opd_loss` and its backward pass, and the outputs."""
+    from pruneopd_kernels.linear import _chunks
+
+    with ExitStack() as patches:
+        if chunk_bytes:
+            patches.enter_context(mock.patch.object(_chunks, "CHUNK_BYTES", chunk_bytes))
+        sent = counted(patches)
+        outputs, _ = linear(group, widths, arguments)
+    return [name for name, _ in sent], outputs
+
+
 def second_derivative(group, op, widths, arguments):
     """What the derivative of a gradient raises."""
     arguments = sliced(group, op, widths, arguments)
@@ -90,20 +123,28 @@ def modes(group, op, widths, arguments):
 COLLECTIVES = ("all_gather", "all_gather_object", "all_gather_into_tensor", "all_reduce", "broadcast", "all_to_all")
 
 
-def count(group, op, widths, arguments):
-    """What is sent in the forward and in the backward pass: `(collective, bytes of one rank's message)`."""
-    arguments, sent = sliced(group, op, widths, arguments), []
+def counted(patches):
+    """A list that grows by `(collective, bytes of one rank's message)` with each call."""
+    sent = []
 
     def counting(collective):
         def call(*args, **kwargs):
-            sent.append((collective.__name__, args[1].nbytes if isinstance(args[1], torch.Tensor) else None))
+            message = args[1] if len(args) > 1 else None
+            sent.append((collective.__name__, message.nbytes if isinstance(message, torch.Tensor) else None))
             return collective(*args, **kwargs)
 
         return call
 
+    for name in COLLECTIVES:
+        patches.enter_context(mock.patch.object(dist, name, counting(getattr(dist, name))))
+    return sent
+
+
+def count(group, op, widths, arguments):
+    """What is sent in the forward and in the backward pass."""
+    arguments = sliced(group, op, widths, arguments)
     with ExitStack() as patches:
-        for name in COLLECTIVES:
-            patches.enter_context(mock.patch.object(dist, name, counting(getattr(dist, name))))
+        sent = counted(patches)
         outputs = outputs_of(group, op, arguments)
         forward = sent.copy()
         if OPERATORS[op].saved:
@@ -113,9 +154,11 @@ def count(group, op, widths, arguments):
 
 def raised(group, op, of_rank):
     """`(type, words)` of what `parallel.<op>(**of_rank[rank])` raises, None if nothing."""
+    from pruneopd_kernels import parallel
+
     arguments = dict(of_rank[dist.get_rank(group)])
     try:
-        outputs_of(group, arguments.pop("op", op), arguments)
+        getattr(parallel, arguments.pop("op", op))(**arguments, group=group)
     except Exception as error:
         kind = next((kind for kind in (TypeError, ValueError) if isinstance(error, kind)), type(error))
         return kind.__name__, str(error)
