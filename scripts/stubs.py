@@ -48,14 +48,14 @@ def imported(module: str, names: Iterable[str]) -> str:
     return line if len(line) <= 121 else f"from {module} import (\n{each})\n"
 
 
-def stub(before: str, package: str, functions: Iterable[str], after: str = "") -> str:
+def stub(before: str, package: str, functions: Iterable[str], after: str = "", among: str = "") -> str:
     """Return a stub of functions; the types in their signatures are imported from the package at `package`."""
     body = "".join(functions)
     words = set(re.findall(r"\w+", body))
     types = imported(f"{package}checks", (name for name in words if name in checks.KINDS and hasattr(checks, name)))
     results = imported(f"{package}ops", words & {op.result.__name__ for op in OPERATORS.values() if op.result})
     impl = imported(f"{package}ops._operator", ["Impl"]) if "Impl" in words else ""
-    return f"{HEAD}{before}\n{types}{results}{impl}{after}{body}"
+    return f"{HEAD}{before}\n{types}{among}{results}{impl}{after}{body}"
 
 
 def host() -> str:
@@ -73,11 +73,11 @@ def reference() -> str:
 def parallel() -> str:
     before = "from torch import Tensor\nfrom torch.distributed import ProcessGroup\n"
     ops = [op for op in OPERATORS.values() if any(name.endswith("logits") for name in op.tensors)]
-    after = "from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction\n\n"
+    among = "from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction\n"
     extra = "group: ProcessGroup | None"
     signatures = [signature(op, "Tensor", result_of(op), extra, without="") for op in ops]
     signatures.append(of_linear(linear_opd_loss, extra))
-    return stub(before, "..", signatures, after)
+    return stub(before, "..", signatures, "\n", among)
 
 
 def linear() -> str:

@@ -4,9 +4,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..checks import Metric, PolicyLoss, RewardWeight, Tail
+from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction
 from ..ops import OpdLoss, Reliability, SelectedLogprobs, TokenStats, TopkForwardKl
 from ..ops._operator import Impl
-from ..linear.linear_opd_loss import LinearOpdLoss, Loss, Reduction
 
 def reliability(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = ..., *, token_ids: Tensor | None = ...,
