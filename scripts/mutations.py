@@ -64,7 +64,7 @@ MUTATIONS = [
     Mutation(f"{PYTHON}/budget.py", "boundary = self.length - self.margin", "boundary = self.length"),
     Mutation(f"{PYTHON}/rewards.py", "exists_t & ~shared_t", "exists_t"),
     Mutation(f"{PYTHON}/parallel/_rows.py", "(entropies - self.log_shares)", "entropies"),
-    Mutation(f"{PYTHON}/parallel/_rows.py", "terms.sum(0).clamp(min=0.0).masked_fill(p.", "terms.sum(0).masked_fill(p."),
+    Mutation(f"{PYTHON}/parallel/_rows.py", "clamp(min=0.0).masked_fill(p.", "masked_fill(p."),
     Mutation(f"{PYTHON}/parallel/_passes.py", "dist.all_reduce(hidden_gradient, group=self.slices.group)", "pass"),
     Mutation(f"{PYTHON}/parallel/_slice.py", "pad(topk_ids + slices.offset, ", "pad(topk_ids, "),
     Mutation(f"{PYTHON}/linear/_positions.py", "clamp(start, stop) - start)", "clamp(start, stop))"),
