@@ -11,14 +11,13 @@ from typing import Any, Literal, get_args
 import yaml
 
 from pruneopd_kernels import PruneConfig
+from pruneopd_kernels.checks import Metric, RewardWeight
+from pruneopd_kernels.rewards import Strategy
 
 from .errors import TrainerError
 
 Method = Literal["opd", "truncate", "random", "prune", "prefix", "prune+grpo"]
 Match = Literal["tokens", "mass"]
-Metric = Literal["overlap", "top_p"]
-Strategy = Literal["student", "teacher", "intersection", "union", "symmetric_difference"]
-RewardWeight = Literal["student", "teacher", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 BANDS = 16  # equal bands of position, from 0 to the maximum length, for which overlap and weight are logged

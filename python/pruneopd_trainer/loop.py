@@ -151,17 +151,19 @@ class Trainer:
                 student = response_logits(self.model, some)
                 scores = self.score(student, some)
                 given = advantages(scores, config, kept, some.response_ids, group)
-                how: Any = {"student_temperature": config.temperature, "vocab_size": self.pair.vocab_size}
-                losses = topk_policy_loss(student, given.ids, given.values, some.mask, **how)
-                # the gradients of the processes are averaged: this makes it their sum
+                if scores.loss is not None and group is None:  # found while scoring, for a weight of 1
+                    losses = torch.where(given.weight != 0, given.weight * scores.loss, 0)
+                else:
+                    how: Any = {"student_temperature": config.temperature, "vocab_size": self.pair.vocab_size}
+                    losses = topk_policy_loss(student, given.ids, given.values, some.mask, **how)
+                # The gradients of the processes are averaged: this makes it their sum.
                 self.accelerator.backward(losses.sum() / tokens * self.accelerator.num_processes)
             effective_lengths.append(scores.effective_length)
             sums.add(scores, given, losses.detach())
             if number == 0:
-                self.last = some, scores, given, [batch.examples[row] for row in part.tolist()]
+                self.last = some, scores._replace(loss=None), given, [batch.examples[row] for row in part.tolist()]
         return torch.cat(effective_lengths)
 
-    @torch.no_grad()
     def score(self, student_logits: Tensor, rollouts: Rollouts) -> Scores:
         """Return what both models say of the responses."""
         teacher = self.pair.teacher
@@ -229,6 +231,5 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether the processor multiplies bfloat16 matrices itself."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
+    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and on_cpu

@@ -32,10 +32,8 @@ class LengthRule:
     @property
     def sampled(self) -> int:
         """Return how long the responses of this step may be."""
-        config = self.config
-        if config.method in ("opd", "random") or not config.budget:
-            return config.maximum_length
-        return self.trained
+        is_full = self.config.method in ("opd", "random") or not self.config.budget
+        return self.config.maximum_length if is_full else self.trained
 
     @property
     def trained(self) -> int:

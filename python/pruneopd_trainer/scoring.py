@@ -5,9 +5,9 @@ This is where the operators of `pruneopd_kernels` are called.
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 import pruneopd_kernels as po
@@ -17,7 +17,7 @@ from .rollouts import Rollouts
 
 
 class Scores(NamedTuple):
-    """Of B responses of up to T tokens, with m candidates a position; 0 where masked, and constant to the gradient."""
+    """Of B responses of up to T tokens, with m candidates a position; 0 where masked. Only `loss` has a gradient."""
 
     mask: Tensor  # [B, T] bool: True at a response's tokens
     overlap: Tensor  # [B, T] float32 (eq. 6)
@@ -29,7 +29,8 @@ class Scores(NamedTuple):
     candidates: Tensor  # [B, T, m] int64: the token ids that are rewarded
     rewards: Tensor  # [B, T, m] float32: rewards without a weight, r in eq. 11
     reverse_kl: Tensor  # [B, T] float32: KL(student || teacher), in nats
-    entropy_gap: Tensor  # [B, T] float32: the student's entropy less the teacher's, in nats
+    entropy_gap: Tensor  # [B, T] float32: between the student's entropy and the teacher's, in nats (eq. 4)
+    loss: Tensor | None = None  # [B, T] float32: -sum(rewards), if the candidates are the student's own; else None
 
 
 def response_logits(model: nn.Module, rollouts: Rollouts) -> Tensor:
@@ -39,27 +40,29 @@ def response_logits(model: nn.Module, rollouts: Rollouts) -> Tensor:
     return logits[:, :-1]
 
 
-@torch.no_grad()
 def score(
     student_logits: Tensor, teacher_logits: Tensor, rollouts: Rollouts, config: TrainConfig, vocab_size: int
 ) -> Scores:
     """Score every token (lines 4 to 9 of Algorithm 1) in one read of the logits, `[B, T, V]` and `[B, T, V']`.
 
-    Ids from `vocab_size` on are ignored: they pad a head. No gradient flows.
+    Ids from `vocab_size` on are ignored: they pad a head.
     """
-    mask = rollouts.mask
-    settings: Any = {f"{side}_temperature": config.temperature for side in ("student", "teacher")}
-    settings |= {"k": min(config.k, vocab_size), "vocab_size": vocab_size}
-    stats = po.token_stats(student_logits, teacher_logits, mask, token_ids=rollouts.response_ids, **settings)
-    along, accepted = follow(stats, rollouts, config.prune)
-    strategy, reward_weight = config.strategy, config.reward_weight
-    candidates, rewards, _ = po.opd_rewards(*stats[:6], mask, strategy=strategy, reward_weight=reward_weight)
-    return Scores(
-        mask=mask, overlap=stats.overlap, drift=along.drift, accepted=accepted,
-        reliability=along.reliability, weight=along.weight, effective_length=along.effective_length,
-        candidates=candidates, rewards=rewards, reverse_kl=stats.reverse_kl,
-        entropy_gap=stats.student_entropy - stats.teacher_entropy,
-    )  # fmt: skip
+    mask, prune = rollouts.mask, replace(config.prune, k=min(config.k, vocab_size))
+    both: Any = {f"{side}_temperature": config.temperature for side in ("student", "teacher")}
+    both |= {"token_ids": rollouts.response_ids, "vocab_size": vocab_size}
+    if config.strategy == "student":
+        settings: Any = {**asdict(prune), **both, "weight": mask.float(), "entropies": True}
+        out = po.opd_loss(student_logits, teacher_logits, mask, **settings)
+        found = out._asdict() | {"candidates": out.topk_ids}
+    else:
+        stats = po.token_stats(student_logits, teacher_logits, mask, k=prune.k, **both)
+        along, accepted = follow(stats, rollouts, prune)
+        how: Any = {"strategy": config.strategy, "reward_weight": config.reward_weight}
+        candidates, rewards, _ = po.opd_rewards(*stats[:6], mask, **how)
+        others = {"accepted": accepted, "candidates": candidates, "rewards": rewards, "loss": None}
+        found = stats._asdict() | along._asdict() | others
+    gap = (found["student_entropy"] - found["teacher_entropy"]).abs()
+    return Scores._make({**found, "mask": mask, "entropy_gap": gap}[name] for name in Scores._fields)
 
 
 def follow(stats: po.TokenStats, rollouts: Rollouts, config: po.PruneConfig) -> tuple[po.ReliabilityFromTopk, Tensor]:
