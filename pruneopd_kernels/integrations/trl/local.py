@@ -9,7 +9,7 @@ from torch import Tensor
 from trl import DistillationTrainer
 
 from ... import PruneConfig, ResponseBudget, checks
-from .losses import Loss, PrunedLoss, refuse_soft_cap, with_loss
+from .losses import Loss, PrunedLoss, with_loss
 from .trainer import PruningTrainer
 
 _NAME = "PruneDistillationTrainer"
@@ -38,9 +38,8 @@ class PruneDistillationTrainer(PruningTrainer, DistillationTrainer):
         kwargs: Likewise those of `trl.DistillationTrainer`.
 
     Raises:
-        ValueError: `beta` is not 1 for a loss that has none; a head has a soft cap; k exceeds the vocabulary; a budget
-            is combined with tools, or with a length in `args.generation_kwargs`; `callbacks` has a `BudgetCallback`;
-            or what TRL raises.
+        ValueError: `beta` is not 1 for a loss that has none; k exceeds the vocabulary; a budget is combined with tools,
+            or with a length in `args.generation_kwargs`; `callbacks` has a `BudgetCallback`; or what TRL raises.
         TypeError: `prune` or `budget` is of another type.
     """
 
@@ -59,15 +58,12 @@ class PruneDistillationTrainer(PruningTrainer, DistillationTrainer):
             checks.bad_value(_NAME, "args.beta", f"be 1 when loss is {loss!r}", self.beta)
         if self.teacher_model is None:
             checks.bad_value(_NAME, "teacher_model", "be given", None)
-        for side, model in (("student", self.model), ("teacher", self.teacher_model)):
-            config = self.accelerator.unwrap_model(model).config.get_text_config()
-            refuse_soft_cap(_NAME, side, getattr(config, "final_logit_softcapping", None))
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Tensor], num_items_in_batch: Any) -> Any:
         """Run TRL's method, which applies the models, scales, devices and images, with another loss at its end."""
         pruned = PrunedLoss(self.prune, self.loss, inputs["completion_ids"])
         method = with_loss(super()._compute_loss.__func__, pruned)
         result = method(self, unwrapped_student, inputs, num_items_in_batch)
-        if pruned.scored is not None:
+        if pruned.scored is not None and pruned.mask is not None:
             self._scored = pruned.scored, pruned.mask
         return result

@@ -1,48 +1,46 @@
-"""A batch's statistics of drift: sums that can be added over processes, and the means that are logged."""
+"""A batch's statistics of drift: totals that can be added over processes, and the means that are logged."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 BANDS = 8
 """The weight by depth is a mean over each of this many equal parts of the longest response."""
+OF_TOKENS = {"overlap": "overlap", "drift_rate": "drift", "weight": "weight", "acceptance": "accepted"}
+"""What is logged of tokens: the name, and that of the values by position."""
 
 
-def sums_of(scored: Any, mask: Tensor, longest: int | None) -> Tensor:
-    """Return float64 sums `[7 + 2 * BANDS]` over responses `[B, T]`; without `longest` the bands are empty.
+def totals_of(scored: Mapping[str, Tensor], mask: Tensor, longest: int | None) -> dict[str, Tensor]:
+    """Return float64 `[2]` by name: the sum over responses `[B, T]`, and how many values it has.
 
-    A response begins at its first valid position: with a server, TRL's tensors begin at the end of the batch's shortest
-    prompt.
+    Without `longest` there is no weight by depth, without a teacher's entropy no gap. A response begins at its first
+    valid position: with a server, TRL's tensors begin at the end of the batch's shortest prompt.
     """
-    begins = mask.int().argmax(1, keepdim=True) if mask.shape[1] else 0
-    depth = (torch.arange(mask.shape[1], device=mask.device) - begins).clamp(min=0)
-    band = (depth * BANDS // longest).clamp(max=BANDS - 1) if longest is not None else torch.full_like(depth, BANDS)
-    sums = [
-        torch.tensor(len(mask), device=mask.device),
-        scored.effective_length.sum(),
-        (mask & (scored.drift_count == 0)).sum(),
-        mask.sum(),
-        scored.overlap.double().sum(),
-        scored.drift.sum(),
-        scored.weight.double().sum(),
-    ]
-    by_band = [torch.where(band == i, x.double(), 0).sum() for x in (scored.weight, mask) for i in range(BANDS)]
-    return torch.stack([x.double() for x in [*sums, *by_band]])
 
+    def total(values: Tensor, among: Tensor) -> Tensor:
+        return torch.stack([values.double().sum(), among.double().sum()])
 
-def means_of(sums: Tensor) -> dict[str, float]:
-    """Return the means by name, without those that have nothing to average."""
-    responses, effective_length, before_drift, tokens, overlap, drift, weight, *bands = sums.tolist()
-    found = {
-        "effective_length": (effective_length, responses),
-        "first_drift_position": (before_drift, responses),
-        "overlap": (overlap, tokens),
-        "drift_rate": (drift, tokens),
-        "weight": (weight, tokens),
+    responses = torch.ones(len(mask), device=mask.device)
+    totals = {
+        "effective_length": total(scored["effective_length"], responses),
+        "first_drift_position": total(mask & (scored["drift_count"] == 0), responses),
+        **{name: total(scored[field], mask) for name, field in OF_TOKENS.items()},
     }
-    for band in range(BANDS):
-        found[f"weight_depth_{band + 1}"] = bands[band], bands[BANDS + band]
-    return {name: total / count for name, (total, count) in found.items() if count}
+    if "teacher_entropy" in scored:  # eq. 4
+        totals["entropy_gap"] = total((scored["entropy"] - scored["teacher_entropy"]).abs(), mask)
+    if longest is not None:
+        begins = mask.int().argmax(1, keepdim=True) if mask.shape[1] else 0
+        depth = (torch.arange(mask.shape[1], device=mask.device) - begins).clamp(min=0)
+        band = (depth * BANDS // longest).clamp(max=BANDS - 1)
+        for i in range(BANDS):
+            totals[f"weight_depth_{i + 1}"] = total(scored["weight"] * (band == i), mask & (band == i))
+    return totals
+
+
+def means_of(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the means by name, without those that have nothing to average."""
+    pairs = {name: pair.tolist() for name, pair in totals.items()}
+    return {name: total / count for name, (total, count) in pairs.items() if count}

@@ -49,18 +49,18 @@ class PruneServerDistillationTrainer(PruningTrainer, ServerDistillationTrainer):
         self, teacher_result: dict[str, Tensor], student_log_probs: Tensor, labels: Tensor
     ) -> Any:
         """Compute the weights, then TRL's loss."""
-        mask = labels != -100
-        logprobs = teacher_result["topk_logprobs"]
-        ids = teacher_result["topk_token_ids"].masked_fill(logprobs == -torch.inf, -1)  # TRL pads with id 0
-        options = asdict(self.prune)
+        mask, ids = labels != -100, teacher_result["topk_token_ids"]
+        logprobs = teacher_result["topk_logprobs"]  # -inf where the server sent fewer candidates
+        options = asdict(self.prune) | {"teacher_topk_logprobs": logprobs, "token_ids": labels}
         del options["k"], options["reward_weight"]  # the ids have k candidates; there are no rewards
         with torch.no_grad():
-            own = topk_forward_kl(student_log_probs, ids, logprobs, mask).student_topk_ids
-            scored = reliability_from_topk(own, ids, mask, teacher_topk_logprobs=logprobs, token_ids=labels, **options)
-        self._scored = scored, mask
+            both = topk_forward_kl(student_log_probs, ids, logprobs, mask).student_topk_ids, ids
+            scored = reliability_from_topk(*both, mask, **options)
+            rejected = reliability_from_topk(*both, mask, **options | {"metric": "top_p"}).drift
+        self._scored = {**scored._asdict(), "accepted": mask & ~rejected}, mask
         return super()._compute_server_forward_kl_loss(teacher_result, student_log_probs, labels)
 
     def _reduce_divergence_loss(self, jsd: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Reduce as TRL does, after multiplying the divergences `[B, T, k or k + 1]` by their positions' weights."""
         assert self._scored is not None
-        return super()._reduce_divergence_loss(jsd * self._scored[0].weight.unsqueeze(-1), *args, **kwargs)
+        return super()._reduce_divergence_loss(jsd * self._scored[0]["weight"].unsqueeze(-1), *args, **kwargs)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from ... import PruneConfig, ResponseBudget, checks
 from .budget import BudgetCallback
-from .measures import means_of, sums_of
+from .measures import means_of, totals_of
 
 if TYPE_CHECKING:
     from trl import DistillationTrainer as Base
@@ -36,7 +39,7 @@ Xiaodan Liang and Jing Tang},
 }""",
     }
 
-    _scored: tuple[Any, Any] | None = None  # results by position of the last loss, and their mask
+    _scored: tuple[dict[str, Tensor], Tensor] | None = None  # results of the last loss by name, and their mask
 
     def __init__(
         self, *args: Any, prune: PruneConfig | None = None, budget: ResponseBudget | None = None, **kwargs: Any
@@ -103,9 +106,11 @@ Xiaodan Liang and Jing Tang},
         mode = "train" if self.model.training else "eval"
         callback = self._budget_callback()
         longest = self.max_completion_length if callback is None else callback.budget.maximum
-        measures = means_of(self.accelerator.reduce(sums_of(scored, mask, longest), "sum"))
+        totals = totals_of(scored, mask, longest)
+        reduced = self.accelerator.reduce(torch.stack([*totals.values()]), "sum").cpu()
+        measures = means_of(dict(zip(totals, reduced, strict=True)))
         if callback is not None and mode == "train":
-            callback.effective_lengths.append(scored.effective_length)
+            callback.effective_lengths.append(scored["effective_length"])
             measures["budget"] = callback.budget.length
         for name, value in measures.items():
             self._metrics[mode][f"prune/{name}"].append(value)

@@ -46,7 +46,9 @@ def _with(part: Callable[[Tensor, str], Tensor], loss: Callable[..., TopkForward
         settings = config.distillation_loss
         distils_only("patch_verl", settings)
         ids, logprobs = (part(x, data_format) for x in (teacher_topk_ids, teacher_topk_log_probs))
-        out = loss(student_logits, ids, logprobs, logprob_min=settings.log_prob_min_clamp)
+        # Where there is no next token verl fills with one id, k times: no logits are read there.
+        token = (ids != ids[..., :1]).any(-1) | (ids.shape[-1] == 1)
+        out = loss(student_logits, ids, logprobs, token, tail="none", logprob_min=settings.log_prob_min_clamp)
         return {
             "distillation_losses": out.loss,
             "student_mass": out.student_mass,
