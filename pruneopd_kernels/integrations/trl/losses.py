@@ -117,13 +117,12 @@ class PrunedLoss:
         """Score the responses and return the weighted loss; for a divergence, which TRL computes, only score."""
         only_scores = self.loss == "divergence"
         with torch.no_grad() if only_scores else nullcontext():
-            out = linear_opd_loss(
+            self.scored = linear_opd_loss.results(  # type: ignore[attr-defined]
                 **student.arguments("student", temperature), **teacher.arguments("teacher", temperature),
                 mask=mask, token_ids=self.token_ids.to(mask.device), loss="topk_policy" if only_scores else self.loss,
                 reduction="sum", scale=scale, **asdict(self.prune),
             )  # fmt: skip
-        self.scored = out._asdict()
-        return out.loss
+        return self.scored["loss"]
 
     def _divergence(self, student: Side, teacher: Side, mask: Tensor, beta: float, temperature: float) -> Tensor:
         """Return the sum of TRL's own divergences, weighted."""
@@ -132,4 +131,5 @@ class PrunedLoss:
             student.hidden[mask], student.weight, student.bias, teacher.hidden[mask], teacher.weight, teacher.bias,
             beta, temperature, student.logit_scale, student.soft_cap, teacher.logit_scale, teacher.soft_cap,
         )  # fmt: skip
-        return (self.scored["weight"][mask] * divergence).sum()
+        weighted: Tensor = self.scored["weight"][mask] * divergence
+        return weighted.sum()

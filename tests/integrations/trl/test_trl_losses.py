@@ -1,11 +1,14 @@
 """With w_drop = w_base = 0 the losses are TRL's own; with others they are weighted by `reliability` of full logits."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_pair import LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, stock, trainer
+from tiny_pair import (
+    LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, model, stock, teacher_of, trainer,
+)  # fmt: skip
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 import tiers
@@ -36,6 +39,18 @@ def test_without_pruning_a_loss_is_that_of_trl(tmp_path, case, loss):
     got = history(trainer(tmp_path, given={"loss": loss, "prune": LOSSES[loss]}, **settings), *LOGGED)
     assert_same_steps(got, expected_of(tmp_path.parent / "stock", tuple(settings.items())))
     assert all(norm > 0.01 for _, norm, *_ in got), got
+
+
+def test_with_soft_caps(tmp_path):
+    """As Gemma has them: in the models' configurations."""
+    pair = [model(0), teacher_of(model(0))]
+    for cap, one in zip((3.0, 5.0), pair, strict=True):
+        one.config.final_logit_softcapping = cap
+    given = {"teacher_model": pair[1], "prune": LOSSES["reverse_kl"]}
+    got = history(trainer(tmp_path, student=copy.deepcopy(pair[0]), given=given), *LOGGED)
+    expected = history(stock(tmp_path, student=pair[0], given={"teacher_model": pair[1]}), *LOGGED)
+    assert_same_steps(got, expected)
+    assert got[0] != pytest.approx(expected_of(tmp_path.parent / "stock", ())[0], rel=1e-2)
 
 
 def test_with_lora(tmp_path):
@@ -79,13 +94,16 @@ def answers(loss, given, mask, **rest):
 
 
 @pytest.mark.parametrize(
-    ("bias", "scale", "items", "loss"),
-    tiers.combinations([False, True], [1.0, 0.5], [None, 40, torch.tensor(40.0)], LOSSES),
+    ("bias", "scale", "cap", "items", "loss"),
+    tiers.combinations([False, True], [1.0, 0.5], [None, 3.0], [None, 40, torch.tensor(40.0)], LOSSES),
 )
-def test_normaliser_logit_scale_and_bias_are_those_of_trl(loss, bias, scale, items):
+def test_what_follows_the_product_and_the_normaliser_are_those_of_trl(loss, bias, scale, cap, items):
+    """TRL scales, then caps (Gemma), then divides by the temperature."""
     given, mask = heads(bias=bias)
-    scales = {"student_logit_scale": scale, "teacher_logit_scale": 2 * scale}
-    rest = {"num_items_in_batch": items, "temperature": 0.7, **scales}
+    rest = {"num_items_in_batch": items, "temperature": 0.7}
+    for side, factor in (("student", 1), ("teacher", 2)):
+        rest[f"{side}_logit_scale"] = factor * scale
+        rest[f"{side}_final_logit_softcapping"] = None if cap is None else factor * cap
     pruned = PrunedLoss(LOSSES[loss], loss, torch.zeros_like(mask))
     torch.testing.assert_close(
         answers(pruned, given, mask, **rest), answers(_chunked_divergence_loss, given, mask, **rest), **CLOSE
@@ -121,7 +139,7 @@ def test_the_weights_are_those_of_full_logits(loss, metric):
     pruned = PrunedLoss(PruneConfig(**options), loss, token_ids)
     got, _, _ = pruned(**given, completion_mask=mask, beta=1.0, num_items_in_batch=40)
     torch.testing.assert_close(got, expected.sum() / 40, **CLOSE)
-    assert torch.equal(pruned.scored.drift_count, scored.drift_count)
+    assert torch.equal(pruned.scored["drift_count"], scored.drift_count)
 
 
 def test_pruning_changes_the_training(tmp_path):

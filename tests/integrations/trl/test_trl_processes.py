@@ -60,7 +60,7 @@ def check_measures(folder):
     made._compute_loss = keep
     (logged,) = history(made, "prune/overlap", "prune/effective_length")
     ((scored, mask),) = kept
-    own = scored.overlap.sum().item(), int(mask.sum()), scored.effective_length.tolist()
+    own = scored["overlap"].sum().item(), int(mask.sum()), scored["effective_length"].tolist()
     each = [None, None]
     torch.distributed.all_gather_object(each, own)
     (overlap, tokens, lengths), (other_overlap, other_tokens, other_lengths) = each

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import trl.trainer.distillation_trainer as theirs
-from tiny_pair import BUDGET, model, teacher_of, tokenizer, trainer
+from tiny_pair import BUDGET, VOCABULARY, model, teacher_of, tokenizer, trainer
 
 from pruneopd_kernels import PruneConfig, ResponseBudget
 from pruneopd_kernels.integrations.trl import BudgetCallback
@@ -112,17 +113,15 @@ def test_refused(tmp_path, case):
     assert str(error.value) == f"PruneDistillationTrainer: {words}"
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
-@pytest.mark.parametrize("when", ["before", "at the loss"])
-def test_heads_with_a_soft_cap_are_refused(tmp_path, side, when):
-    student = model(0)
+def test_a_wider_teacher_is_cut_to_the_students_width(tmp_path):
+    """TRL refuses a padded head; the page says what to do."""
     teacher = teacher_of(model(0))
-    made = trainer(tmp_path, student=student, given={"teacher_model": teacher})
-    (student if side == "student" else teacher).config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError) as error:
-        made.train() if when == "at the loss" else trainer(tmp_path, student=student, given={"teacher_model": teacher})
-    words = f"{side}'s final_logit_softcapping must be None, got 30.0"
-    assert str(error.value) == f"PruneDistillationTrainer: {words}"
+    teacher.resize_token_embeddings(VOCABULARY + 32)
+    with pytest.raises(ValueError, match="requires a shared vocabulary"):
+        trainer(tmp_path, given={"teacher_model": teacher})
+    teacher.resize_token_embeddings(VOCABULARY)
+    made = trainer(tmp_path, given={"teacher_model": teacher})
+    assert torch.equal(made.teacher_model.lm_head.weight, teacher_of(model(0)).lm_head.weight)
 
 
 def test_trl_is_imported_only_on_request():

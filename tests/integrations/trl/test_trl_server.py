@@ -118,7 +118,7 @@ def test_padding_is_no_candidate(tmp_path):
     result["topk_token_ids"] = torch.where(result["topk_token_ids"] < K, 50, result["topk_token_ids"])
     result["topk_token_ids"][..., K - 1] = 0
     trainer._compute_server_forward_kl_loss(result, logits.log_softmax(-1), labels)
-    assert trainer._scored[0].overlap[mask].max() == 0
+    assert trainer._scored[0]["overlap"][mask].max() == 0
 
 
 def test_drift_by_acceptance_uses_the_servers_probabilities(tmp_path):
@@ -128,8 +128,9 @@ def test_drift_by_acceptance_uses_the_servers_probabilities(tmp_path):
     foreign = next(i for i in range(VOCABULARY) if not (result["topk_token_ids"][0, 2:4] == i).any())
     labels[0, 2:4] = foreign
     trainer._compute_server_forward_kl_loss(result, logits.log_softmax(-1), labels)
-    drift = trainer._scored[0].drift
-    assert drift[0, 2:4].all() and drift.sum() == 2
+    scored = trainer._scored[0]
+    assert scored["drift"][0, 2:4].all() and scored["drift"].sum() == 2
+    assert torch.equal(scored["accepted"], mask & ~scored["drift"])
 
 
 def test_a_server_that_sends_fewer_candidates_makes_overlap_small(tmp_path, client):
