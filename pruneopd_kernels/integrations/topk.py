@@ -17,16 +17,18 @@ from .server import BadAnswer, Request, Server, read_answer
 Ids = Sequence[Sequence[int]]
 ABOVE_0 = 1e-3
 """Rounding adds at most this much to a log-probability of 0."""
+EMPTY = -math.inf, -1
+"""Log-probability and id in a slot without a candidate."""
 
 
 class TeacherTopk(NamedTuple):
     """What a teacher says about B responses of up to T tokens, padded on the right; on the CPU."""
 
     teacher_topk_ids: Tensor
-    """int64 `[B, T, k]`: its candidates by descending log-probability; the lower id first if two are equal; -1 where
-    there is no token."""
+    """int64 `[B, T, k]`: its candidates by descending log-probability; the lower id first if two are equal; -1 in an
+    empty slot: where there is no token, and behind fewer than k candidates with a log-probability above -inf."""
     teacher_topk_logprobs: Tensor
-    """float32 `[B, T, k]`, in nats; -inf where there is no token."""
+    """float32 `[B, T, k]`, in nats; -inf in an empty slot."""
     teacher_token_logprobs: Tensor
     """float32 `[B, T]`: of the response's own tokens, whether or not they are candidates; 0 where there is no token."""
     mask: Tensor
@@ -107,14 +109,16 @@ class Batch:
         said, best = read(one, answer), []
         for position, (ids, logprobs) in enumerate(zip(said.topk_ids, said.topk_logprobs, strict=True)):
             where = f"at token {position} of the response"
-            if len(ids) < self.k:
-                raise BadAnswer(f"have {self.k} candidates at each token", f"{len(ids)} {where}")
             if not all(isinstance(token_id, int) for token_id in ids) or len(set(ids)) < len(ids):
                 raise BadAnswer("have whole numbers as ids, no two of them the same", f"{list(ids)[: self.k]} {where}")
             if (foreign := self._unknown(ids)) is not None:
                 rule = f"have ids in [0, vocab_size = {self.vocab_size})"
                 raise BadAnswer(rule, f"{foreign} {where}: is it another tokenizer's?")
-            best.append(sorted(zip(map(_number, logprobs), ids, strict=True), key=_order)[: self.k])
+            candidates = sorted(zip(map(_number, logprobs), ids, strict=True), key=_order)[: self.k]
+            filled = [candidate for candidate in candidates if candidate[0] != -math.inf]
+            if not filled:
+                raise BadAnswer("have a candidate at each token", f"none {where}")
+            best.append(filled + [EMPTY] * (self.k - len(filled)))
         topk_logprobs = torch.tensor([[logprob for logprob, _ in row] for row in best], dtype=torch.float32)
         token_logprobs = torch.tensor([_number(value) for value in said.token_logprobs], dtype=torch.float32)
         highest = torch.cat([topk_logprobs[:, :1], token_logprobs[:, None]], dim=-1)

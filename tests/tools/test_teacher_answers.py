@@ -64,10 +64,13 @@ POSITIONS = {
     "the server chooses among those that tie for the last place": (TIED, 9, 2, [9, 31], [-1, -2], -1),
     "a tied sampled token outside the candidates": (TIED, 30, 3, [9, 4, 31], [-1, -2, -2], -2),
     "offline": (
-        {9: Entry(-INF, 30), 3: Entry(-0.5, 1), 2: Entry(-INF, 2)}, 9, 2, [3, 2], [-0.5, -INF], -INF
+        {9: Entry(-INF, 30), 3: Entry(-0.5, 1), 2: Entry(-INF, 2)}, 9, 2, [3, -1], [-0.5, -INF], -INF
     ),
     "JSON: -9999 is -inf and null is NaN": (
-        {"9": entry(-9999.0, 30), "2": entry(-9999.0, 2), "3": entry(None, 1)}, 9, 2, [3, 2], [NAN, -INF], -INF
+        {"9": entry(-9999.0, 30), "2": entry(-9999.0, 2), "3": entry(None, 1)}, 9, 2, [3, -1], [NAN, -INF], -INF
+    ),
+    "fewer than k candidates leave empty slots": (
+        {"9": entry(-4.0, 30), "3": entry(-0.5, 1)}, 9, 3, [3, -1, -1], [-0.5, -INF, -INF], -4
     ),
     "a sampled token without a value has rank 0": (
         {"9": entry(None, 0), "3": entry(-0.5, 1), "2": entry(-1.0, 2)}, 9, 2, [3, 2], [-0.5, -1], NAN

@@ -45,8 +45,8 @@ def changed(change):
 NAME = "request 1 of 3 (1 + 2 tokens) from URL must"
 FORM = "have the form that the server's documentation describes"
 WRONG = [
-    (changed(lambda said: [said.pop(token) for token in ("11", "12")]),
-     "have 3 candidates at each token, got 1 at token 1 of the response"),
+    (changed(lambda said: [said.pop(token) for token in ("10", "11", "12")]),
+     "have a candidate at each token, got none at token 1 of the response"),
     (changed(lambda said: said.update({"50000": said.pop("12")})),
      "have ids in [0, vocab_size = 40), got 50000 at token 1 of the response: is it another tokenizer's?"),
     (completion([7, 9, 8], K),

@@ -6,9 +6,7 @@ import functools
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_pair import (
-    LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, model, stock, teacher_of, trainer,
-)  # fmt: skip
+from tiny_pair import LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, model, stock, teacher_of, trainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 import tiers
