@@ -36,7 +36,7 @@ def without_layer(model, index):
 
 
 def distil(student, token_ids, attention_mask, mask, teacher):
-    """KL(teacher || student) over the teacher's candidates, weighted by reliability, mean over the tokens."""
+    """KL(teacher || student) over the teacher's candidates and the rest, weighted by reliability, mean over tokens."""
     states = student.base_model(token_ids, attention_mask=attention_mask).last_hidden_state
     return linear_opd_loss(
         states[:, -mask.shape[1] - 1 : -1],

@@ -72,7 +72,8 @@ def score(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], **along: A
     if loss == "topk_forward_kl":
         return _forward_kl(a, logits, rows, along)
     outputs, kept = composed("opd_loss", a, **logits, **rows, **along, entropies=True)
-    fields = {name: outputs[name] for name in FIELDS} | {"entropy": outputs["student_entropy"]}
+    fields = {name: outputs[name] for name in (*FIELDS, "accepted", "teacher_entropy")}
+    fields["entropy"] = outputs["student_entropy"]
     return Scored(fields, outputs["drift_count"], kept)
 
 

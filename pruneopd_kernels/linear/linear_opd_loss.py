@@ -140,6 +140,12 @@ def check(op: str, a: Any) -> None:
 
 
 def compute(a: Any) -> LinearOpdLoss:
+    found = results(a)
+    return LinearOpdLoss(**{name: found[name] for name in LinearOpdLoss._fields})
+
+
+def results(a: Any) -> dict[str, Tensor]:
+    """Return all that is found, by name; also `accepted` and `teacher_entropy` if there are a teacher's logits."""
     inputs = inputs_of(a, "student_")
     op, wanted, is_sum = loss_operator(a), wanted_of(inputs), a.reduction == "sum"
     with torch.no_grad():
@@ -158,12 +164,12 @@ def compute(a: Any) -> LinearOpdLoss:
                 add_chunk(gradients, op, a, sides, chunk.places, rows, chunk.hidden, chunk.logits, factor)
             elif any(wanted):
                 kept.append(chunk.rows(rows))
-        results = fields.along(a)
+        found = fields.along(a)
         if is_sum:
             terms = torch.where(fields["counted"], weighted(scale, fields["loss"]), 0.0)
-            results["loss"] = terms.sum().to(fields["loss"].dtype)
+            found["loss"] = terms.sum().to(fields["loss"].dtype)
     if any(wanted) and is_sum:
-        results["loss"] = with_formed(a, gradients, results["loss"])
+        found["loss"] = with_formed(a, gradients, found["loss"])
     elif any(wanted):
-        (results["loss"],) = with_recomputed(op, a, "student_", kept, results["loss"])
-    return LinearOpdLoss(**{name: results[name] for name in LinearOpdLoss._fields})
+        (found["loss"],) = with_recomputed(op, a, "student_", kept, found["loss"])
+    return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pruneopd_kernels
+import reads
 from pruneopd_kernels.ops import OPERATORS
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,14 @@ def test_the_reference_has_every_public_name():
     assert [name for name, value in public.items() if not any(value is one for one in [*shown, *inside])] == []
     api = HOOKS["on_page_markdown"]((ROOT / "docs" / "api.md").read_text(), None, None, None)
     assert [name for name in pruneopd_kernels.__all__ if f"`{name}`" not in api] == []
+
+
+def test_the_documented_step_reads_logits_as_rarely_as_possible():
+    """Both models' logits have one width: the student's are read twice, the teacher's once."""
+    _, code = blocks(ROOT / "docs" / "trainer.md", "python")[0]
+    with reads.counted(500, None) as rows:
+        exec(code, {})
+    assert rows == {"S": 3 * 4 * 10, "W": 4 * 10}
 
 
 @each_page

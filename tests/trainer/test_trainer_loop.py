@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import reads
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example
 from pruneopd_trainer.loop import SAMPLING, Trainer
@@ -160,6 +161,26 @@ def test_what_each_method_samples_and_keeps(changes, longest, kept):
     if kept == "reliable":
         assert record["tokens_kept"] == round(record["effective_length_mean"] * CONFIG.batch_size)
     assert 0 < record["tokens_kept"] <= record["tokens_generated"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (2, 1)),
+        ({"method": "opd"}, (2, 1)),
+        ({"method": "random"}, (2, 1)),
+        ({"method": "random", "match": "mass"}, (3, 2)),  # a pass before it, to find the share
+        ({"strategy": "union"}, (3, 1)),  # the candidates follow from a read of both models
+        ({"method": "prune+grpo", "group_size": 3}, (3, 1)),  # the sampled token is one more candidate
+    ],
+)
+def test_how_often_a_step_reads_the_logits(changes, expected):
+    """Of the student and of the teacher, for one gradient written."""
+    run = trainer(**changes)
+    run.pair.teacher.resize_token_embeddings(len(TOKENIZER) + 8)
+    with reads.counted(len(TOKENIZER), len(TOKENIZER) + 8) as rows:
+        run.train_step()
+    assert (rows["S"] / rows["W"], rows["T"] / rows["W"]) == expected
 
 
 @pytest.mark.parametrize(("match", "w_base"), [("tokens", 0.5), ("tokens", 0.0), ("mass", 0.5), ("mass", 0.0)])

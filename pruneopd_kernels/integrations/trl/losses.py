@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ... import PruneConfig, linear_opd_loss
+from ... import PruneConfig
+from ...linear._results import linear_opd_results
 
 Loss = Literal["reverse_kl", "topk_policy", "divergence"]
 
@@ -117,7 +118,7 @@ class PrunedLoss:
         """Score the responses and return the weighted loss; for a divergence, which TRL computes, only score."""
         only_scores = self.loss == "divergence"
         with torch.no_grad() if only_scores else nullcontext():
-            self.scored = linear_opd_loss.results(  # type: ignore[attr-defined]
+            self.scored = linear_opd_results(
                 **student.arguments("student", temperature), **teacher.arguments("teacher", temperature),
                 mask=mask, token_ids=self.token_ids.to(mask.device), loss="topk_policy" if only_scores else self.loss,
                 reduction="sum", scale=scale, **asdict(self.prune),

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from tiny_pair import LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, model, stock, teacher_of, trainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
+import reads
 import tiers
 from pruneopd_kernels import PruneConfig, reference
 from pruneopd_kernels.integrations.trl.losses import PrunedLoss
@@ -117,6 +118,19 @@ def test_logits_of_half_precision_are_kept_in_float32_as_in_trl(student, teacher
     found, gradients = answers(pruned, given, mask)
     torch.testing.assert_close(found, answers(_chunked_divergence_loss, given, mask)[0], **CLOSE)
     assert gradients[1].dtype == student
+
+
+@pytest.mark.parametrize(("loss", "read"), [("reverse_kl", 4), ("topk_policy", 3), ("divergence", 2)])
+def test_logits_are_read_as_rarely_as_possible(loss, read):
+    """The student's twice and the teacher's once (reverse_kl: twice), with all that is logged; both have one width.
+
+    For a divergence, which TRL computes, each is read once to find the weights.
+    """
+    given, mask = heads()
+    with reads.counted(VOCABULARY, None) as rows:
+        answers(PrunedLoss(PRUNED, loss, torch.zeros_like(mask)), given, mask)
+    tokens = int(mask.sum())
+    assert rows == {"S": read * tokens} | ({} if loss == "divergence" else {"W": tokens})
 
 
 @pytest.mark.parametrize(("loss", "metric"), tiers.combinations(LOSSES, ["top_p", "overlap"]))

@@ -6,6 +6,7 @@ from verl.trainer.distillation.fsdp import losses as fsdp_losses
 from verl.workers.config import DistillationConfig
 from verl_cases import micro_batch, nested, pruned, step, stock
 
+import reads
 import tiers
 from pruneopd_kernels.integrations.verl import patch_verl
 
@@ -98,13 +99,15 @@ def test_through_the_engine(config, monkeypatch):
         assert value == pytest.approx(expected[1][name], rel=1e-5), name
 
 
-def test_no_log_softmax_is_written(monkeypatch):
+def test_logits_are_read_once_in_each_pass_and_no_log_softmax_is_written(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a log-softmax of all logits")
 
     monkeypatch.setattr(torch.nn.functional, "log_softmax", fail)
     inputs = make(0, torch.float32)
-    outputs(fsdp_losses.compute_forward_kl_topk, inputs)
+    with reads.counted(3000, None) as rows:
+        outputs(fsdp_losses.compute_forward_kl_topk, inputs)
+    assert rows == {"S": 2 * sum(LENGTHS), "W": sum(LENGTHS)}
     with pytest.raises(AssertionError, match="of all logits"):
         outputs(VERLS, inputs)
 

@@ -89,6 +89,8 @@ def micro_batch(*, holes=True, remove_padding=True):
     tokens = [torch.randint(VOCABULARY, (p + r,), generator=random) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     logits = [Model()(row).logits.detach() for row in tokens]
     teacher = [(x + torch.randn(x.shape, generator=random)).log_softmax(-1).topk(K) for x in logits]
+    for top in teacher:
+        top.indices[-1] = top.values[-1] = 0  # what verl's servers fill in behind the last token
     masks = [torch.ones(r, dtype=torch.int64) for r in RESPONSES]
     if holes:
         masks[0][3:5] = masks[2][:1] = 0  # as what a tool said
