@@ -11,7 +11,6 @@ from pruneopd_kernels import PruneConfig, ResponseBudget
 from pruneopd_kernels.integrations.trl import BudgetCallback
 
 SETTINGS = {**BUDGET, "hit_ratio": 0.3, "patience": 2}
-SHRINKS = PruneConfig(k=8, threshold=1.0, w_drop=1.0, w_base=0.5)  # E is where the first drift is
 GROWS = PruneConfig(k=8, w_drop=0.0)  # E is the length
 
 
@@ -45,12 +44,6 @@ def test_it_sets_every_copy_of_the_length_at_the_end_of_a_step(tmp_path):
     assert watch.seen[:6] == [{10}, {12}, {14}, {16}, {16}, {16}]
     assert found == [(n, n) for n in (8, 10, 12, 14, 16, 16)]  # what the step sampled with
     assert made.budget is budget, "the user's object"
-
-
-def test_it_shrinks_where_responses_are_unreliable(tmp_path):
-    made = budgeted(tmp_path, SHRINKS, max_steps=6)
-    made.train()
-    assert lengths(made) == {4}
 
 
 def test_the_vllm_client_samples_up_to_it(tmp_path):

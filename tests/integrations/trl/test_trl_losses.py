@@ -154,16 +154,6 @@ def test_the_weights_are_those_of_full_logits(loss, metric):
     assert torch.equal(pruned.scored["drift_count"], scored.drift_count)
 
 
-def test_pruning_changes_the_training(tmp_path):
-    """Or the tests above would hold of a trainer that does nothing."""
-    made = trainer(tmp_path, given={"prune": PRUNED})
-    (loss, drift, weight), _ = history(made, "loss", "prune/drift_rate", "prune/weight")
-    (whole, *_), _ = expected_of(tmp_path.parent / "stock", ())
-    assert 0.05 < drift < 0.95
-    assert 0.5 < weight < 1.5
-    assert loss != pytest.approx(whole, rel=1e-3)
-
-
 def test_heads_of_fsdp_are_put_together(tmp_path):
     """A head that is a DTensor gives the loss and the gradient of a whole one."""
     from torch import distributed
