@@ -175,8 +175,7 @@ class Trainer:
         """Return the weights of positions for `random`: 1 where it keeps one, with the share that prune would keep.
 
         The share is that of the tokens which prune gives a weight, or of their reward mass. If some might have no
-        weight, or for the mass, it takes a pass of both models. Weights above 1 make a share of the mass above 1: then
-        every position is kept, and its weight is that share.
+        weight, or for the mass, it takes a pass of both models. A share above 1 is the weight of every position.
         """
         mask, length, config = batch.rollouts.mask, self.lengths.trained, self.config
         if config.match == "tokens" and config.w_base > 0:

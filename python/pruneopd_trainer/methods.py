@@ -85,8 +85,8 @@ def advantages(
     float32 `[B]`: the group advantage of each response, which is that of its sampled tokens `token_ids`, `[B, T]`.
     """
     weight = token_weight(scores, config, chosen)
-    values = weight[..., None] * scores.rewards
-    values = values.where(weight[..., None] != 0, 0)  # a position without weight has no say, even if it is NaN
+    factor = weight[..., None]
+    values = torch.where(factor != 0, factor * scores.rewards, 0)  # a position without weight has no say, even if NaN
     if group is None:
         return Advantages(scores.candidates, values, weight)
     exhausted = scores.mask & (scores.reliability <= config.eps)

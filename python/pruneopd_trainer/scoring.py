@@ -48,18 +48,17 @@ def score(
     Ids from `vocab_size` on are ignored: they pad a head.
     """
     mask, prune = rollouts.mask, replace(config.prune, k=min(config.k, vocab_size))
-    both: Any = {f"{side}_temperature": config.temperature for side in ("student", "teacher")}
-    both |= {"token_ids": rollouts.response_ids, "vocab_size": vocab_size}
+    how: Any = {f"{side}_temperature": config.temperature for side in ("student", "teacher")}
+    how |= {"token_ids": rollouts.response_ids, "vocab_size": vocab_size}
     if config.strategy == "student":
-        settings: Any = {**asdict(prune), **both, "weight": mask.float(), "entropies": True}
-        out = po.opd_loss(student_logits, teacher_logits, mask, **settings)
+        how |= {"weight": mask.float(), "entropies": True}
+        out = po.opd_loss(student_logits, teacher_logits, mask, **asdict(prune), **how)
         found = out._asdict() | {"candidates": out.topk_ids}
     else:
-        stats = po.token_stats(student_logits, teacher_logits, mask, k=prune.k, **both)
+        stats = po.token_stats(student_logits, teacher_logits, mask, k=prune.k, **how)
         along, accepted = follow(stats, rollouts, prune)
-        how: Any = {"strategy": config.strategy, "reward_weight": config.reward_weight}
-        candidates, rewards, _ = po.opd_rewards(*stats[:6], mask, **how)
-        others = {"accepted": accepted, "candidates": candidates, "rewards": rewards, "loss": None}
+        ids, rewards, _ = po.opd_rewards(*stats[:6], mask, strategy=config.strategy, reward_weight=prune.reward_weight)
+        others = {"accepted": accepted, "candidates": ids, "rewards": rewards, "loss": None}
         found = stats._asdict() | along._asdict() | others
     gap = (found["student_entropy"] - found["teacher_entropy"]).abs()
     return Scores._make({**found, "mask": mask, "entropy_gap": gap}[name] for name in Scores._fields)
