@@ -82,7 +82,7 @@ Exceptions write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_siz
     if constexpr (kPeaked)
       if (at_least(max(dx[0], dx[1]), broadcast(0))) [[unlikely]]
         found.peak_step = i;
-    if (at_least(max(mul(dx[0], dy[0]), mul(dx[1], dy[1])), limit)) [[unlikely]]
+    if (!all_below(fma(dx[0], dy[0], mul(dx[1], dy[1])), limit)) [[unlikely]]
       found.lost |= loses_terms(from_x, from_y, kStep, reference, teacher_reference, scale, teacher_scale);
     exp2_scaled<false>(dx, scales, e);
     for (int j = 0; j < 2; ++j) {
@@ -105,37 +105,46 @@ Exceptions write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_siz
   return found;
 }
 
+/// e * (of_e + slope * (x - reference)).
+template <bool kSlopes, class T>
+void write_softmax_gradient(const T* x, int64_t vocab_size, float reference, float scale, float of_e, float slope,
+                            T* out) {
+  const auto gradient = [&](const T* from, Vec(&v)[2]) __attribute__((always_inline)) {
+    Vec d[2], e[2];
+    const Vec scales[2] = {broadcast(scale), broadcast(scale)};
+    load_two<false>(from, d);
+    for (Vec& one : d) one = sub(one, broadcast(reference));
+    exp2_scaled<false>(d, scales, e);
+    for (int j = 0; j < 2; ++j)
+      v[j] = kSlopes ? where_nonzero(e[j], mul(e[j], fma(d[j], broadcast(slope), broadcast(of_e))))
+                     : mul(e[j], broadcast(of_e));
+  };
+  write_row<false>(
+      vocab_size, out,
+      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
+        prefetch_ahead(x + i);
+        gradient(x + i, v);
+      },
+      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
+        const PaddedStep<T> rest(x + i, vocab_size - i);
+        gradient(rest.data, v);
+      });
+}
+
 }  // namespace
 
 void softmax_gradient(const Row& row, int64_t vocab_size, const RowState& state, double total, double entropy,
                       void* out) {
-  // p * (total + entropy * (d - mean)) = e * (of_e + slope * (logit - reference))
-  const double share = entropy / state.mass, slope = share / row.temperature,
-               of_e = total / state.mass - share * state.mean;
+  // p * (total + entropy * (d - mean)) = e * (of_e + slope * (x - reference))
+  const double share = entropy / state.mass, slope = share / row.temperature;
+  const double of_e = total / state.mass - share * state.mean;
   const float scale = log2_scale(row.temperature);
   if (!is_usable_scale(scale) || !is_tame(state.reference) || !is_tame(of_e) || !is_tame(share) || !is_tame(slope))
     return softmax_gradient_exact(row, vocab_size, state, total, entropy, out);
-  const auto reference = static_cast<float>(state.reference);
-  const Vec slopes = broadcast(static_cast<float>(slope)), of_es = broadcast(static_cast<float>(of_e));
   with_logits(row.logits, row.type, [&]<class T>(const T* x) {
-    const auto gradient = [&](const T* from, Vec(&v)[2]) __attribute__((always_inline)) {
-      Vec d[2], e[2];
-      const Vec scales[2] = {broadcast(scale), broadcast(scale)};
-      load_two<false>(from, d);
-      for (Vec& one : d) one = sub(one, broadcast(reference));
-      exp2_scaled<false>(d, scales, e);
-      for (int j = 0; j < 2; ++j) v[j] = where_nonzero(e[j], mul(e[j], fma(d[j], slopes, of_es)));
-    };
-    write_row<false>(
-        vocab_size, static_cast<T*>(out),
-        [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-          prefetch_ahead(x + i);
-          gradient(x + i, v);
-        },
-        [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-          const PaddedStep<T> rest(x + i, vocab_size - i);
-          gradient(rest.data, v);
-        });
+    const auto write = slope == 0 ? write_softmax_gradient<false, T> : write_softmax_gradient<true, T>;
+    write(x, vocab_size, static_cast<float>(state.reference), scale, static_cast<float>(of_e),
+          static_cast<float>(slope), static_cast<T*>(out));
   });
 }
 

@@ -21,7 +21,7 @@ bool accepts(const ReliabilityArgs& args, const Row& teacher, const RowSummary& 
   return nucleus.accepts();
 }
 
-/// r of position n (eq. 11 without L), for its student candidates, of which `size` are filled.
+/// r of position n (eq. 11 without L), for the first `size` of its student candidates.
 void write_rewards(const ReliabilityArgs& args, const Row& student, const Row& teacher, const RowPairSummary& summary,
                    const RowScratch& scratch, int size, double* rewards) {
   std::fill_n(rewards, args.k, 0.0);
@@ -83,10 +83,9 @@ void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch, 
                         accepts(args, teacher, summary.teacher, scratch.teacher_candidates, teacher_size, n);
   args.out.overlap[n] = static_cast<float>(overlap);
   args.out.drift[n] = summary.broken() || (by_overlap ? overlap < args.drift_rule.threshold : !accepted);
-  if (summary.broken())
-    std::fill_n(rewards, k, std::numeric_limits<double>::quiet_NaN());
-  else
-    write_rewards(args, student, teacher, summary, scratch, student_size, rewards);
+  // A broken row may have no candidates, and its rewards are NaN.
+  const int rewarded = summary.student.broken ? static_cast<int>(k) : student_size;
+  write_rewards(args, student, teacher, summary, scratch, rewarded, rewards);
   write_scores(args, n, &summary, accepted);
 }
 

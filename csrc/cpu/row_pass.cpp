@@ -67,19 +67,20 @@ struct Side {
 template <class T>
 using PaddedTile = Padded<T, kTile>;
 
-/// Elements after which a tile's sums are begun anew, so that no lane adds more than 8 in a chain: where logits tie,
-/// their roundings all go the same way.
-constexpr int64_t kChain = 8 * kLanes;
+/// Elements after which a tile's sums are begun anew, so that no lane adds more than 16 in a chain, or of a mass 8
+/// pairs: where logits tie, their roundings all go the same way.
+constexpr int64_t kChain = 16 * kLanes;
 
 /// What is summed of a tile, by lane.
 struct TileSums {
   Vec max = broadcast(kNegativeInfinity), mass = broadcast(0), own = broadcast(0), other = broadcast(0);
 
   PRUNEOPD_INLINE Vec all() const { return add(mass, add(own, other)); }
+  template <bool kOwn, bool kOther>
   PRUNEOPD_INLINE void add_chain(const TileSums& chain) {
     mass = add(mass, chain.mass);
-    own = add(own, chain.own);
-    other = add(other, chain.other);
+    if constexpr (kOwn) own = add(own, chain.own);
+    if constexpr (kOther) other = add(other, chain.other);
   }
   PRUNEOPD_INLINE void accumulate_into(Side& side) const {
     accumulate(mass, side.mass);
@@ -88,7 +89,7 @@ struct TileSums {
   }
 };
 
-/// What else is seen of a tile of both rows: the greatest product of their d (loses_terms), and whether an id is -inf
+/// What else is seen of a tile of both rows: the sum of products of their d (loses_terms), and whether an id is -inf
 /// in one row alone.
 struct PairFlags {
   Vec products = broadcast(0);
@@ -118,12 +119,12 @@ PRUNEOPD_INLINE TileSums sum_tile(const T* row, int64_t count, const Side& side)
       exp2_scaled<!kMean>(d, scale, e);
       for (int j = 0; j < 2; ++j) {
         if constexpr (kCareful) e[j] = where_nonzero(d[j], e[j]);
-        chain.mass = add(chain.mass, e[j]);
         if constexpr (kMean && kCareful) chain.own = add(chain.own, where_nonzero(e[j], mul(e[j], d[j])));
         if constexpr (kMean && !kCareful) chain.own = fma(e[j], d[j], chain.own);
       }
+      chain.mass = add(chain.mass, add(e[0], e[1]));
     }
-    sums.add_chain(chain);
+    sums.add_chain<kMean, false>(chain);
   }
   return sums;
 }
@@ -170,19 +171,17 @@ bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
 
 // ---- Both rows in step: their divergence, too.
 
-/// Adds one vector of each row. kBoth: also what the teacher's mean and divergence take, else the student's alone.
+/// Adds one vector of each row, but for the masses, which are returned. kBoth: also what the teacher's mean and
+/// divergence take, else the student's alone.
 template <bool kBoth, bool kCareful>
 PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
-                                 PairFlags& flags) {
+                                 PairFlags& flags, Vec (&e)[2]) {
   const Vec d[2] = {sub(x, broadcast(student.reference)), sub(y, broadcast(teacher.reference))};
   const Vec scale[2] = {broadcast(student.scale), broadcast(teacher.scale)};
-  flags.products = max(mul(d[0], d[1]), flags.products);
-  Vec e[2];
+  flags.products = fma(d[0], d[1], flags.products);
   exp2_scaled<false>(d, scale, e);
   if constexpr (kCareful)
     for (int side = 0; side < 2; ++side) e[side] = where_nonzero(d[side], e[side]);
-  s.mass = add(s.mass, e[0]);
-  t.mass = add(t.mass, e[1]);
   if constexpr (!kCareful) {
     s.own = fma(e[0], d[0], s.own);
     s.other = fma(e[0], d[1], s.other);
@@ -212,17 +211,19 @@ PRUNEOPD_INLINE PairFlags sum_tile_pair(const TX* x, const TY* y, int64_t count,
     for (int64_t i = first; i < last; i += kStep) {
       prefetch_ahead(x + i);
       prefetch_ahead(y + i);
-      Vec vx[2], vy[2];
+      Vec vx[2], vy[2], e[2][2];
       load_two<kInOrder>(x + i, vx);
       load_two<kInOrder>(y + i, vy);
       for (int j = 0; j < 2; ++j) {
         s.max = max(vx[j], s.max);
         t.max = max(vy[j], t.max);
-        add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, flags);
+        add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, flags, e[j]);
       }
+      chain_s.mass = add(chain_s.mass, add(e[0][0], e[1][0]));
+      chain_t.mass = add(chain_t.mass, add(e[0][1], e[1][1]));
     }
-    s.add_chain(chain_s);
-    t.add_chain(chain_t);
+    s.add_chain<true, true>(chain_s);
+    t.add_chain<kBoth || kCareful, kBoth || kCareful>(chain_t);
   }
   return flags;
 }
@@ -268,7 +269,7 @@ PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side
   if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
     return !kCareful && add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
   const Vec limit = broadcast(limit_of_products(student.scale, teacher.scale));
-  if (at_least(flags.products, limit)) [[unlikely]]
+  if (!all_below(flags.products, limit)) [[unlikely]]
     if (loses_terms(x, y, count, student.reference, teacher.reference, student.scale, teacher.scale)) return false;
   s.accumulate_into(student);
   t.accumulate_into(teacher);

@@ -72,6 +72,8 @@ PRUNEOPD_INLINE Vec where_above_negative_infinity(Vec test, Vec v) {
 }
 /// One bit a lane: a >= b.
 PRUNEOPD_INLINE uint32_t at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+/// Whether every lane of a is below b.
+PRUNEOPD_INLINE bool all_below(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ) == 0; }
 /// One bit a lane: a is -inf and b is not.
 PRUNEOPD_INLINE uint32_t only_first_negative_infinity(Vec a, Vec b) {
   const Vec bottom = broadcast(kNegativeInfinity);
@@ -190,6 +192,7 @@ PRUNEOPD_INLINE Vec where_above_negative_infinity(Vec test, Vec v) {
 PRUNEOPD_INLINE uint32_t at_least(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
+PRUNEOPD_INLINE bool all_below(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)) == 0; }
 PRUNEOPD_INLINE uint32_t only_first_negative_infinity(Vec a, Vec b) {
   const Vec bottom = broadcast(kNegativeInfinity);
   return static_cast<uint32_t>(
@@ -301,6 +304,7 @@ PRUNEOPD_INLINE uint32_t bits_of(IntVec mask) {
   return static_cast<uint32_t>((mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8));
 }
 PRUNEOPD_INLINE uint32_t at_least(Vec a, Vec b) { return bits_of(a >= b); }
+PRUNEOPD_INLINE bool all_below(Vec a, Vec b) { return bits_of(a < b) == 15; }
 PRUNEOPD_INLINE uint32_t only_first_negative_infinity(Vec a, Vec b) {
   const Vec bottom = broadcast(kNegativeInfinity);
   return bits_of((a == bottom) & (b != bottom));
