@@ -16,7 +16,7 @@ from ._scoring import composed
 
 
 @from_hidden_states("selected_logprobs")
-def linear_selected_logprobs(  # noqa: D417 the other arguments are described once, for all functions
+def linear_selected_logprobs(
     hidden: Tensor,
     weight: Tensor,
     token_ids: Tensor,
