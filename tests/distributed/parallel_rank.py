@@ -152,6 +152,19 @@ def count(group, op, widths, arguments):
     return forward, sent[len(forward) :]
 
 
+def rows_read(group, op, widths, arguments):
+    """How many rows of this rank's slices a forward and a backward pass read and write, per position."""
+    import reads
+
+    arguments = sliced(group, op, widths, arguments)
+    width, positions = widths[dist.get_rank(group)], arguments["student_logits"][..., 0].numel()
+    with reads.counted(width, None) as forward:
+        outputs = outputs_of(group, op, arguments)
+    with reads.counted(width, None) as backward:
+        gradient_of(op, arguments, outputs)
+    return [{name: n / positions for name, n in rows.items()} for rows in (forward, backward)]
+
+
 def raised(group, op, of_rank):
     """`(type, words)` of what `parallel.<op>(**of_rank[rank])` raises, None if nothing."""
     from pruneopd_kernels import parallel

@@ -124,6 +124,18 @@ def test_narrow_slices_send_no_more_than_they_have(ranks, widths, k, sent):
         assert forward[1] == ("all_gather", 4 * 6 * words_sent("reliability", {"k": sent}))
 
 
+@pytest.mark.parametrize(("op", "options", "forward", "backward"), [
+    ("opd_loss", {}, 2, 1),
+    ("opd_loss", {"entropies": True}, 2, 1),
+    ("opd_loss", {"loss": "reverse_kl"}, 2, 2),
+    ("topk_policy_loss", {}, 1, 1),
+])  # fmt: skip
+def test_slices_are_read_as_rarely_as_rows(ranks, op, options, forward, backward):
+    """Both models' once, then the student's once more, and for KL the teacher's."""
+    for rows in ranks.run(parallel_rank.rows_read, op, [20, 22], ordinary(op) | options, size=2):
+        assert rows == [{"S": forward}, {"S": backward, "W": 1}]
+
+
 # --- what holds of every position ------------------------------------------------------------------------------------
 
 
