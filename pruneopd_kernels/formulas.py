@@ -259,6 +259,32 @@ def flowing(factor: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(gradient == 0, 0.0, weighted(factor, gradient))
 
 
+# --- all of it at once --------------------------------------------------------------------------------------------
+
+
+class Candidates(NamedTuple):
+    """One model's top-k at each position."""
+
+    ids: Tensor
+    slots: Tensor  # the ids, -1 in empty slots
+    logprobs: Tensor
+    broken: Tensor  # whether the row has no softmax
+
+
+def score(
+    student: Candidates, teacher: Candidates, teacher_on_student: Tensor, valid: Tensor, a: Any, weight: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the results of `reliability`, with rewards in float64, and acceptance; a weight takes L's place there."""
+    broken = student.broken | teacher.broken
+    overlap, drift, is_accepted = overlap_and_drift(student.slots, teacher.slots, teacher.logprobs, broken, valid, a)
+    along = scan(drift, valid, a)
+    # Not only the filled slots: a broken row has none, and its rewards are NaN.
+    exists = (student.slots >= 0) | student.broken[..., None]
+    rewards = candidate_rewards(student.logprobs, teacher_on_student, exists, a.reward_weight)
+    weight = where_used(valid, along.weight if weight is None else weight).to(torch.float64)
+    return (overlap, drift, *along, student.ids, weighted(weight[..., None], rewards)), is_accepted
+
+
 # --- the policy loss over candidates ------------------------------------------------------------------------------
 
 LARGEST_LOG_RATIO = 20.0

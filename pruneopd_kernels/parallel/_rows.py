@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..formulas import Candidates, where_used
 from ..formulas import topk_ids as order
-from ..formulas import where_used
 from ._agreement import Slices
 from ._exchange import Side
 
@@ -33,6 +33,10 @@ class Row(NamedTuple):
     def slots(self) -> Tensor:
         """Return the candidates, -1 in empty slots."""
         return self.topk_ids.masked_fill(self.topk_logits == -torch.inf, -1)
+
+    @property
+    def candidates(self) -> Candidates:
+        return Candidates(self.topk_ids, self.slots, self.logprobs(self.topk_logits), self.broken)
 
     def logprobs(self, logits: Tensor) -> Tensor:
         """Return those of logits on the last axis, NaN where broken."""

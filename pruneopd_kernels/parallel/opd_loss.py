@@ -26,28 +26,17 @@ def reliability(slices: Slices, a: Any) -> Reliability:
 def opd_scores(slices: Slices, a: Any) -> OpdScores:
     valid = formulas.valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
     student, teacher, entropies, kl = _rows_of(slices, a, valid, a.k, a.entropies, a.divergence)
-    broken = student.broken | teacher.broken
-    teacher_logprobs = teacher.logprobs(teacher.topk_logits)
-    overlap, drift, accepted = formulas.overlap_and_drift(
-        student.slots, teacher.slots, teacher_logprobs, broken, valid, a
+    teacher_on_student = teacher.logprobs(student.others)
+    (*scores, rewards), accepted = formulas.score(
+        student.candidates, teacher.candidates, teacher_on_student, valid, a, a.weight
     )
-    along = formulas.scan(drift, valid, a)
-    # Not only the filled slots: a broken row has none, and its rewards are NaN.
-    rewards = formulas.candidate_rewards(
-        student.logprobs(student.topk_logits),
-        teacher.logprobs(student.others),
-        (student.slots >= 0) | student.broken[..., None],
-        a.reward_weight,
-    )
-    weight = where_used(valid, along.weight if a.weight is None else a.weight).to(torch.float64)
     dtype = formulas.float_type(a.student_logits, a.teacher_logits)
-    rewards = formulas.weighted(weight[..., None], rewards).to(dtype)
     state = _state(student, teacher, kl, valid)
     if not a.divergence:
         state[..., 2:] = 0.0
     both = (where_used(valid, x).to(dtype) for x in entropies)
     kl = where_used(valid, kl)
-    return OpdScores._make((overlap, drift, *along, student.topk_ids, rewards, accepted, *both, kl, state))
+    return OpdScores._make((*scores, rewards.to(dtype), accepted, *both, kl, state))
 
 
 def reverse_kl(slices: Slices, a: Any) -> tuple[Tensor, Tensor]:

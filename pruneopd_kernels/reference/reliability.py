@@ -7,18 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..formulas import (
-    Rows,
-    candidate_rewards,
-    filled_slots,
-    float_type,
-    overlap_and_drift,
-    read_rows,
-    scan,
-    topk_ids,
-    valid_positions,
-    weighted,
-)
+from .. import formulas
+from ..formulas import Candidates, Rows, filled_slots, float_type, read_rows, topk_ids, valid_positions
 from ..ops import Reliability
 
 
@@ -42,26 +32,12 @@ def score(a: Any, weight: Tensor | None) -> Scored:
     valid = valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
     student = read_rows(a.student_logits, valid, a.vocab_size, a.student_temperature)
     teacher = read_rows(a.teacher_logits, valid, a.vocab_size, a.teacher_temperature)
-    student_topk_ids, teacher_topk_ids = (topk_ids(rows.logits, a.k) for rows in (student, teacher))
-    slots = filled_slots(student, student_topk_ids)
-    overlap, drift, accepted = overlap_and_drift(
-        slots,
-        filled_slots(teacher, teacher_topk_ids),
-        teacher.logprobs.gather(-1, teacher_topk_ids),
-        student.broken | teacher.broken,
-        valid,
-        a,
-    )
-    along = scan(drift, valid, a)
-    # Not only the filled slots: a broken row has none, and its rewards are NaN.
-    rewards = candidate_rewards(
-        student.logprobs.gather(-1, student_topk_ids),
-        teacher.logprobs.gather(-1, student_topk_ids),
-        (slots >= 0) | student.broken[..., None],
-        a.reward_weight,
-    )
-    weight = along.weight if weight is None else weight
-    rewards = weighted(torch.where(valid, weight, 0.0).to(torch.float64)[..., None], rewards)
-    dtype = float_type(a.student_logits, a.teacher_logits)
-    outputs = Reliability(overlap, drift, *along, student_topk_ids, rewards.to(dtype))
+    ours, theirs = (_candidates(rows, a.k) for rows in (student, teacher))
+    (*scores, rewards), accepted = formulas.score(ours, theirs, teacher.logprobs.gather(-1, ours.ids), valid, a, weight)
+    outputs = Reliability._make((*scores, rewards.to(float_type(a.student_logits, a.teacher_logits))))
     return Scored(outputs, accepted, student, teacher, valid)
+
+
+def _candidates(rows: Rows, k: int) -> Candidates:
+    ids = topk_ids(rows.logits, k)
+    return Candidates(ids, filled_slots(rows, ids), rows.logprobs.gather(-1, ids), rows.broken)
