@@ -118,15 +118,23 @@ def load(student: Path, teacher: Path, prompt: str) -> Pair:
 
 
 def check_head(model: PreTrainedModel, token_ids: Tensor) -> None:
-    """Check that logits are the head times the last hidden state, and not for instance capped; ids are `[1, P]`."""
+    """Check that logits are the head times the last hidden state, and its soft cap; ids are `[1, P]`."""
     untyped: Any = model
     with torch.no_grad():
         states = untyped.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
         expected = untyped(input_ids=token_ids, use_cache=False).logits
         logits = untyped.get_output_embeddings()(states)
+        if (cap := soft_cap(model)) is not None:
+            logits = cap * (logits / cap).tanh()
     if not torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3, equal_nan=True):
         rule = "be the head times the last hidden state"
         raise TrainerError(f"the logits of the model in {model.name_or_path} must {rule}, got something else")
+
+
+def soft_cap(model: PreTrainedModel) -> float | None:
+    """Return the cap of the model's logits, as Gemma has one."""
+    cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap
 
 
 @torch.no_grad()
@@ -138,6 +146,7 @@ def score_responses(pair: Pair, rollouts: Rollouts, config: PruneConfig) -> Scor
         head: Any = model.get_output_embeddings()
         sides[f"{side}_hidden"] = hidden_states(model, rollouts)
         sides |= {f"{side}_weight": head.weight, f"{side}_bias": getattr(head, "bias", None)}
+        sides[f"{side}_softcap"] = soft_cap(model)
     stats = linear_token_stats(**sides, k=min(config.k, pair.vocab_size))
     found, accepted = follow(stats, rollouts, config)
     return Scores(mask, found.overlap, found.drift, found.weight, accepted, stats.reverse_kl, found.effective_length)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 import pruneopd_kernels as po
 from pruneopd_kernels import PruneConfig
@@ -13,6 +13,7 @@ from pruneopd_lab import score
 from pruneopd_lab.cli import main
 from pruneopd_lab.tiny.make_models import make_model
 from pruneopd_lab.tiny.tokenizer import make_tokenizer
+from pruneopd_trainer.scoring import response_logits
 from trainer_models import read_lines, save, write_lines
 from trainer_models import refusal as refused
 
@@ -148,11 +149,20 @@ def test_logits_that_are_not_finite_are_refused(models, prompts, tmp_path):
     assert refusal(models[0], save(tmp_path / "broken", broken), prompts, max_length=4) == words
 
 
-def test_a_model_that_caps_its_logits_is_refused(models, prompts, tmp_path):
-    sizes = dict.fromkeys(["hidden_size", "intermediate_size", "head_dim"], 16)
-    sizes |= dict.fromkeys(["num_hidden_layers", "num_attention_heads", "num_key_value_heads"], 1)
-    config = Gemma2Config(vocab_size=len(make_tokenizer()), initializer_range=1.0, final_logit_softcapping=5.0,
-                          pad_token_id=0, **sizes)  # fmt: skip
-    folder = save(tmp_path / "capped", Gemma2ForCausalLM(config))
+SIZES = dict.fromkeys(["hidden_size", "intermediate_size"], 16)
+SIZES |= dict.fromkeys(["num_hidden_layers", "num_attention_heads", "num_key_value_heads"], 1)
+SIZES |= {"vocab_size": len(make_tokenizer()), "initializer_range": 1.0, "pad_token_id": 0}
+
+
+def test_a_model_may_cap_its_logits_but_not_scale_them(models, prompts, tmp_path):
+    capped = Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=5.0, head_dim=16, **SIZES))
+    pair = score.load(models[0], save(tmp_path / "capped", capped), PROMPTS[0])
+    rollouts = score.responses(pair, score.read_rows(prompts, 1), 9, seed=0)
+    with torch.no_grad():
+        logits = [response_logits(model, rollouts) for model in (pair.student, pair.teacher)]
+    expected = po.token_stats(*logits, rollouts.mask).reverse_kl
+    torch.testing.assert_close(score.score_responses(pair, rollouts, PruneConfig()).reverse_kl, expected)
+
+    folder = save(tmp_path / "scaled", GraniteForCausalLM(GraniteConfig(logits_scaling=8.0, **SIZES)))
     rule = "be the head times the last hidden state"
     assert refusal(models[0], folder, prompts) == f"the logits of the model in {folder} must {rule}, got something else"
