@@ -23,10 +23,9 @@ def default(function):
     return inspect.signature(function).parameters["w_drop"].default
 
 schema = torch.ops.pruneopd.reliability.default._schema
-private = torch.ops.pruneopd_cpp.reliability.default._schema
 of = lambda schema: next(one.default_value for one in schema.arguments if one.name == "w_drop")
 line = lambda text: next(one.strip() for one in text.splitlines() if one.strip().startswith("w_drop:"))
-print(of(schema), of(private), *map(default, (pruneopd_kernels.reliability, host.reliability, reference.reliability,
+print(of(schema), *map(default, (pruneopd_kernels.reliability, host.reliability, reference.reliability,
       parallel.reliability)))
 print(*{line(inspect.getdoc(x)) for x in (pruneopd_kernels.reliability, host.reliability, reference.reliability)},
       sep="|")
@@ -52,7 +51,7 @@ def test_a_default_and_a_rule_change_in_one_place(tmp_path):
     package = tmp_path / "pruneopd_kernels"
     processes.copy_package(tmp_path)
     before = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
-    assert before[0].split() == ["0.01"] * 6 and len(before[1].split("|")) == 1
+    assert before[0].split() == ["0.01"] * 5 and len(before[1].split("|")) == 1
     assert before[2:6] == ["None"] * 4
     assert before[6].split() == ["0.9900000095367432"] * 4
 
@@ -65,7 +64,7 @@ def test_a_default_and_a_rule_change_in_one_place(tmp_path):
         assert text.count(old) == 1, (path, old)
         (package / path).write_text(text.replace(old, new))
     after = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
-    assert after[0].split() == ["0.25"] * 6
+    assert after[0].split() == ["0.25"] * 5
     assert len(after[1].split("|")) == 1 and after[1].startswith("w_drop: In this copy, ")
     assert after[2:6] == ["reliability: threshold must be at most 0.8, got 0.9"] * 4
     assert after[6].split() == ["0.75"] * 4
