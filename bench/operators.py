@@ -155,9 +155,11 @@ def _forward_kl(
 ) -> dict[str, Tensor]:
     """The loss from log-probabilities of the teacher's candidates, and what trainers log beside it."""
     terms = teacher_topk_logprobs.exp() * (teacher_topk_logprobs - student_logprobs)
+    both = student_logprobs, teacher_topk_logprobs
+    rest_p, rest_q = ((1 - x.float().exp().sum(-1)).clamp(min=2**-24) for x in both)
     shared = (teacher_topk_ids.unsqueeze(-1) == student_topk_ids.unsqueeze(-2)).any(-1)
     return {
-        "loss": terms.sum(-1),
+        "loss": terms.sum(-1) + rest_q * (rest_q.log() - rest_p.log()),
         "student_mass": student_logprobs.detach().exp().sum(-1),
         "teacher_mass": teacher_topk_logprobs.exp().sum(-1),
         "overlap": overlap_of(student_topk_ids, teacher_topk_ids),

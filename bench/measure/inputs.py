@@ -41,9 +41,9 @@ def topk_ids(sets: int, device: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
     shape = (sets, *LONG)
     start = torch.randint(VOCABULARY, (*shape[:-1], 1), generator=generator)
-    step = torch.randint(1, VOCABULARY // LONG[2], (*shape[:-1], 1), generator=generator)
+    step = torch.randint(8, VOCABULARY // LONG[2], (*shape[:-1], 1), generator=generator)
     student = (start + step * torch.arange(LONG[2])) % VOCABULARY
-    other = (torch.rand(shape, generator=generator) < 0.3) * 7
+    other = (torch.rand(shape, generator=generator) < 0.3) * 7  # less than any step: all stay different
     return student.to(device), ((student.roll(3, -1) + other) % VOCABULARY).to(device)
 
 

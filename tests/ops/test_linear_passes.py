@@ -160,16 +160,16 @@ def test_logits_are_read_once_without_a_gradient():
 
 @pytest.mark.thorough
 def test_memory_beyond_inputs_outputs_and_gradients():
-    """Logits of both sides and their gradient, for one chunk; of float32 hardly anything else."""
+    """Logits of both sides and their gradient, for one chunk, and hardly anything else."""
     script = Path(linear_memory.__file__)
     lines = run(script, root=f"{ROOT}:{script.parent}").splitlines()
     cases = [json.loads(line) for line in lines]
     assert len(cases) == 7
     for case in cases:
-        assert case["extra"] <= 3 * case["chunk"] + 64 * 2**20, case
-        if case["dtype"] == "torch.float32":
-            assert case["extra"] <= 3 * case["chunk"] + 4 * 2**20, case
-            assert case["extra"] >= (3 if case["reduction"] == "sum" else 2) * case["chunk"], f"not measured: {case}"
+        spare = (4 if case["dtype"] == "torch.float32" else 12) * 2**20
+        most, least = 3 * case["chunk"], (3 if case["reduction"] == "sum" else 2) * case["chunk"]
+        assert case["extra"] <= most + spare, case
+        assert case["extra"] >= least - 2**20, f"not measured: {case}"
 
 
 # --- more than one backward pass --------------------------------------------------------------------------------------
