@@ -21,7 +21,7 @@ MATH = "csrc/math"
 PYTHON = "pruneopd_kernels"
 MUTATIONS = [
     # Formulas in C++, of the CPU and of CUDA
-    Mutation(f"{MATH}/drift.h", "student_size > teacher_size ? student_size", "student_size < teacher_size ? student_size"),
+    Mutation(f"{MATH}/drift.h", "student_size > teacher_size", "student_size < teacher_size"),
     Mutation(f"{MATH}/drift.h", "top_p - 1e-6 : INFINITY", "top_p + 1e-6 : INFINITY"),
     Mutation(f"{MATH}/drift.h", "bound(top_p < 1 ? top_p - 1e-6 : INFINITY)", "bound(top_p - 1e-6)"),
     Mutation(f"{MATH}/drift.h", "return accepted && !broken;", "return accepted;"),
@@ -35,7 +35,8 @@ MUTATIONS = [
     Mutation(f"{MATH}/softmax.h", "- p.log2_mass() + q.log2_mass());", "- p.log2_mass());"),
     Mutation(f"{MATH}/softmax.h", "shift = (reference - logit) / temperature;", "shift = reference - logit;"),
     # The CPU
-    Mutation("csrc/cpu/row_pass.cpp", "return add_tile<kMean, false>(last.data, whole_steps(rest), side, tile_max);", "return true;"),
+    Mutation("csrc/cpu/row_pass.cpp", "rest == 0) return true;\n  const PaddedTile<T>",
+             "rest >= 0) return true;\n  const PaddedTile<T>"),
     Mutation("csrc/cpu/row_pass.cpp", "      mass[i] *= factor;\n", ""),
     Mutation("csrc/cpu/candidates.h", "kept += candidate >= least;", "kept += candidate > least;"),
     Mutation("csrc/cpu/responses.h", "effective += valid[i] & is_effective(", "effective += is_effective("),
@@ -52,7 +53,7 @@ MUTATIONS = [
     # Formulas in Python
     Mutation(f"{PYTHON}/formulas.py", "MASS_TOLERANCE = 1e-6", "MASS_TOLERANCE = 0.0"),
     Mutation(f"{PYTHON}/formulas.py", "p * rows.logprobs.masked_fill(p == 0, 0.0)", "p * rows.logprobs"),
-    Mutation(f"{PYTHON}/formulas.py", "clamp(1 - a.clip_low, 1 + a.clip_high)", "clamp(1 - a.clip_high, 1 + a.clip_low)"),
+    Mutation(f"{PYTHON}/formulas.py", "1 - a.clip_low, 1 + a.clip_high", "1 - a.clip_high, 1 + a.clip_low"),
     Mutation(f"{PYTHON}/formulas.py", "torch.where(advantages < 0, -advantages * a.clip_dual, torch.inf)",
              "-advantages * a.clip_dual"),
     Mutation(f"{PYTHON}/formulas.py", "by_ratio = ~(unclipped < clipped)", "by_ratio = unclipped > clipped"),
@@ -60,7 +61,7 @@ MUTATIONS = [
     Mutation(f"{PYTHON}/formulas.py", "return mask.abs().view(integers) != 0", "return mask != 0"),
     Mutation(f"{PYTHON}/ops/row_stats.py", "torch.where(gradient == 0, 0.0, gradient * coefficients)",
              "gradient * coefficients"),
-    Mutation(f"{PYTHON}/ops/selected_logprobs.py", "(a.token_ids < 0) | (a.logprobs == -torch.inf)", "a.token_ids < 0"),
+    Mutation(f"{PYTHON}/ops/selected_logprobs.py", " | (a.logprobs == -torch.inf)", ""),
     Mutation(f"{PYTHON}/ops/opd_loss.py", "(-a.rewards).masked_fill(", "a.rewards.masked_fill("),
     # Everything around the operators
     Mutation(f"{PYTHON}/config.py", "threshold: float = 0.7", "threshold: float = 0.75"),
