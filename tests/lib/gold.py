@@ -170,6 +170,7 @@ def put_gradient(gradient, sizes, loss, by_logits, magnitudes, scale):
     sizes.put("gradient", scale * magnitudes)
 
 
+@np.errstate(invalid="ignore")  # where they are not finite, there is no gradient
 def by_logits_of(log_p, ids, coefficients, sizes_of_coefficients):
     """The derivative of sum(coefficients * log p[ids]) by the scaled logits, and the magnitudes that it adds up."""
     p = np.exp(log_p)

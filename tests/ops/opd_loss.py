@@ -59,8 +59,7 @@ def policy(into, a, scores, magnitudes):
         if (advantages[n] != 0).any() or magnitudes[n].any():
             log_p = logprobs(a.student_logits[n][: a.vocab_size].astype(np.float64), a.student_temperature)
             sizes.put("loss", magnitudes[n].sum())
-            with np.errstate(invalid="ignore"):
-                by_logits = by_logits_of(log_p, scores["topk_ids"][n], -advantages[n], magnitudes[n])
+            by_logits = by_logits_of(log_p, scores["topk_ids"][n], -advantages[n], magnitudes[n])
             put_gradient(gradient[n], sizes, loss[n], *by_logits, into["loss"][n] / a.student_temperature)
     return {"loss": loss, "gradient": gradient}, sizes.of
 

@@ -38,7 +38,8 @@ def gold(into, a):
             p, x, y = np.exp(log_p[exists]), log_p[exists], log_q[exists]
             by_logits[exists] = p * (x - y - divergence)
             magnitudes[exists] = p * (np.abs(x) + np.abs(y) + divergence)
-        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, into["loss"][n] * w / a.student_temperature)
+        scale = into["loss"][n] * w / a.student_temperature if into["loss"][n] else 0.0
+        put_gradient(gradient[n], sizes, loss[n], by_logits, magnitudes, scale)
     return {"loss": loss, "gradient": gradient}, sizes.of
 
 

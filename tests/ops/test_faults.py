@@ -60,6 +60,8 @@ def test_rows_of_which_most_logits_tie(op, impl):
         student = torch.where(torch.rand(1, 513) < 0.1, torch.randn(1, 513), 0)
         given = {"student_logits": student, "teacher_logits": torch.randn(1, 513) * 5, "teacher_temperature": 0.3}
         operators.check(impl, op, **given | ({"k": 1} if op == "token_stats" else {}))
+    student, teacher = ((torch.randn(3, 499) * 1000).round() / 1000 + 300 for _ in range(2))
+    operators.check(impl, op, student_logits=student.bfloat16(), teacher_logits=teacher, student_temperature=3.0)
 
 
 @each(["token_stats", "reverse_kl", "opd_loss"])

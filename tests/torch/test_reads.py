@@ -43,10 +43,7 @@ STEPS = {
     "opd_loss by reverse KL, and entropies": (partial(fused, loss="reverse_kl", entropies=True), "SSTTW"),
     "selected_logprobs": (lambda student, teacher: selected_logprobs(student, IDS).logprobs, "SSW"),
     "selected_logprobs and the entropy": (with_entropy, "SSW"),
-    "topk_forward_kl": (
-        lambda student, teacher: topk_forward_kl(student, IDS, torch.full((2, 3, 8), -3.0)).loss,
-        "SSW",
-    ),
+    "topk_forward_kl": (lambda student, teacher: topk_forward_kl(student, IDS, LOGPROBS).loss, "SSW"),
 }
 
 
