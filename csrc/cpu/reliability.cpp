@@ -21,10 +21,9 @@ bool accepts(const ReliabilityArgs& args, const Row& teacher, const RowSummary& 
   return nucleus.accepts();
 }
 
-/// r of position n (eq. 11 without L), for the first `size` of its student candidates.
+/// r of position n (eq. 11 without L), for its student candidates that are filled, `size` of them.
 void write_rewards(const ReliabilityArgs& args, const Row& student, const Row& teacher, const RowPairSummary& summary,
                    const RowScratch& scratch, int size, double* rewards) {
-  std::fill_n(rewards, args.k, 0.0);
   double p[256], q[256];
   for (int j = 0; j < size; ++j) {
     const Candidate candidate = scratch.student_candidates[j];
@@ -83,9 +82,11 @@ void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch, 
                         accepts(args, teacher, summary.teacher, scratch.teacher_candidates, teacher_size, n);
   args.out.overlap[n] = static_cast<float>(overlap);
   args.out.drift[n] = summary.broken() || (by_overlap ? overlap < args.drift_rule.threshold : !accepted);
-  // A broken row may have no candidates, and its rewards are NaN.
-  const int rewarded = summary.student.broken ? static_cast<int>(k) : student_size;
-  write_rewards(args, student, teacher, summary, scratch, rewarded, rewards);
+  std::fill_n(rewards, k, 0.0);
+  if (summary.broken())  // a broken row may have no candidates
+    std::fill_n(rewards, summary.student.broken ? k : student_size, std::numeric_limits<double>::quiet_NaN());
+  else
+    write_rewards(args, student, teacher, summary, scratch, student_size, rewards);
   write_scores(args, n, &summary, accepted);
 }
 
