@@ -16,20 +16,6 @@ from .summary import float64
 
 
 @triton.jit
-def load_slots(ids, logprobs, n, valid, K: tl.constexpr, K_PADDED: tl.constexpr):
-    """Return each position's candidates, -1 in empty slots: no id, a log-probability of -inf, an id that came before."""
-    j = tl.arange(0, K_PADDED)
-    at = n[:, None] * K + j[None, :]
-    exists = valid[:, None] & (j < K)[None, :]
-    slots = filled(ids, logprobs, at, exists)
-    again = tl.zeros(slots.shape, tl.int1)
-    for i in range(K):
-        earlier = filled(ids, logprobs, n * K + i, valid)
-        again |= (slots == earlier[:, None]) & (j > i)[None, :]
-    return tl.where(again, -1, slots)
-
-
-@triton.jit
 def filled(ids, logprobs, at, exists):
     """Return candidates, below 0 where a slot is empty by itself."""
     slots = tl.load(ids + at, mask=exists, other=-1).to(tl.int64)
@@ -54,21 +40,28 @@ def is_accepted(slots, logprobs, token, enough):
 def drift_kernel(student_ids, student_logprobs, teacher_ids, teacher_logprobs, mask, token_ids, overlap, drift,
                  positions, threshold, enough, K: tl.constexpr, K_PADDED: tl.constexpr,
                  POSITIONS: tl.constexpr):  # fmt: skip
-    """Compute overlap and drift, by acceptance if there are token_ids."""
+    """Compute overlap and drift, by acceptance if there are token_ids. An id that came before is as an empty slot."""
     n = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     inside = n < positions
     valid = inside
     if mask is not None:
         valid = inside & (tl.load(mask + n, mask=inside, other=0) != 0)
-    student = load_slots(student_ids, student_logprobs, n, valid, K, K_PADDED)
-    teacher = load_slots(teacher_ids, teacher_logprobs, n, valid, K, K_PADDED)
+    j = tl.arange(0, K_PADDED)[None, :]
+    at, exists = n[:, None] * K + j, valid[:, None] & (j < K)
+    student = filled(student_ids, student_logprobs, at, exists)
+    teacher = filled(teacher_ids, teacher_logprobs, at, exists)
     hits = tl.zeros([POSITIONS, K_PADDED], tl.int1)
+    student_again, teacher_again = hits, hits
     for i in range(K):
-        hits |= student == filled(teacher_ids, teacher_logprobs, n * K + i, valid)[:, None]
+        student_i = filled(student_ids, student_logprobs, n * K + i, valid)[:, None]
+        teacher_i = filled(teacher_ids, teacher_logprobs, n * K + i, valid)[:, None]
+        hits |= student == teacher_i
+        student_again |= (student == student_i) & (j > i)
+        teacher_again |= (teacher == teacher_i) & (j > i)
+    student, teacher = tl.where(student_again, -1, student), tl.where(teacher_again, -1, teacher)
     common = count(hits & (student >= 0))
     share = common.to(tl.float64) / tl.maximum(tl.maximum(count(student >= 0), count(teacher >= 0)), 1)
     if token_ids is not None:
-        at = n[:, None] * K + tl.arange(0, K_PADDED)[None, :]
         logprobs = tl.load(teacher_logprobs + at, mask=teacher >= 0, other=0.0)
         token = tl.load(token_ids + n, mask=valid, other=-1).to(tl.int64)
         drifts = is_accepted(teacher, logprobs, token, float64(enough)) == 0
@@ -90,7 +83,7 @@ def reliability_from_topk(a: Any) -> tuple[Tensor, ...]:
         with device_of(drift):
             drift_kernel[(triton.cdiv(drift.numel(), at_once),)](
                 *map(per_position, slots), flags(a.mask), per_position(token_ids), overlap, drift.view(torch.int8),
-                drift.numel(), float64_bits(a.threshold), float64_bits(mass_of_nucleus(a.top_p)), K=k, K_PADDED=k_padded,
-                POSITIONS=at_once, num_warps=4, enable_fp_fusion=False,
+                drift.numel(), float64_bits(a.threshold), float64_bits(mass_of_nucleus(a.top_p)),
+                K=k, K_PADDED=k_padded, POSITIONS=at_once, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return overlap, drift, *scan(drift, a)[:4]

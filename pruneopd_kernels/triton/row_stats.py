@@ -102,12 +102,10 @@ def logprobs_backward_kernel(x, token_ids, coefficients, state, entropy_coeffici
         nothing = (total - total) + (of_entropy - of_entropy)
         nothing += (reference - reference) + (mass - mass) + (mean - mean)
         of_p = (of_entropy * mean - total) / (mass * temperature) + nothing
-        terms = (reference, temperature, of_p)
-        tame = (is_tame != 0) & ((tl.abs(of_p) >= WILD) == 0)
-        if entropy_coefficient is not None:
-            of_distance = of_entropy / (mass * temperature * temperature)
-            tame &= (tl.abs(of_distance) >= WILD) == 0
-            terms = (reference, temperature, of_p, of_distance, nothing)
+        of_distance = of_entropy / (mass * temperature * temperature)
+        of_all, of_entropy_too = (reference, temperature, of_p), (reference, temperature, of_p, of_distance, nothing)
+        terms = of_all if entropy_coefficient is None else of_entropy_too
+        tame = (is_tame != 0) & ((tl.maximum(tl.abs(of_p), tl.abs(of_distance)) >= WILD) == 0)
         write_part(out, row, None, begin, end, vocab_size, terms, tame, logprobs_derivative, VEC)
         tl.debug_barrier()  # what follows is stored over that
         ids = tl.load(token_ids + j, mask=j < M, other=-1).to(tl.int64)

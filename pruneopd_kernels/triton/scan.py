@@ -68,9 +68,7 @@ def scan_kernel(drift, mask, cu_seqlens, carried, factors, unweighted, drift_cou
     tl.store(effective_length + b, effective)
 
 
-def scan(
-    drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
+def scan(drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tensor | None = None) -> tuple[Any, ...]:
     """Return C, R, L and E, and the float64 rewards `[..., k]` times the factors, or else L, rounded once."""
     responses = drift.shape[0] if a.cu_seqlens is None else a.cu_seqlens.shape[0] - 1
     counts = torch.empty(drift.shape, dtype=torch.int32, device=drift.device)
@@ -83,8 +81,9 @@ def scan(
         with device_of(drift):
             scan_kernel[(responses,)](
                 flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count),
-                per_position(factors), unweighted, counts, reliability, weight, effective_length, rewards, drift.numel(),
-                drift.shape[1] if a.cu_seqlens is None else 0, *map(float64_bits, (a.w_drop, a.w_base, a.eps)),
-                K=k, K_PADDED=k_padded, BLOCK=min(1024, 4096 // k_padded), num_warps=4, enable_fp_fusion=False,
+                per_position(factors), unweighted, counts, reliability, weight, effective_length, rewards,
+                drift.numel(), drift.shape[1] if a.cu_seqlens is None else 0,
+                *map(float64_bits, (a.w_drop, a.w_base, a.eps)), K=k, K_PADDED=k_padded, BLOCK=min(1024, 4096 // k_padded),
+                num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return counts, reliability, weight, effective_length, rewards

@@ -42,7 +42,7 @@ def logprobs_at(side, ids, exists):
 
 @triton.jit
 def state_of(side):
-    """Return a row's reference logit, mass relative to it, and the mean of the distance from it; NaN if it is broken."""
+    """Return a row's reference logit, mass relative to it, and mean of the distance from it; NaN if it is broken."""
     reference, log_mass, _, entropy = side[1]
     nothing = reference - reference
     return reference, tl.exp(log_mass) + nothing, log_mass - entropy + nothing
