@@ -6,13 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import pruneopd_kernels as po
 import reads
 from pruneopd_trainer.config import TrainConfig
 from pruneopd_trainer.data import Example
 from pruneopd_trainer.loop import SAMPLING, Trainer
 from pruneopd_trainer.models import Pair
 from pruneopd_trainer.rollouts import uniforms
-from pruneopd_trainer.scoring import response_logits
+from pruneopd_trainer.scoring import follow, response_logits, score
 from test_trainer_rollouts import naive
 from trainer_models import TOKENIZER, near, random_model, refusal
 
@@ -156,6 +157,25 @@ def test_what_each_method_samples_and_keeps(changes, longest, kept):
     assert 0 < record["tokens_kept"] <= record["tokens_generated"]
 
 
+@pytest.mark.parametrize("metric", ["overlap", "top_p"])
+def test_the_fused_scores_are_those_of_the_operators_one_by_one(metric):
+    run = trainer(metric=metric, top_p=0.6, temperature=0.8)
+    rollouts, config = run.sample(1, 16).rollouts, run.config
+    with torch.no_grad():
+        logits = [response_logits(model, rollouts) for model in run.pair[:2]]
+        found = score(*logits, rollouts, config, len(TOKENIZER))
+    heat = dict.fromkeys(["student_temperature", "teacher_temperature"], config.temperature)
+    stats = po.token_stats(*logits, rollouts.mask, token_ids=rollouts.response_ids, k=config.k, **heat)
+    along, accepted = follow(stats, rollouts, config.prune)
+    ids, rewards, _ = po.opd_rewards(*stats[:6], rollouts.mask)
+    assert torch.equal(found.drift, along.drift) and torch.equal(found.accepted, accepted)
+    assert torch.equal(found.candidates, ids) and torch.equal(found.effective_length, along.effective_length)
+    gap = stats.student_entropy - stats.teacher_entropy
+    assert gap.min() < 0 < gap.max(), "it is logged as an absolute value (eq. 4)"
+    floats = found.rewards, found.reverse_kl, found.weight, found.entropy_gap, found.loss
+    torch.testing.assert_close(floats, (rewards, stats.reverse_kl, along.weight, gap.abs(), -rewards.sum(-1)))
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -224,3 +244,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_changes_nothing():
     assert refusal(run.train_step).startswith("step 2: loss and gradient norm must be finite, got nan and ")
     assert torch.equal(weights(run), before)
     assert run.step == 1
+
+
+def test_what_has_no_weight_has_no_say_even_if_it_is_not_finite():
+    run = trainer(w_drop=1.0, w_base=0.0)
+    next(run.pair.teacher.parameters()).fill_(float("nan"))
+    record = run.train_step()
+    assert (record["loss"], record["grad_norm"], record["tokens_kept"]) == (0, 0, 0)
