@@ -7,88 +7,49 @@
 
 namespace pruneopd::cuda {
 
-/// A row whose reference lies farther out may have differences to it that no float32 holds.
-constexpr float kFarthestReference = 1e30f;
+/// Whether float32 may multiply by a factor, or subtract a reference or an offset: beyond, the result may not be
+/// finite, or 0 although it counts.
+__device__ __forceinline__ bool is_tame(double value) { return fabs(value) < 1e30; }
 
-/// Where the gradient of one row goes, in one type.
-template <class T>
-struct TypedGradient {
-  static constexpr int kIds = 16 / sizeof(T);  // in 16 bytes
+/// Where the gradient of one row goes, in its type: the student's. It is written kIds at a time.
+template <class T, int kIds>
+struct Gradient {
+  static constexpr int kBytes = kIds * sizeof(T);
 
   T* values;
 
-  __device__ TypedGradient(void* values, Scalar) : values(static_cast<T*>(values)) {}
   __device__ int ids_before_alignment() const {
-    return static_cast<int>((-reinterpret_cast<uintptr_t>(values) & 15) / sizeof(T));
+    return static_cast<int>((-reinterpret_cast<uintptr_t>(values) & (kBytes - 1)) / sizeof(T));
   }
-  __device__ void advance(int64_t ids) { values += ids; }
-  __device__ void set(int64_t id, float value) const { values[id] = round_to<T>(value); }
+  __device__ void set(int64_t id, double value) const { values[id] = round_to<T>(static_cast<float>(value)); }
   __device__ void store(int id, const float (&g)[kIds]) const {
     auto* const at = reinterpret_cast<uint4*>(values + id);
-    if constexpr (sizeof(T) == 2)
+    if constexpr (kBytes == 8)  // beside a teacher's row of another type
+      *reinterpret_cast<uint2*>(at) = {pack<T>(g[0], g[1]), pack<T>(g[2], g[3])};
+    else if constexpr (sizeof(T) == 2)
       store_once(at, {pack<T>(g[0], g[1]), pack<T>(g[2], g[3]), pack<T>(g[4], g[5]), pack<T>(g[6], g[7])});
     else
       store_once(at, {float_bits(g[0]), float_bits(g[1]), float_bits(g[2]), float_bits(g[3])});
   }
 };
 
-/// The same in a type that is known only when the kernel runs.
-struct AnyGradient {
-  static constexpr int kIds = Vectors<AnyLogit>::kIds;
-
-  void* values;
-  Scalar type;
-
-  __device__ AnyGradient(void* values, Scalar type) : values(values), type(type) {}
-  template <class T>
-  __device__ TypedGradient<T> as() const {
-    return {values, type};
-  }
-  __device__ int ids_before_alignment() const {
-    return type == Scalar::kF32 ? as<float>().ids_before_alignment() : as<Half>().ids_before_alignment();
-  }
-  __device__ void advance(int64_t ids) { values = static_cast<char*>(values) + ids * bytes_of(type); }
-  __device__ void set(int64_t id, float value) const {
-    if (type == Scalar::kBF16)
-      as<BFloat16>().set(id, value);
-    else if (type == Scalar::kF16)
-      as<Half>().set(id, value);
-    else
-      as<float>().set(id, value);
-  }
-  __device__ void store(int id, const float (&g)[kIds]) const {
-    if (type == Scalar::kBF16) {
-      as<BFloat16>().store(id, g);
-    } else if (type == Scalar::kF16) {
-      as<Half>().store(id, g);
-    } else {
-      as<float>().store(id, {g[0], g[1], g[2], g[3]});
-      as<float>().store(id + 4, {g[4], g[5], g[6], g[7]});
-    }
-  }
-};
-
-template <class T>
-using Gradient = std::conditional_t<std::is_same_v<T, AnyLogit>, AnyGradient, TypedGradient<T>>;
-
 /// A block's share of a row: vectors of 16 bytes, and of the first block also what lies before them and after them. Ids
 /// are counted from the first vector on.
-template <class T, int kSides>
+template <class T, class G, int kSides>
 struct GradientShare {
   using V = Vectors<T>;
   static constexpr int kIds = V::kIds;
 
   typename V::Row rows[kSides];
-  Gradient<T> gradient;
+  Gradient<G, kIds> gradient;
   int64_t row_width;
   int first_id;    // of the vectors, in the row
   int tail;        // where the vectors of all blocks end
   int begin, end;  // this block's vectors, by their number
   bool has_edges;
 
-  __device__ GradientShare(const Rows<kSides>& args, void* gradients, Scalar type, int64_t row_width, int n)
-      : gradient(gradients, type), row_width(row_width) {
-    gradient.advance(n * row_width);
+  __device__ GradientShare(const Rows<kSides>& args, void* gradients, int64_t row_width, int n)
+      : gradient{static_cast<G*>(gradients) + n * row_width}, row_width(row_width) {
     // A misaligned row is read in aligned words, which must lie in the row: a vector more on either side.
     int head = gradient.ids_before_alignment(), margin = 0;
 #pragma unroll
@@ -103,7 +64,7 @@ struct GradientShare {
     tail = vectors * kIds;
 #pragma unroll
     for (int side = 0; side < kSides; ++side) rows[side] = rows[side].from(head);
-    gradient.advance(head);
+    gradient.values += head;
     const int slice = args.slice();
     begin = static_cast<int>(int64_t{vectors} * slice / args.slices);
     end = static_cast<int>(int64_t{vectors} * (slice + 1) / args.slices);
@@ -167,7 +128,7 @@ struct GradientShare {
     };
     int v = begin + thread_in_block();
     for (int step = begin; step + kStep <= end; step += kStep, v += kStep) {
-      typename V::One vectors[kSides][kCount];
+      uint4 vectors[kSides][kCount];
 #pragma unroll
       for (int side = 0; side < kSides; ++side)
         load_vectors_inside(rows[side], v * kIds, kThreads * kIds, vectors[side]);

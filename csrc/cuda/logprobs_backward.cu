@@ -1,4 +1,4 @@
-// logprobs_backward, which the losses over candidates share: a block takes a position, or a slice of one.
+// logprobs_backward: a block takes a position, or a slice of one.
 #include "gradient.cuh"
 #include "operators/logprobs_backward.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 struct Params {
   Rows<1> rows;
-  DeviceView topk_ids, coefficients, state, scale;
+  DeviceView token_ids, coefficients, state, entropy_coefficient;
   int m;
   void* gradient;
   int64_t width;
@@ -15,24 +15,22 @@ struct Params {
 
 struct Memory {
   double of_warps[kWarps][kMostTerms];
-  double scale, total;  // over the temperature; of the coefficients
+  double total, entropy;  // of the coefficients; the coefficient of the entropy
   RowState state;
-  int ids[kMaxPolicyCandidates];  // -1: does not exist
-  float coefficients[kMaxPolicyCandidates];
+  int ids[kMaxTokenIds];  // -1: does not exist
+  double coefficients[kMaxTokenIds];
 
   __device__ static Memory& get() { return *reinterpret_cast<Memory*>(shared_memory); }
   /// The gradient in float64, of an id with coefficients of its own.
-  __device__ float gradient(float logit, double temperature, double own) const {
-    const double p = exp((static_cast<double>(logit) - state.reference) / temperature) / state.mass;
-    return static_cast<float>(scale * (own - total * p));
+  __device__ double gradient(float logit, double temperature, double own) const {
+    return (own - softmax_gradient(logit, state, temperature, total, entropy)) / temperature;
   }
 };
 
-/// p times a factor: in float32, rounded the same way wherever it stands.
+/// exp2(d) * (constant + slope * d): in float32, rounded the same way wherever it stands.
 struct OfSoftmax {
-  float reference;
-  float log2_scale;  // log2(e) / temperature
-  float factor;      // over the mass
+  float reference, scale;  // log2(e) / temperature
+  float constant, slope;
 
   template <int kIds>
   __device__ bool operator()(const float (&logits)[1][kIds], float (&gradients)[kIds]) const {
@@ -41,18 +39,20 @@ struct OfSoftmax {
     return false;
   }
   __device__ float one(const float (&logit)[1]) const {
-    return __fmul_rn(exp2_approximately(__fmul_rn(logit[0] - reference, log2_scale)), factor);
+    const float d = fmaxf(__fmul_rn(logit[0] - reference, scale), -0x1p20f);  // finite, and its power is 0 before that
+    return __fmul_rn(exp2_approximately(d), fmaf(slope, d, constant));
   }
 };
 
-/// Reads the candidates; returns whether any of them moves anything.
-__device__ bool read_candidates(const Params& params, int n, double scale) {
+/// Reads what position n has to learn from; returns whether that is anything.
+__device__ bool read_coefficients(const Params& params, int n) {
   Memory& memory = Memory::get();
+  const double entropy = params.entropy_coefficient ? params.entropy_coefficient.real(n) : 0;
   double total[1] = {};
-  bool moves = false;
+  bool moves = entropy != 0;
   for (int j = thread_in_block(); j < params.m; j += kThreads) {
-    const int64_t id = params.topk_ids.id(n, j);
-    const auto coefficient = static_cast<float>(params.coefficients.real(n, j));
+    const int64_t id = params.token_ids.id(n, j);
+    const double coefficient = params.coefficients.real(n, j);
     memory.ids[j] = id >= 0 && id < params.rows.vocab_size ? static_cast<int>(id) : -1;
     memory.coefficients[j] = coefficient;
     total[0] += coefficient;
@@ -60,16 +60,16 @@ __device__ bool read_candidates(const Params& params, int n, double scale) {
   }
   sum_over_block(total, memory.of_warps);
   if (thread_in_block() == 0) {
-    memory.scale = scale;
     memory.total = total[0];
-    memory.state = {static_cast<float>(params.state.real(n, 0)), static_cast<float>(params.state.real(n, 1))};
+    memory.entropy = entropy;
+    memory.state = {params.state.real(n, 0), params.state.real(n, 1), params.state.real(n, 2)};
   }
   return __syncthreads_or(moves);
 }
 
 /// Overwrites the gradients of the candidates, each with the part of its own that it has in the sum.
 template <class T>
-__device__ void write_candidates(const GradientShare<T, 1>& share, int m, double temperature) {
+__device__ void write_candidates(const GradientShare<T, T, 1>& share, int m, double temperature) {
   const Memory& memory = Memory::get();
 #pragma unroll 1
   for (int j = thread_in_block(); j < m; j += kThreads) {
@@ -88,32 +88,33 @@ __device__ void write_candidates(const GradientShare<T, 1>& share, int m, double
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kLightBlocksPerMultiprocessor) logprobs_backward_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, (kBlocks<T, false>)) logprobs_backward_kernel(Params params) {
   const Memory& memory = Memory::get();
   const Rows<1>& rows = params.rows;
   const int n = rows.position();
-  const GradientShare<T, 1> share(rows, params.gradient, rows.logits[0].type, params.width, n);
-  const double scale = params.scale.real(n) / rows.temperatures[0];
-  if (scale == 0 || !read_candidates(params, n, scale)) return share.fill(0);
-  const double factor = -memory.scale * memory.total;
-  if (!(std::isfinite(factor) && std::isfinite(memory.total))) return share.fill(NAN);
+  const GradientShare<T, T, 1> share(rows, params.gradient, params.width, n);
+  if (!read_coefficients(params, n)) return share.fill(0);
+  const RowState& state = memory.state;
+  if (!std::isfinite(memory.total + memory.entropy + state.reference + state.mass + state.mean)) return share.fill(NAN);
 
-  const OfSoftmax gradient{memory.state.reference, rows.scales[0], static_cast<float>(factor / memory.state.mass)};
-  if (rows.usable_scales && std::isfinite(gradient.factor))
-    share.stream(gradient);
+  const double temperature = rows.temperatures[0], scale = -1 / (temperature * state.mass);
+  const double constant = scale * (memory.total - memory.entropy * state.mean), slope = scale * kLn2 * memory.entropy;
+  if (rows.usable_scales && is_tame(constant) && is_tame(slope))
+    share.stream(OfSoftmax{static_cast<float>(state.reference), rows.scales[0], static_cast<float>(constant),
+                           static_cast<float>(slope)});
   else
-    share.write_singly([&](const float(&logit)[1]) { return memory.gradient(logit[0], rows.temperatures[0], 0); });
+    share.write_singly([&](const float(&logit)[1]) { return memory.gradient(logit[0], temperature, 0); });
   __syncthreads();
-  write_candidates(share, params.m, rows.temperatures[0]);
+  write_candidates(share, params.m, temperature);
 }
 
 }  // namespace
 
 template <>
 void compute(const LogprobsBackwardArgs& args, const Queue& queue) {
-  const Params params{make_rows(/*k=*/0, args.student), args.topk_ids, args.coefficients, args.state, args.scale,
-                      static_cast<int>(args.m),         args.gradient, args.width};
-  with_logit_type(args.student.rows.type, [&]<class T>() {
+  const Params params{make_rows(/*k=*/0, args.logits), args.token_ids,           args.coefficients, args.state,
+                      args.entropy_coefficient,        static_cast<int>(args.m), args.gradient,     args.width};
+  with_logit_type(params.rows, [&]<class T>() {
     launch_over_gradient<T>(&logprobs_backward_kernel<T>, args.positions, args.width, sizeof(Memory), params, queue);
   });
 }

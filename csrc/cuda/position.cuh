@@ -13,11 +13,12 @@
 
 namespace pruneopd::cuda {
 
-/// How many blocks share a multiprocessor, which limits the registers: enough to read while one of them selects.
-template <class T>
-constexpr int kBlocksPerMultiprocessor = std::is_same_v<T, AnyLogit> ? 2 : 3;
-/// Where a block reads one row and selects nothing.
-constexpr int kLightBlocksPerMultiprocessor = 4;
+/// How many blocks share a multiprocessor, which limits the registers: enough to read while one of them selects. A
+/// block that reads one row and selects nothing is light.
+template <class T, bool kIsHeavy>
+constexpr int kBlocks = std::is_same_v<T, AnyLogit> ? 2
+                        : kIsHeavy                  ? 3
+                                                    : 4;
 
 /// What the kernels over logits take. Rows are numbered over the positions.
 template <int kRowsOfPosition>
@@ -48,16 +49,19 @@ template <int kSides>
 struct alignas(16) PositionMemory {
   Selection<kSides> selection;
   Summaries<kSides> summaries;
-  int position;
   const void* logits[kSides];             // of the position
   double values[kSides][kMaxCandidates];  // for what follows
-  int ids[kMaxCandidates];                // the same
   bool is_last;
 
   __device__ static PositionMemory& get() { return *reinterpret_cast<PositionMemory*>(shared_memory); }
 
   __device__ float logit(int side, int j) const { return candidate_logit(selection.best[side][j]); }
   __device__ int id(int side, int j) const { return candidate_id(selection.best[side][j]); }
+  /// How many of the k slots are not empty: the first ones.
+  __device__ int filled(int side, int k) const {
+    while (k > 0 && logit(side, k - 1) == -INFINITY) --k;
+    return k;
+  }
   /// Of a row relative to its greatest logit.
   __device__ RowSummary summary(const Rows<kSides>& args, int side) const {
     return summaries.rows[side].relative_to(summaries.peaks[side].logit, args.temperature(side));
@@ -118,7 +122,9 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
 
   const auto lost_digits = [&](int side) { return !args.usable_scales || has_lost_digits(summaries.sums[side]); };
   const bool some_broken = summaries.peaks[0].broken() || summaries.peaks[kSides - 1].broken();
-  const bool by_definition = kHasStats && !some_broken && (lost_digits(0) || lost_digits(kSides - 1));
+  bool by_definition = false;  // the divergences; also where a term takes float64, see Record
+  for (int side = 0; kHasStats && !some_broken && side < kSides; ++side)
+    by_definition |= lost_digits(side) || summaries.sums[side].other != summaries.sums[side].other;
 #pragma unroll 1
   for (int side = 0; side < kSides; ++side) {
     RowSummary summary;
@@ -130,12 +136,12 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
     } else {
       set_peak_apart<T, kHasStats>(row_of(side), row_of(kSides - 1 - side), records_of(side),
                                    records_of(kSides - 1 - side), record_count, side, summaries);
-      summary = RowSummary(summaries.sums[side], args.temperature(side), kStats == Stats::kAll);
+      summary = RowSummary(summaries.sums[side], args.temperature(side));
     }
     if (thread_in_block() == 0) summaries.rows[side] = summary;
   }
   __syncthreads();
-  if constexpr (kHasStats) {
+  if constexpr (kHasStats && kSides == 2) {
 #pragma unroll 1
     for (int side = 0; side < (kStats == Stats::kAll ? kSides : 1); ++side) {
       double divergence = NAN;
@@ -147,9 +153,8 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
             summaries.partner_misses[side] ? INFINITY : kl_divergence(summaries.sums[side], summaries.sums[1 - side]);
       if (thread_in_block() == 0) summaries.divergences[side] = divergence;  // and reads them
     }
-  }
-  if constexpr (kStats == Stats::kReverseKl)
     set_peak_excess<T>(row_of(0), row_of(1), args.temperatures[0], args.temperatures[1], by_definition, summaries);
+  }
 }
 
 /// Leaves the summaries of a position in the shared memory, and with kSelects the k candidates of each row. False:
@@ -175,10 +180,8 @@ __device__ __forceinline__ bool pass_position(const Rows<kSides>& args, int n) {
   pass_units<T, kStats>(rows, scales, args.units * slice / args.slices, args.units * (slice + 1) / args.slices,
                         outputs_in(pass_arrays));
   n = args.position();
-  if (thread_in_block() == 0) {
-    memory.position = n;
+  if (thread_in_block() == 0)
     for (int side = 0; side < kSides; ++side) memory.logits[side] = args.logits[side].row(n);
-  }
   if (args.slices > 1) {
     if (!arrives_last(args.arrivals + n, args.slices, memory.is_last)) return false;
     copy_from_other_blocks(pass_arrays, arrays, args.scratch_bytes);
@@ -187,6 +190,22 @@ __device__ __forceinline__ bool pass_position(const Rows<kSides>& args, int n) {
   }
   summarize_position<T, kStats, kSelects>(args, outputs_in(arrays));
   return true;
+}
+
+/// The kernel of every operator that reads the logits of a position once. `Op` holds what it takes, and says what is
+/// summed (kStats), whether candidates are selected, which positions are read, and what is written.
+template <class T, class Op>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, decltype(Op::rows)::kSides == 2 || Op::kSelects>)
+    positions_kernel(Op op) {
+  const int n = op.rows.position();
+  if (!op.reads(n)) {
+    if (op.rows.slice() != 0) return;
+    op.write_unread(n);
+  } else {
+    if (!pass_position<T, Op::kStats, Op::kSelects>(op.rows, n)) return;
+    op.template write<T>(op.rows.position());
+  }
+  if constexpr (requires { op.finish(n); }) op.finish(op.rows.position());
 }
 
 // ---- The host's part.
@@ -214,7 +233,7 @@ inline int slices_for(int64_t positions, int64_t units, int64_t bytes, const Que
   return static_cast<int>(std::min(units, (wanted + positions - 1) / positions));
 }
 
-/// Calls visit.operator()<T>() with the type of the row.
+/// Calls visit.operator()<T>() with a type of logits.
 template <class Visit>
 void with_logit_type(Scalar type, const Visit& visit) {
   if (type == Scalar::kBF16)
@@ -225,41 +244,41 @@ void with_logit_type(Scalar type, const Visit& visit) {
     visit.template operator()<float>();
 }
 
-/// The same with the type of both rows.
-template <class Visit>
-void with_logit_type(const Logits& student, const Logits& teacher, const Visit& visit) {
-  if (student.rows.type == teacher.rows.type)
-    with_logit_type(student.rows.type, visit);
-  else
-    visit.template operator()<AnyLogit>();
+/// The same with the type of all rows.
+template <int kSides, class Visit>
+void with_logit_type(const Rows<kSides>& rows, const Visit& visit) {
+  if constexpr (kSides == 2)
+    if (rows.logits[0].type != rows.logits[1].type) return visit.template operator()<AnyLogit>();
+  with_logit_type(rows.logits[0].type, visit);
 }
 
-/// Launches a kernel whose parameters hold `rows`. `responses` of them count their positions as they arrive.
-template <class T, class Params>
-void launch_over_logits(void (*kernel)(Params), const char* op, int64_t positions, int64_t responses, Params params,
-                        const Queue& queue) {
+/// Runs an operator: a block takes a position, or a slice of one. `responses` count their positions as they arrive.
+template <class Op>
+void run_at_positions(const char* name, Op op, int64_t positions, const Queue& queue, int64_t responses = 0) {
   if (positions == 0) return;
-  auto& rows = params.rows;
-  const int64_t vocab_size = rows.vocab_size;
-  constexpr int kSides = std::remove_reference_t<decltype(rows)>::kSides;
-  const int64_t bytes = pass_bytes<T, kSides>(vocab_size), shared = sizeof(PositionMemory<kSides>) + bytes;
-  const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, queue);
-  if (shared > limit)
-    throw std::runtime_error(std::string(op) + ": vocab_size must be small enough for the tile maxima to fit in " +
-                             std::to_string(limit) + " bytes of shared memory with impl='cuda', got " +
-                             std::to_string(vocab_size));
-  rows.tiles = Cut<T>::tiles(vocab_size);
-  rows.units = Cut<T>::units(vocab_size);
-  rows.slices = slices_for(positions, rows.units, bytes, queue);
-  rows.scratch_bytes = rows.slices > 1 ? bytes : 0;
-  const int64_t counter_bytes =
-      ((rows.slices > 1 ? positions : 0) + responses) * static_cast<int64_t>(sizeof(unsigned));
-  if (counter_bytes > 0) {
-    rows.scratch = static_cast<unsigned char*>(queue.workspace(positions * rows.scratch_bytes + counter_bytes));
-    rows.arrivals = reinterpret_cast<unsigned*>(rows.scratch + positions * rows.scratch_bytes);
-    require(cudaMemsetAsync(rows.arrivals, 0, static_cast<size_t>(counter_bytes), queue.stream));
-  }
-  launch(kernel, positions * rows.slices, kThreads, shared, queue, params);
+  with_logit_type(op.rows, [&]<class T>() {
+    auto& rows = op.rows;
+    const int64_t vocab_size = rows.vocab_size;
+    constexpr int kSides = std::remove_reference_t<decltype(rows)>::kSides;
+    const int64_t bytes = pass_bytes<T, kSides>(vocab_size), shared = sizeof(PositionMemory<kSides>) + bytes;
+    const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, queue);
+    if (shared > limit)
+      throw std::runtime_error(std::string(name) + ": vocab_size must be small enough for the tile maxima to fit in " +
+                               std::to_string(limit) + " bytes of shared memory with impl='cuda', got " +
+                               std::to_string(vocab_size));
+    rows.tiles = Cut<T>::tiles(vocab_size);
+    rows.units = Cut<T>::units(vocab_size);
+    rows.slices = slices_for(positions, rows.units, bytes, queue);
+    rows.scratch_bytes = rows.slices > 1 ? bytes : 0;
+    const int64_t counter_bytes =
+        ((rows.slices > 1 ? positions : 0) + responses) * static_cast<int64_t>(sizeof(unsigned));
+    if (counter_bytes > 0) {
+      rows.scratch = static_cast<unsigned char*>(queue.workspace(positions * rows.scratch_bytes + counter_bytes));
+      rows.arrivals = reinterpret_cast<unsigned*>(rows.scratch + positions * rows.scratch_bytes);
+      require(cudaMemsetAsync(rows.arrivals, 0, static_cast<size_t>(counter_bytes), queue.stream));
+    }
+    launch(&positions_kernel<T, Op>, positions * rows.slices, kThreads, shared, queue, op);
+  });
 }
 
 /// What a kernel over one model's logits takes, or both models'; k is 0 if it selects no candidates. The launch sets
@@ -273,14 +292,6 @@ Rows<sizeof...(Side)> make_rows(int64_t k, const Side&... logits) {
           .usable_scales = usable,
           .vocab_size = static_cast<int>(std::min({logits.vocab_size...})),
           .k = static_cast<int>(k)};
-}
-
-/// log p of an id >= 0 in the only row, NaN for one that does not exist.
-template <class T>
-__device__ __forceinline__ double candidate_logprob(const Rows<1>& args, const PositionMemory<1>& memory, int64_t id) {
-  const auto row = make_row<T>(memory.logits[0], args.logits[0].type, args.vocab_size);
-  if (id >= row.vocab_size) return NAN;
-  return memory.summaries.rows[0].logprob(row.logit(static_cast<int>(id)), args.temperatures[0]);
 }
 
 }  // namespace pruneopd::cuda

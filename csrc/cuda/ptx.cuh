@@ -22,25 +22,33 @@ __device__ __forceinline__ float exp2_approximately(float x) {
 #endif
 }
 
-/// The larger one, NaN if either is.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
+/// The larger one, or the lesser one; NaN if either is.
+template <bool kLeast = false>
+__device__ __forceinline__ float extreme(float a, float b) {
 #ifdef __CUDA_ARCH__
   float c;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  if constexpr (kLeast)
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  else
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
   return c;
 #else
-  return a != a ? a : b != b ? b : a < b ? b : a;
+  return a != a ? a : b != b ? b : (a < b) == kLeast ? a : b;
 #endif
 }
 
 /// The same for two values in each word.
-template <class T>
-__device__ __forceinline__ uint32_t max_or_nan_2(uint32_t a, uint32_t b) {
+template <class T, bool kLeast>
+__device__ __forceinline__ uint32_t extreme_2(uint32_t a, uint32_t b) {
   static_assert(sizeof(T) == 2);
 #ifdef __CUDA_ARCH__
   uint32_t c;
-  if constexpr (std::is_same_v<T, BFloat16>)
+  if constexpr (std::is_same_v<T, BFloat16> && kLeast)
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  else if constexpr (std::is_same_v<T, BFloat16>)
     asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
+  else if constexpr (kLeast)
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
   else
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));
   return c;
@@ -49,7 +57,7 @@ __device__ __forceinline__ uint32_t max_or_nan_2(uint32_t a, uint32_t b) {
   for (int shift = 0; shift < 32; shift += 16) {
     const uint16_t x = static_cast<uint16_t>(a >> shift), y = static_cast<uint16_t>(b >> shift);
     const float fx = to_float(T{x}), fy = to_float(T{y});
-    c |= static_cast<uint32_t>(fx != fx ? x : fy != fy ? y : fx < fy ? y : x) << shift;
+    c |= static_cast<uint32_t>(fx != fx ? x : fy != fy ? y : (fx < fy) == kLeast ? x : y) << shift;
   }
   return c;
 #endif

@@ -9,7 +9,8 @@ namespace {
 constexpr int kThreads = 256;
 
 struct Params {
-  DeviceView student_topk_ids, teacher_topk_ids, mask, teacher_topk_logprobs, token_ids;
+  DeviceView topk_ids[2], topk_logprobs[2];  // 0 is the student's, 1 the teacher's
+  DeviceView mask, token_ids;
   int64_t positions;
   int k, slots;  // threads a position: k rounded up to a power of two
   DriftRule drift_rule;
@@ -17,45 +18,58 @@ struct Params {
 };
 
 struct Memory {
-  int64_t teacher_ids[kThreads];
-  double masses[kThreads];
-  int counts[kThreads];
+  int64_t ids[2][kThreads];  // -1: an empty slot
+  double masses[kThreads];   // of the teacher's
+  int sizes[2][kThreads], hits[kThreads];
 
   __device__ static Memory& get() { return *reinterpret_cast<Memory*>(shared_memory); }
 };
 
-/// Whether the teacher's nucleus rejects the token of position n. A padding slot has no mass; a NaN rejects the token.
-__device__ bool rejected(const Params& params, int64_t n, const int64_t* teacher_ids, const double* masses) {
+/// Whether the teacher's nucleus rejects the token of position n, whose slots begin at `first`.
+__device__ bool rejected(const Params& params, int64_t n, int first) {
+  const Memory& memory = Memory::get();
   const int64_t token = params.token_ids.id(n);
   Nucleus nucleus(params.drift_rule.top_p);
-  for (int j = 0; j < params.k; ++j)
-    if (teacher_ids[j] >= 0) nucleus.add_mass(masses[j], teacher_ids[j] == token);
+  for (int j = first; j < first + params.k; ++j)
+    if (memory.ids[1][j] >= 0) nucleus.add_mass(memory.masses[j], memory.ids[1][j] == token);
   return !nucleus.accepts();
 }
 
-/// Each block takes kThreads / slots positions, each thread a slot of one.
+/// Each block takes kThreads / slots positions, each thread a slot of one. An id that a set holds twice counts once.
 __global__ void __launch_bounds__(kThreads) drift_kernel(Params params) {
   Memory& memory = Memory::get();
   const int thread = threadIdx.x, slot = thread % params.slots, first = thread - slot;
   const int64_t n = int64_t{blockIdx.x} * (kThreads / params.slots) + thread / params.slots;
   const bool valid = n < params.positions && params.mask.flag(n), used = valid && slot < params.k;
-  const int64_t student_id = used ? params.student_topk_ids.id(n, slot) : -1;
-  const int64_t teacher_id = used ? params.teacher_topk_ids.id(n, slot) : -1;
-  memory.teacher_ids[thread] = teacher_id;
-  memory.counts[thread] = 0;
-  if (params.drift_rule.metric == Metric::kTopP)
-    memory.masses[thread] = teacher_id < 0 ? 0 : exp(params.teacher_topk_logprobs.real(n, slot));
+  int64_t ids[2] = {-1, -1};
+  memory.hits[thread] = 0;
+  for (int side = 0; side < 2; ++side) {
+    const DeviceView& logprobs = params.topk_logprobs[side];
+    if (used) ids[side] = params.topk_ids[side].id(n, slot);
+    const double logprob = ids[side] >= 0 && logprobs ? logprobs.real(n, slot) : 0;
+    if (logprob == -INFINITY) ids[side] = -1;
+    if (side == 1) memory.masses[thread] = exp(logprob);
+    memory.ids[side][thread] = ids[side];
+    memory.sizes[side][thread] = 0;
+  }
   __syncthreads();
-  bool hit = false;
-  for (int j = 0; j < params.k; ++j) hit |= memory.teacher_ids[first + j] == student_id;
-  if (hit && student_id >= 0) atomicAdd(&memory.counts[first], 1);
+  bool again[2] = {}, hit = false;
+  for (int j = first; j < first + params.k; ++j) {
+    for (int side = 0; side < 2; ++side) again[side] |= j < thread && memory.ids[side][j] == ids[side];
+    hit |= memory.ids[1][j] == ids[0];
+  }
+  __syncthreads();
+  for (int side = 0; side < 2; ++side) {
+    if (ids[side] >= 0 && !again[side]) atomicAdd(&memory.sizes[side][first], 1);
+    if (again[side]) memory.ids[side][thread] = -1;
+  }
+  if (hit && ids[0] >= 0 && !again[0]) atomicAdd(&memory.hits[first], 1);
   __syncthreads();
   if (slot != 0 || n >= params.positions) return;
-  const int common = memory.counts[first];
-  params.out.overlap[n] = static_cast<float>(overlap_of(common, params.k));
-  params.out.drift[n] = valid && (params.drift_rule.metric == Metric::kOverlap
-                                      ? drifts_by_overlap(common, params.k, params.drift_rule.threshold)
-                                      : rejected(params, n, memory.teacher_ids + first, memory.masses + first));
+  const double overlap = overlap_of(memory.hits[first], memory.sizes[0][first], memory.sizes[1][first]);
+  params.out.overlap[n] = static_cast<float>(overlap);
+  params.out.drift[n] = valid && (params.drift_rule.metric == Metric::kOverlap ? overlap < params.drift_rule.threshold
+                                                                               : rejected(params, n, first));
 }
 
 }  // namespace
@@ -65,10 +79,9 @@ void compute(const ReliabilityFromTopkArgs& args, const Queue& queue) {
   int slots = 1;
   while (slots < args.k) slots *= 2;
   const int64_t positions = args.responses.positions;
-  const Params params{args.student_topk_ids,
-                      args.teacher_topk_ids,
+  const Params params{{args.student_topk_ids, args.teacher_topk_ids},
+                      {args.student_topk_logprobs, args.teacher_topk_logprobs},
                       args.mask,
-                      args.teacher_topk_logprobs,
                       args.token_ids,
                       positions,
                       static_cast<int>(args.k),

@@ -19,7 +19,7 @@ constexpr int kTileThreads = 8;
 enum class Stats {
   kNone,
   kReverseKl,  // what KL(0‖1) takes
-  kAll,        // and the entropies and KL(1‖0)
+  kAll,        // the entropies, and of two rows KL in both directions
 };
 
 /// How a row of logits T is cut up.
@@ -37,7 +37,8 @@ struct Cut {
 
 /// The sums of one warp over its share of a unit, as in RowSums, but d is in log2 units and the reference is whole.
 struct alignas(16) Record {
-  float reference, mass, own, other;  // mass 0: no finite logit; other -inf: some id is -inf in the other row only
+  float reference, mass;  // mass 0: no finite logit
+  float own, other;       // other -inf: some id is -inf in the other row only; NaN: a term needs float64
 };
 
 /// 2^d for a whole d <= 0.
@@ -45,24 +46,22 @@ __device__ __forceinline__ float exp2_whole(float d) {
   return bits_float(static_cast<uint32_t>(static_cast<int>(d < -127 ? -127 : d) + 127) << 23);
 }
 
-/// One thread's sums over one row, relative to a reference that follows its maximum.
-template <bool kStats>
+/// One thread's sums over one row, relative to a reference that follows its maximum. A mass has the same bits whatever
+/// is summed besides.
 struct Side {
-  /// A reference may lag behind the maximum by this much, in log2 units: where terms d * exp2(d) cancel, little; else
-  /// as long as nothing overflows.
-  static constexpr float kHeadroom = kStats ? 2 : 20;
+  /// A reference may lag behind the maximum by this much, in log2 units: terms d * exp2(d) cancel.
+  static constexpr float kHeadroom = 2;
   /// Rows whose references would lie beyond are summed in float64: see summary.cuh.
   static constexpr float kFarthest = 0x1p24f;
-  static constexpr int kNone = -(1 << 30);
+  static constexpr float kNone = -2 * kFarthest;  // before there is a finite logit
 
   float scale = 0;  // log2(e) / temperature
-  float reference = 0, limit = -INFINITY;
-  float mass = 0, own = 0, other = 0;
+  float reference = kNone, mass = 0, own = 0, other = 0;
   bool partner_misses = false;
 
   __device__ void start_unit() {
-    reference = mass = own = other = 0;
-    limit = -INFINITY;
+    reference = kNone;
+    mass = own = other = 0;
     partner_misses = false;
   }
   __device__ float distance(float logit) const { return fmaf(logit, scale, -reference); }
@@ -71,118 +70,112 @@ struct Side {
   __device__ void follow(float peak, Side& partner) {
     const float to = fminf(fmaxf(ceilf(peak * scale), -kFarthest), kFarthest);
     const float shift = reference - to, factor = this->factor(to);
-    if constexpr (kStats) {
-      own = factor * fmaf(shift, mass, own);
-      other *= factor;
-      partner.other = fmaf(shift, partner.mass, partner.other);
-    }
+    own = factor * fmaf(shift, mass, own);
+    other *= factor;
+    partner.other = fmaf(shift, partner.mass, partner.other);
     mass *= factor;
     reference = to;
-    limit = (to + kHeadroom) / scale;
   }
 
-  /// Where the reference goes when the warp's threads agree on the largest; nowhere if they have no finite logit.
+  /// Where the reference goes when the warp's threads agree on the largest.
   __device__ float agreed_reference() const {
-    const int mine = limit == -INFINITY ? kNone : static_cast<int>(reference);
-    const int top = __reduce_max_sync(kWholeWarp, mine);
-    return top == kNone ? reference : static_cast<float>(top);
+    return static_cast<float>(__reduce_max_sync(kWholeWarp, static_cast<int>(reference)));
   }
 
-  __device__ float factor(float to) const { return limit == -INFINITY ? 0 : exp2_whole(reference - to); }
+  __device__ float factor(float to) const { return exp2_whole(reference - to); }
 };
 
 struct StepSums {
   float mass = 0, own = 0, other = 0;
 
-  template <bool kStats>
-  __device__ void add_to(Side<kStats>& side) const {
+  __device__ void add_to(Side& side) const {
     side.mass += mass;
     side.own += own;
     side.other += other;
   }
 };
 
-/// A vector is summed by halves: in a row of equal logits all roundings go the same way.
-template <class T>
-__device__ __forceinline__ void sum_masses(const Vectors<T>& vectors, Side<false>& side) {
+/// The sum of a vector's values, pair by pair: in a row of equal logits all roundings go the same way.
+template <int kIds>
+__device__ __forceinline__ float sum_by_pairs(float (&x)[kIds]) {
 #pragma unroll
-  for (int j = 0; j < Vectors<T>::kCount; ++j) {
-    float x[Vectors<T>::kIds];
-    vectors.logits(j, x);
+  for (int apart = 1; apart < kIds; apart *= 2)
 #pragma unroll
-    for (float& one : x) one = exp2_approximately(side.distance(one));
-#pragma unroll
-    for (int half = Vectors<T>::kIds / 2; half; half /= 2)
-#pragma unroll
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    side.mass += x[0];
-  }
+    for (int i = 0; i < kIds; i += 2 * apart) x[i] += x[i + apart];
+  return x[0];
 }
 
-/// Both rows of a step. Only where no logit is -inf: nothing may be multiplied by that.
-template <class T>
-__device__ __forceinline__ void sum_step(const Vectors<T>& xs, const Vectors<T>& ys, const Side<true>& student,
-                                         const Side<true>& teacher, StepSums& s, StepSums& t) {
+/// exp2(d) is 0 from here on, even in float64.
+constexpr float kLeast = -1100;
+
+/// Whether a term of exp2(d) and the partner's distance takes float64: the float32 exponential is 0 although the
+/// product counts, or a sum of such products may overflow.
+__device__ __forceinline__ bool is_beyond(float d, float partner_d) {
+  return d > kLeast && partner_d < (d < -125 ? kLeast : -0x1p100f);
+}
+
+/// Sums a vector of each row, which it overwrites. kCareful: for logits of any kind, such as -inf, by which nothing may
+/// be multiplied.
+template <Stats kStats, bool kCareful, int kSides, int kIds>
+__device__ __forceinline__ void sum_vector(float (&x)[kSides][kIds], Side (&sides)[kSides], StepSums (&sums)[kSides]) {
 #pragma unroll
-  for (int j = 0; j < Vectors<T>::kCount; ++j) {
-    float x[Vectors<T>::kIds], y[Vectors<T>::kIds];
-    xs.logits(j, x);
-    ys.logits(j, y);
+  for (int i = 0; i < kIds; ++i) {
+    float d[kSides], e[kSides];
 #pragma unroll
-    for (int i = 0; i < Vectors<T>::kIds; ++i) {
-      const float dx = student.distance(x[i]), dy = teacher.distance(y[i]);
-      const float ex = exp2_approximately(dx), ey = exp2_approximately(dy);
-      s.mass += ex;
-      t.mass += ey;
-      s.own = fmaf(ex, dx, s.own);
-      t.own = fmaf(ey, dy, t.own);
-      s.other = fmaf(ex, dy, s.other);
-      t.other = fmaf(ey, dx, t.other);
+    for (int side = 0; side < kSides; ++side) {
+      d[side] = sides[side].distance(x[side][i]);
+      e[side] = exp2_approximately(d[side]);
+      if (kStats != Stats::kNone && (!kCareful || e[side] != 0))
+        sums[side].own = fmaf(e[side], d[side], sums[side].own);
     }
+    if constexpr (kSides == 2) {
+      constexpr int kSummed = kStats == Stats::kAll ? 2 : kStats == Stats::kReverseKl ? 1 : 0;
+#pragma unroll
+      for (int side = 0; side < kSummed; ++side) {
+        const int partner = 1 - side;
+        if constexpr (kCareful) {
+          const bool is_missing = x[partner][i] == -INFINITY;
+          const float factor = is_beyond(d[side], d[partner]) ? NAN : e[side];
+          sides[side].partner_misses |= is_missing && x[side][i] != -INFINITY;
+          if (factor != 0 && !is_missing) sums[side].other = fmaf(factor, d[partner], sums[side].other);
+        } else {
+          sums[side].other = fmaf(e[side], d[partner], sums[side].other);
+        }
+      }
+    }
+#pragma unroll
+    for (int side = 0; side < kSides; ++side) x[side][i] = e[side];
   }
+#pragma unroll
+  for (int side = 0; side < kSides; ++side) sums[side].mass += sum_by_pairs(x[side]);
 }
 
-/// The same for logits of any kind, vector by vector: it is rare, and unrolled it would take the registers of the
-/// other.
-template <class T>
-__device__ __forceinline__ void sum_step_carefully(const Vectors<T>& xs, const Vectors<T>& ys, Side<true>& student,
-                                                   Side<true>& teacher, StepSums& s, StepSums& t) {
+/// One step of the rows. The careful way is rare, and unrolled it would take the registers of the other.
+template <Stats kStats, class T, int kSides>
+__device__ __forceinline__ void sum_step(const Vectors<T> (&vectors)[kSides], Side (&sides)[kSides]) {
+  StepSums sums[kSides];
+  float least = 0, x[kSides][Vectors<T>::kIds];
+  if constexpr (kStats != Stats::kNone)
+#pragma unroll
+    for (int side = 0; side < kSides; ++side)
+      least = fminf(least, vectors[side].template extreme<true>() * sides[side].scale);
+  if (least > kLeast) {
+#pragma unroll
+    for (int j = 0; j < Vectors<T>::kCount; ++j) {
+#pragma unroll
+      for (int side = 0; side < kSides; ++side) vectors[side].logits(j, x[side]);
+      sum_vector<kStats, false>(x, sides, sums);
+    }
+  } else {
 #pragma unroll 1
-  for (int j = 0; j < Vectors<T>::kCount; ++j) {
-    float x[Vectors<T>::kIds], y[Vectors<T>::kIds];
-    Vectors<T>::logits(pick(xs.vectors, j), x);
-    Vectors<T>::logits(pick(ys.vectors, j), y);
+    for (int j = 0; j < Vectors<T>::kCount; ++j) {
 #pragma unroll
-    for (int i = 0; i < Vectors<T>::kIds; ++i) {
-      const float dx = student.distance(x[i]), dy = teacher.distance(y[i]);
-      const float ex = exp2_approximately(dx), ey = exp2_approximately(dy);
-      const bool x_is_out = x[i] == -INFINITY, y_is_out = y[i] == -INFINITY;
-      s.mass += ex;
-      t.mass += ey;
-      if (ex != 0) s.own = fmaf(ex, dx, s.own);
-      if (ey != 0) t.own = fmaf(ey, dy, t.own);
-      if (ex != 0 && !y_is_out) s.other = fmaf(ex, dy, s.other);
-      if (ey != 0 && !x_is_out) t.other = fmaf(ey, dx, t.other);
-      student.partner_misses |= y_is_out && !x_is_out;
-      teacher.partner_misses |= x_is_out && !y_is_out;
+      for (int side = 0; side < kSides; ++side) Vectors<T>::logits(pick(vectors[side].vectors, j), x[side]);
+      sum_vector<kStats, true>(x, sides, sums);
     }
   }
-}
-
-/// What is not asked for the compiler leaves out.
-template <Stats kStats, class T>
-__device__ __forceinline__ void sum_all(const Vectors<T>& xs, const Vectors<T>& ys, Side<true>& student,
-                                        Side<true>& teacher) {
-  StepSums s, t;
-  sum_step(xs, ys, student, teacher, s, t);
-  float all = s.own + s.other;
-  if constexpr (kStats == Stats::kAll) all = all + t.own + t.other;
-  if (!(fabsf(all) < INFINITY)) {  // some logit is -inf, or worse
-    s = t = StepSums();
-    sum_step_carefully(xs, ys, student, teacher, s, t);
-  }
-  s.add_to(student);
-  t.add_to(teacher);
+#pragma unroll
+  for (int side = 0; side < kSides; ++side) sums[side].add_to(sides[side]);
 }
 
 /// The sums of a warp's threads of one value a side. Each side has a share of the threads, which get its sum.
@@ -200,7 +193,7 @@ __device__ __forceinline__ float sum_sides(const float (&values)[kSides], int si
 
 /// The warp's sums over its share of a unit, of one side in the threads of its share.
 template <Stats kStats, int kSides>
-__device__ __forceinline__ Record reduce(const Side<kStats != Stats::kNone> (&sides)[kSides], int side) {
+__device__ __forceinline__ Record reduce(const Side (&sides)[kSides], int side) {
   float to[kSides], factors[kSides], values[kSides];
 #pragma unroll
   for (int i = 0; i < kSides; ++i) {
@@ -210,15 +203,15 @@ __device__ __forceinline__ Record reduce(const Side<kStats != Stats::kNone> (&si
   }
   Record record{pick(to, side), sum_sides(values, side), 0, 0};
   if constexpr (kStats != Stats::kNone) {
-    constexpr int kSummed = kStats == Stats::kAll ? 2 : 1;
-    bool misses[2] = {};
-    float others[2] = {};
-    values[1] = 0;
+    constexpr int kSummed = kStats == Stats::kAll ? kSides : 1;
+    bool misses[kSides] = {};
+    float others[kSides] = {};
+    if constexpr (kSummed < kSides) values[1] = 0;
 #pragma unroll
     for (int i = 0; i < kSummed; ++i) {
-      const float partner_shift = sides[1 - i].reference - to[1 - i];
+      const int partner = kSides - 1 - i;
       values[i] = factors[i] * fmaf(sides[i].reference - to[i], sides[i].mass, sides[i].own);
-      others[i] = factors[i] * fmaf(partner_shift, sides[i].mass, sides[i].other);
+      others[i] = factors[i] * fmaf(sides[partner].reference - to[partner], sides[i].mass, sides[i].other);
       misses[i] = __any_sync(kWholeWarp, sides[i].partner_misses);
     }
     record.own = sum_sides(values, side);
@@ -242,7 +235,7 @@ struct PassOutputs {
 /// The maximum of a tile, which kTileThreads neighbours hold.
 __device__ __forceinline__ float tile_max(float max) {
 #pragma unroll
-  for (int apart = kTileThreads / 2; apart; apart /= 2) max = max_or_nan(max, __shfl_xor_sync(kWholeWarp, max, apart));
+  for (int apart = kTileThreads / 2; apart; apart /= 2) max = extreme(max, __shfl_xor_sync(kWholeWarp, max, apart));
   return max;
 }
 
@@ -255,7 +248,7 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
   constexpr int kStride = kTileThreads * Vectors<T>::kIds;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;
   const int vocab_size = rows[0].vocab_size;
-  Side<kStats != Stats::kNone> sides[kSides];
+  Side sides[kSides];
 #pragma unroll
   for (int side = 0; side < kSides; ++side) sides[side].scale = scales[side];
 
@@ -270,22 +263,18 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
 #pragma unroll
       for (int side = 0; side < kSides; ++side) vectors[side].load(rows[side], id, kStride, first, last);
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) max[side] = vectors[side].max();
+      for (int side = 0; side < kSides; ++side) max[side] = vectors[side].template extreme<false>();
 #pragma unroll
       for (int side = 0; side < kSides; ++side)
-        if (!(max[side] <= sides[side].limit)) sides[side].follow(max[side], sides[kSides - 1 - side]);
+        if (!(sides[side].distance(max[side]) <= Side::kHeadroom))
+          sides[side].follow(max[side], sides[kSides - 1 - side]);
 #pragma unroll
       for (int side = 0; side < kSides; ++side) max[side] = tile_max(max[side]);
       if (thread_of_tile == 0 && tile < out.tiles) {
 #pragma unroll
         for (int side = 0; side < kSides; ++side) out.tile_max()[side * out.tiles + tile] = max[side];
       }
-      if constexpr (kStats != Stats::kNone) {
-        sum_all<kStats>(vectors[0], vectors[1], sides[0], sides[1]);
-      } else {
-#pragma unroll
-        for (int side = 0; side < kSides; ++side) sum_masses(vectors[side], sides[side]);
-      }
+      sum_step<kStats>(vectors, sides);
     }
     const int warp = thread_in_block() / kWarpSize, lane = thread_in_block() % kWarpSize;
     const int side = lane / (kWarpSize / kSides);

@@ -70,9 +70,8 @@ struct TypedRow {
 };
 
 /// Vectors of 16 bytes: from `id`, `id + stride`, ... on, where the row has_around.
-template <class T, int kCount>
-__device__ __forceinline__ void load_vectors_inside(const TypedRow<T>& row, int id, int stride,
-                                                    uint4 (&vectors)[kCount]) {
+template <class Row, int kCount>
+__device__ __forceinline__ void load_vectors_inside(const Row& row, int id, int stride, uint4 (&vectors)[kCount]) {
   if (row.misalignment()) {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) vectors[j] = row.load_misaligned(id + j * stride);
@@ -83,8 +82,8 @@ __device__ __forceinline__ void load_vectors_inside(const TypedRow<T>& row, int 
 }
 
 /// The same anywhere. `first` to `last` are the ids of the whole block.
-template <class T, int kCount>
-__device__ __forceinline__ void load_vectors(const TypedRow<T>& row, int id, int stride, int first, int last,
+template <class Row, int kCount>
+__device__ __forceinline__ void load_vectors(const Row& row, int id, int stride, int first, int last,
                                              uint4 (&vectors)[kCount]) {
   if (!row.has_around(first, last)) {
 #pragma unroll 1
@@ -103,23 +102,23 @@ template <class T>
 struct Vectors<T> {
   static constexpr int kIds = 8, kCount = 4, kOrderShift = std::is_same_v<T, BFloat16> ? 16 : 13;
   using Row = TypedRow<T>;
-  using One = uint4;
 
-  One vectors[kCount];
+  uint4 vectors[kCount];
 
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
-  __device__ float max() const {
-    uint32_t max = vectors[0].x;
+  /// The greatest logit, or the least one.
+  template <bool kLeast>
+  __device__ float extreme() const {
+    uint32_t word = vectors[0].x;
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      max = max_or_nan_2<T>(max_or_nan_2<T>(max, vectors[j].x), vectors[j].y);
-      max = max_or_nan_2<T>(max_or_nan_2<T>(max, vectors[j].z), vectors[j].w);
-    }
+    for (int j = 0; j < kCount; ++j)
+      for (const uint32_t other : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
+        word = extreme_2<T, kLeast>(word, other);
     float low, high;
-    unpack<T>(max, low, high);
-    return max_or_nan(low, high);
+    unpack<T>(word, low, high);
+    return cuda::extreme<kLeast>(low, high);
   }
   __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
   __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
@@ -134,22 +133,21 @@ template <>
 struct Vectors<float> {
   static constexpr int kIds = 4, kCount = 4, kOrderShift = 0;
   using Row = TypedRow<float>;
-  using One = uint4;
 
-  One vectors[kCount];
+  uint4 vectors[kCount];
 
-  __device__ void load(const Row& row, int id, int stride, int first, int last) {
+  template <class AnyOfRows>
+  __device__ void load(const AnyOfRows& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
-  __device__ float max() const {
-    float max = bits_float(vectors[0].x);
+  template <bool kLeast>
+  __device__ float extreme() const {
+    float found = bits_float(vectors[0].x);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      float x[kIds];
-      logits(j, x);
-      max = max_or_nan(max_or_nan(max_or_nan(max, x[0]), x[1]), max_or_nan(x[2], x[3]));
-    }
-    return max;
+    for (int j = 0; j < kCount; ++j)
+      for (const uint32_t word : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
+        found = cuda::extreme<kLeast>(found, bits_float(word));
+    return found;
   }
   __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
   __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
@@ -160,77 +158,42 @@ struct Vectors<float> {
   }
 };
 
-template <>
-struct Vectors<AnyLogit> {
-  static constexpr int kIds = 8, kCount = 2, kOrderShift = 0;
+/// A row of a type that is known only when the kernel runs. It is read as float32, and each load looks at its address.
+struct AnyRow {
+  const void* data;
+  Scalar type;
+  int vocab_size;
 
-  struct One {
-    float x[kIds];
-  };
-
-  struct Row {
-    const void* data;
-    Scalar type;
-    int vocab_size;
-
-    template <class T>
-    __device__ TypedRow<T> as() const {
-      return {static_cast<const T*>(data), vocab_size};
-    }
-    __device__ Row from(int id) const {
-      return {static_cast<const char*>(data) + id * bytes_of(type), type, vocab_size - id};
-    }
-    __device__ unsigned misalignment() const { return 0; }  // of no concern: every load looks for itself
-    __device__ float logit(int id) const { return static_cast<float>(load_real(data, type, id)); }
-    __device__ bool has_around(int, int) const { return false; }
-    __device__ One load_inside(int id) const { return load(id); }
-    __device__ One load(int id) const {
-      One one;
-      if (type == Scalar::kBF16) {
-        Vectors<BFloat16>::logits(as<BFloat16>().load(id), one.x);
-      } else if (type == Scalar::kF16) {
-        Vectors<Half>::logits(as<Half>().load(id), one.x);
-      } else {
-        float low[4], high[4];
-        Vectors<float>::logits(as<float>().load(id), low);
-        Vectors<float>::logits(as<float>().load(id + 4), high);
-        for (int i = 0; i < 4; ++i) {
-          one.x[i] = low[i];
-          one.x[4 + i] = high[i];
-        }
-      }
-      return one;
-    }
-  };
-
-  One vectors[kCount];
-
-  __device__ void load(const Row& row, int id, int stride, int, int);
-  __device__ float max() const {
-    float max = vectors[0].x[0];
-#pragma unroll
-    for (int j = 0; j < kCount; ++j)
-#pragma unroll
-      for (int i = 0; i < kIds; ++i) max = max_or_nan(max, vectors[j].x[i]);
-    return max;
+  template <class T>
+  __device__ TypedRow<T> as() const {
+    return {static_cast<const T*>(data), vocab_size};
   }
-  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
-  __device__ static void logits(const One& vector, float (&x)[kIds]) {
-#pragma unroll
-    for (int i = 0; i < kIds; ++i) x[i] = vector.x[i];
+  __device__ AnyRow from(int id) const {
+    return {static_cast<const char*>(data) + id * bytes_of(type), type, vocab_size - id};
   }
+  __device__ unsigned misalignment() const { return 0; }
+  __device__ bool has_around(int, int) const { return false; }
+  __device__ uint4 load_aligned(int id) const { return load(id); }
+  __device__ uint4 load_misaligned(int id) const { return load(id); }
+  __device__ uint4 load_inside(int id) const { return load(id); }
+  __device__ uint4 load(int id) const {
+    if (type == Scalar::kF32) return as<float>().load(id);
+    float x[8];
+    const int first = id / 8 * 8;
+    if (type == Scalar::kBF16)
+      Vectors<BFloat16>::logits(as<BFloat16>().load(first), x);
+    else
+      Vectors<Half>::logits(as<Half>().load(first), x);
+    const auto bits = [&](int i) { return float_bits(id == first ? x[i] : x[i + 4]); };
+    return {bits(0), bits(1), bits(2), bits(3)};
+  }
+  __device__ float logit(int id) const { return static_cast<float>(load_real(data, type, id)); }
 };
 
-template <int kCount>
-__device__ __forceinline__ void load_vectors_inside(const Vectors<AnyLogit>::Row& row, int id, int stride,
-                                                    Vectors<AnyLogit>::One (&vectors)[kCount]) {
-#pragma unroll 1
-  for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
-}
-
-__device__ __forceinline__ void Vectors<AnyLogit>::load(const Row& row, int id, int stride, int, int) {
-  load_vectors_inside(row, id, stride, vectors);
-}
+template <>
+struct Vectors<AnyLogit> : Vectors<float> {
+  using Row = AnyRow;
+};
 
 template <class T>
 __device__ typename Vectors<T>::Row make_row(const void* logits, Scalar type, int vocab_size) {

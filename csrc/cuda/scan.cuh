@@ -17,7 +17,9 @@ struct Scan {
   double w_drop, w_base, eps;
   DeviceView drift_count;
   ScanOutputs out;
-  float* rewards = nullptr;  // [positions, k], to be weighted; null: none
+  DeviceView reward_weight = View();  // what multiplies the rewards in place of L
+  double* unweighted = nullptr;       // rewards [positions, k]; null: there are none
+  float* rewards = nullptr;           // the same, weighted
   int k = 0;
 
   Scan(const View& mask, const View& drift, const Responses& responses, const ScanRule& rule, const ScanOutputs& out)
@@ -77,15 +79,16 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
       const int64_t n = first + round * kWarpSize;
       const bool is_valid = pick(valid, round) >> lane & 1;
       const unsigned ballot = pick(drifting, round);
-      float weight = 0;
+      double weight = 0;  // of the rewards
       if (n < end) {
         const unsigned here_included = 0xffffffffu >> (kWarpSize - 1 - lane);
         const int32_t count = stored_count(count_before + __popc(ballot & here_included));
         const double reliability = reliability_of(count, scan.w_drop);
-        weight = is_valid ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
+        const float rounded = is_valid ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
+        weight = is_valid && scan.reward_weight ? scan.reward_weight.real(n) : rounded;
         scan.out.drift_count[n] = count;
         scan.out.reliability[n] = is_valid ? static_cast<float>(reliability) : 0;
-        scan.out.weight[n] = weight;
+        scan.out.weight[n] = rounded;
         effective += is_valid && is_effective(reliability, scan.eps);
       }
       count_before += __popc(ballot);
@@ -93,9 +96,9 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
         const int64_t start = n - lane;
         const int positions = static_cast<int>(min(int64_t{kWarpSize}, end - start));
         for (int i = lane; i - lane < positions * scan.k; i += kWarpSize) {
-          const float of_reward = __shfl_sync(kWholeWarp, weight, i / scan.k % kWarpSize);
-          float* const reward = scan.rewards + start * scan.k + i;
-          if (i < positions * scan.k) *reward = weighted_reward(of_reward, __ldcg(reward));
+          const double of_reward = __shfl_sync(kWholeWarp, weight, i / scan.k % kWarpSize);
+          const int64_t slot = start * scan.k + i;
+          if (i < positions * scan.k) scan.rewards[slot] = weighted_reward(of_reward, __ldcg(scan.unweighted + slot));
         }
       }
     }

@@ -92,8 +92,8 @@ struct Filter {
 
 /// Counts what passes of one vector a thread, and keeps it as long as there is room. A whole warp comes together.
 template <class T>
-__device__ __forceinline__ void collect_vector(const typename Vectors<T>::One& vector, int id, const Filter& filter,
-                                               int lane, Candidate* found, int& found_count) {
+__device__ __forceinline__ void collect_vector(const uint4& vector, int id, const Filter& filter, int lane,
+                                               Candidate* found, int& found_count) {
   constexpr int kIds = Vectors<T>::kIds;
   float x[kIds];
   Vectors<T>::logits(vector, x);
@@ -125,7 +125,7 @@ __device__ __forceinline__ void collect(const typename Vectors<T>::Row& row, con
   const auto is_inside = [&](int tile) { return row.has_around(tile * kTile, (tile + 1) * kTile - V::kIds); };
   const auto id_of = [&](int tile) { return lane < kTile / V::kIds ? tile * kTile + lane * V::kIds : row.vocab_size; };
   for (int first = warp; first < tile_count; first += kRowWarps * kAtATime) {
-    typename V::One vectors[kAtATime];
+    uint4 vectors[kAtATime];
     int ids[kAtATime];
 #pragma unroll
     for (int n = 0; n < kAtATime; ++n) {

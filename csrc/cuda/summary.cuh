@@ -1,7 +1,7 @@
 // From what the pass left to what there is to say about the rows: sums, log-sum-exp, entropies, divergences.
 #pragma once
 
-#include "../math/loss.h"
+#include "../math/state.h"
 #include "selection.cuh"
 
 namespace pruneopd::cuda {
@@ -183,7 +183,7 @@ __device__ __forceinline__ RowSummary summarize_exactly(const Row& row, float gr
     if (e > 0) sums[1] += e * t;
   }
   sum_over_block(sums, out.of_warps);
-  return RowSummary(greatest, log(sums[0]), log(sums[0]) - sums[1] / sums[0], temperature);
+  return RowSummary(greatest, log(sums[0]), sums[1] / sums[0], temperature);
 }
 
 /// KL(p‖q) by its definition. By the block.

@@ -32,6 +32,9 @@
 struct uint3 {
   unsigned x, y, z;
 };
+struct uint2 {
+  unsigned x, y;
+} __align__(8);
 struct uint4 {
   unsigned x, y, z, w;
 } __align__(16);
