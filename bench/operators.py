@@ -186,6 +186,7 @@ class Operator:
     is_loss: bool = False
     usual: Mapping[str, Eager] = field(default_factory=dict)  # what else is usual in its place
     selections: int = 0  # rows whose k largest logits its kernels look for
+    forward: str = ""  # the stem of its forward kernel (bench/count/machine_code.py), if that is not its name
     backward: str = ""  # the stem of its backward kernel
     linear: str = ""  # what linear_opd_loss calls it
 
@@ -210,12 +211,12 @@ OPERATORS = {
     "reliability_from_drift": Operator(reliability_from_drift, ("drift",), has_k=False),
     "topk_policy_loss": Operator(
         topk_policy_loss, LOGITS[:1], ("topk_ids", "advantages"), is_loss=True,
-        backward="logprobs_backward", linear="topk_policy",
+        forward="row_stats", backward="logprobs_backward", linear="topk_policy",
     ),
     "topk_forward_kl": Operator(
         topk_forward_kl, LOGITS[:1], ("teacher_topk_ids", "teacher_topk_logprobs"), is_loss=True,
         usual={"chunked": topk_forward_kl_chunked, "checkpointed": topk_forward_kl_checkpointed}, selections=1,
-        backward="logprobs_backward", linear="topk_forward_kl",
+        forward="row_stats_true", backward="logprobs_backward", linear="topk_forward_kl",
     ),
     "reverse_kl": Operator(
         reverse_kl, LOGITS, ("weight",), has_k=False, is_loss=True,

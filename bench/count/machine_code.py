@@ -6,7 +6,7 @@ python -m bench sass pruneopd_kernels/_cuda.so                       every kerne
 python -m bench sass FILE... --arch sm_90 --kernel token_stats       some of them; FILE may be a cubin of Triton's
 
 The row loop is the innermost one with 16-byte loads of global memory and `MUFU.EX2`. What is counted is one trip on the
-shortest path with both: what is done when nothing rare happens.
+shortest path with both that leads through no other loop: what is done when nothing rare happens.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.operators import OPERATORS
-
 # The pipe that executes an instruction, by the start of its name; the first that fits. What is not listed is integer.
 PIPES = {
     "mufu": ("MUFU", "F2F.", "F2I", "I2F", "FRND", "POPC", "FLO", "BREV"),  # 16 lanes a cycle and multiprocessor
@@ -36,9 +34,8 @@ PIPES = {
 }
 
 
-# Kernel: the rows that it loads, and of how many it takes exponentials.
-ROWS = {f"{name}_kernel": (len(op.reads), len(op.reads)) for name, op in OPERATORS.items() if op.of_logits}
-ROWS |= {f"{op.backward}_kernel": (len(op.reads), 1) for op in OPERATORS.values() if op.is_loss}
+# How a kernel's name begins: the rows that it loads, and of how many it takes exponentials. Of the others it is both.
+ROWS = {"row_stats": (1, 1), "logprobs_backward": (1, 1), "reverse_kl_backward": (2, 1)}
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,17 @@ class Kernel:
 
     @property
     def short_name(self) -> str:
-        """Without the types of the parameters."""
-        name = (
-            self.name.replace("(anonymous namespace)::", "").replace("pruneopd::cuda::", "").replace("pruneopd::", "")
-        )
-        return name.removeprefix("void ").split("(")[0]
+        """Without the types of the parameters; a kernel over positions is named after what it computes.
+
+        `positions_kernel<float, RowStats<(Stats)2, true> >` is `row_stats_2_true_kernel<float>`; zeros are left out.
+        """
+        name = re.sub(r"^void |\(anonymous namespace\)::|pruneopd::|cuda::", "", self.name)
+        name = name.replace("(Stats)", "").split("(")[0]
+        if found := re.fullmatch(r"positions_kernel<(\w+), (\w+?)(?:<(.*)>)? ?>", name):
+            stem = re.sub(r"\B([A-Z])", r"_\1", found[2]).lower()
+            options = [option for option in (found[3] or "").split(", ") if option not in ("", "0", "false")]
+            return f"{'_'.join([stem, *options])}_kernel<{found[1]}>"
+        return name
 
     def uses(self, *opcodes: str) -> list[Instruction]:
         return [found for found in self.instructions if found.opcode.startswith(opcodes)]
@@ -165,10 +168,11 @@ def kernels(file: Path) -> list[Kernel]:
 
 def row_loop(kernel: Kernel) -> RowLoop | None:
     """The loop over a row's tiles, if the kernel has one; of several the one with the most loads."""
-    working = [loop for loop in _loops(kernel) if loop.works]
+    loops = _loops(kernel)
+    working = [loop for loop in loops if loop.works]
     innermost = [loop for loop in working if not any(other.blocks.keys() < loop.blocks.keys() for other in working)]
-    rows = ROWS.get(kernel.short_name.partition("<")[0], (2, 2))
-    paths = [RowLoop(path, *rows) for path in map(_hot_path, innermost) if path]
+    rows = next((rows for start, rows in ROWS.items() if kernel.short_name.startswith(start)), (2, 2))
+    paths = [RowLoop(path, *rows) for loop in innermost if (path := _hot_path(loop, loops))]
     return max(paths, key=lambda path: (path.loaded_bytes, -len(path.instructions)), default=None)
 
 
@@ -291,8 +295,13 @@ def _blocks(
     return blocks, followers
 
 
-def _hot_path(loop: Loop) -> tuple[Instruction, ...]:
-    """The shortest way from the header to a jump back on which there is a 16-byte load and an exponential."""
+def _hot_path(loop: Loop, loops: Sequence[Loop]) -> tuple[Instruction, ...]:
+    """The shortest way from the header to a jump back on which there is a 16-byte load and an exponential.
+
+    It leads through none of the loops inside.
+    """
+    inside = set[int]().union(*(other.blocks for other in loops if other.blocks.keys() < loop.blocks.keys()))
+    ahead = {start: [one for one in loop.forward[start] if one in loop.blocks.keys() - inside] for start in loop.blocks}
 
     @functools.cache
     def ways(start: int) -> dict[tuple[bool, bool], tuple[Instruction, ...]]:
@@ -300,7 +309,7 @@ def _hot_path(loop: Loop) -> tuple[Instruction, ...]:
         block = loop.blocks[start]
         loads = any(found.bits_loaded >= 128 for found in block)
         exponentiates = any(found.opcode == "MUFU.EX2" for found in block)
-        rest = [way for follower in loop.forward[start] if follower in loop.blocks for way in ways(follower).items()]
+        rest = [way for follower in ahead[start] for way in ways(follower).items()]
         rest += [((False, False), ())] if start in loop.latches else []
         found: dict[tuple[bool, bool], tuple[Instruction, ...]] = {}
         for (later_loads, later_exponentiates), way in sorted(rest, key=lambda one: len(one[1])):

@@ -227,7 +227,8 @@ _digits = functools.partial(results.digits, count=3)
 def kernel_of(case: Case, kernels: Sequence[sass.Kernel]) -> sass.Kernel | None:
     """The kernel that computes the case. Triton's names hold neither type nor k; k=16 takes the fewest registers."""
     types = {"bfloat16": "<BFloat16>", "float32": "<float>"}
-    name = f"{OPERATORS[case.op].backward if case.passes == 'backward' else case.op}_kernel"
+    op = OPERATORS[case.op]
+    name = f"{op.backward if case.passes == 'backward' else op.forward or case.op}_kernel"
     name += types[case.dtype] if case.impl == "cuda" else ""
     size = getattr(torch, case.dtype).itemsize
     found = [(kernel, sass.row_loop(kernel)) for kernel in kernels if kernel.short_name == name]
