@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 
 from bench.count import machine_code as sass
-from pruneopd_kernels.ops import BACKWARD_PASSES, OPERATORS
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "pruneopd_kernels" / "_cuda.so"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 THREADS, REGISTERS = 256, 65536  # of a block that reads logits, and of a multiprocessor
-DTYPES = ["float", "Half", "BFloat16", "AnyLogit"]
-FORWARD = [name for name, op in OPERATORS.items() if "student_logits" in op.tensors]
-BACKWARD = [*BACKWARD_PASSES]
-# which may be of two dtypes
-TWO_ROWS = [name for name, op in (OPERATORS | BACKWARD_PASSES).items() if "teacher_logits" in op.tensors]
+DTYPES = ["float", "Half", "BFloat16"]
+ONE_ROW = ["row_stats", "row_stats_true", "row_stats_2", "row_stats_2_true"]  # the last two: with the entropy
+TWO_ROWS = ["reliability", "reliability_1", "reliability_2", "token_stats", "reverse_kl"]  # which may be of two dtypes
+FORWARD = ONE_ROW + TWO_ROWS
+BACKWARD = ["logprobs_backward", "reverse_kl_backward"]
 
 
 pytestmark = pytest.mark.thorough
@@ -63,7 +62,7 @@ def row_loops(kernels):
     """(operator, dtype, architecture) -> kernel and row loop, for the kernels over logits."""
     found = {}
     for kernel in kernels:
-        if name := re.fullmatch(r"(\w+)_kernel<(\w+)>", kernel.short_name):
+        if name := re.fullmatch(r"(\w+)_kernel<(\w+)(?:, \2)?>", kernel.short_name):
             found[name[1], name[2], kernel.arch] = kernel, sass.row_loop(kernel)
     return found
 
@@ -84,12 +83,10 @@ def test_every_source_was_compiled_for_every_architecture(kernels):
     first = by_architecture[ARCHITECTURES[0]]
     assert {kernel.arch for kernel in kernels} == set(ARCHITECTURES)
     assert all(names == first for names in by_architecture.values())
-    over_logits = {
-        f"{operator}_kernel<{dtype}>"
-        for operator in FORWARD + BACKWARD
-        for dtype in (DTYPES if operator in TWO_ROWS else DTYPES[:3])
-    }
-    assert set(first) == over_logits | {"drift_kernel", "scan_kernel"}
+    over_logits = {f"{operator}_kernel<{dtype}>" for operator in TWO_ROWS for dtype in (*DTYPES, "AnyLogit")}
+    over_logits |= {f"{operator}_kernel<{dtype}>" for operator in [*ONE_ROW, BACKWARD[0]] for dtype in DTYPES}
+    of_pairs = {f"{BACKWARD[1]}_kernel<{rows}, {dtype}>" for dtype in DTYPES for rows in (dtype, "AnyLogit")}
+    assert set(first) == over_logits | of_pairs | {"drift_kernel", "scan_kernel"}
 
 
 def test_newer_architectures_find_ptx(library):
@@ -107,7 +104,7 @@ def test_two_blocks_fit_on_a_multiprocessor(kernels):
     assert where(kernel for kernel in kernels if kernel.registers * THREADS * 2 > REGISTERS) == []
 
 
-@pytest.mark.parametrize("dtype", ["float", "Half", "BFloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operator", FORWARD + BACKWARD)
 def test_the_row_pass_loads_16_bytes_at_a_time(operator, dtype, architecture, row_loops):
     _, loop = row_loops[operator, dtype, architecture]
@@ -118,7 +115,7 @@ def test_the_row_pass_loads_16_bytes_at_a_time(operator, dtype, architecture, ro
     assert loop.exponentials == per_pair * loop.pairs, "one exponential for each element, and each element loaded once"
 
 
-@pytest.mark.parametrize("dtype", ["float", "Half", "BFloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operator", BACKWARD)
 def test_gradients_are_stored_16_bytes_at_a_time(operator, dtype, architecture, row_loops):
     _, loop = row_loops[operator, dtype, architecture]
@@ -130,9 +127,9 @@ def test_gradients_are_stored_16_bytes_at_a_time(operator, dtype, architecture, 
 @pytest.mark.parametrize(
     ("operator", "most"),
     [
-        *[("reliability", 13), ("token_stats", 18), ("reverse_kl", 16)],
-        *[(operator, 7) for operator in FORWARD if operator not in TWO_ROWS],  # one row: while 2 bytes arrive
-        *[("logprobs_backward", 8), ("reverse_kl_backward", 19)],  # while 2 or 4 arrive and 2 leave
+        *[("reliability", 13), ("reliability_1", 16), ("reliability_2", 18), ("token_stats", 18), ("reverse_kl", 16)],
+        *[("row_stats", 7), ("row_stats_true", 7), ("row_stats_2", 9), ("row_stats_2_true", 9)],  # while 2 bytes arrive
+        *[("logprobs_backward", 10), ("reverse_kl_backward", 20)],  # while 2 or 4 arrive and 2 leave
     ],
 )
 def test_the_row_pass_is_bound_by_memory(operator, most, dtype, architecture, row_loops):

@@ -50,15 +50,15 @@ void check_operator(uint64_t calls, const std::vector<int64_t>& widths = kWidths
 
 TEST(token_stats_agrees_with_the_oracle) { check_operator<TokenStatsArgs>(60); }
 TEST(reliability_agrees_with_the_oracle) { check_operator<ReliabilityArgs>(60); }
-TEST(topk_policy_loss_agrees_with_the_oracle) { check_operator<TopkPolicyLossArgs>(60); }
-TEST(topk_forward_kl_agrees_with_the_oracle) { check_operator<TopkForwardKlArgs>(60); }
+TEST(opd_scores_agrees_with_the_oracle) { check_operator<OpdScoresArgs>(60); }
+TEST(row_stats_agrees_with_the_oracle) { check_operator<RowStatsArgs>(60); }
 TEST(reverse_kl_agrees_with_the_oracle) { check_operator<ReverseKlArgs>(60); }
 
 // Tests of their own: races.py takes fences between blocks away in these alone.
 TEST(token_stats_of_wide_rows) { check_operator<TokenStatsArgs>(10, kWideWidths, 1); }
 TEST(reliability_of_wide_rows) { check_operator<ReliabilityArgs>(10, kWideWidths, 1); }
-TEST(topk_policy_loss_of_wide_rows) { check_operator<TopkPolicyLossArgs>(10, kWideWidths, 1); }
-TEST(topk_forward_kl_of_wide_rows) { check_operator<TopkForwardKlArgs>(10, kWideWidths, 1); }
+TEST(opd_scores_of_wide_rows) { check_operator<OpdScoresArgs>(10, kWideWidths, 1); }
+TEST(row_stats_of_wide_rows) { check_operator<RowStatsArgs>(10, kWideWidths, 1); }
 TEST(reverse_kl_of_wide_rows) { check_operator<ReverseKlArgs>(10, kWideWidths, 1); }
 
 TEST(reliability_from_topk_agrees_with_the_oracle) {
@@ -93,8 +93,8 @@ TEST(what_a_device_cannot_take_is_refused) {
   const Logits wide{{&logit, Scalar::kF32, {}, 1}, 1, 1 << 24};  // nothing is read before the refusal
   const std::string too_wide = "vocab_size must be small enough for the tile maxima to fit in 232448 bytes";
   CHECK(refusal(TokenStatsArgs{wide, wide, {}, {}, 1, 1, {}}).find("token_stats: " + too_wide) == 0);
-  CHECK(refusal(ReliabilityArgs{wide, wide, {}, {}, {1, 1, {}}, 1, {}, {}, {}, {}}).find("reliability: " + too_wide) ==
-        0);
+  ReliabilityArgs reliability{.student = wide, .teacher = wide, .responses = {1, 1, {}}, .k = 1};
+  CHECK(refusal(reliability).find("reliability: " + too_wide) == 0);
 
   // Axes that cannot be walked as one.
   const std::vector<char> flags(2000);
