@@ -90,13 +90,18 @@ def entropy(rows: Rows) -> Tensor:
     return -(p * rows.logprobs.masked_fill(p == 0, 0.0)).sum(-1)
 
 
+def not_negative(divergence: Tensor) -> Tensor:
+    """Return 0 for what rounding leaves below 0; the gradient passes even there."""
+    return torch.where(divergence < 0, divergence - divergence.detach(), divergence)
+
+
 def kl_divergence(p: Rows, q: Rows) -> Tensor:
     """Return KL(p || q): +inf if an id has log q = -inf < log p, even if p is too small for a float64."""
     exists = p.logprobs != -torch.inf
     log_p, log_q = (torch.where(exists, rows.logprobs, 0.0) for rows in (p, q))
     impossible = log_q == -torch.inf
     kl = (p.logprobs.exp() * (log_p - log_q.masked_fill(impossible, 0.0))).sum(-1)
-    kl = kl + (kl.clamp(min=0.0) - kl).detach()  # the gradient passes even where the clamp applies
+    kl = not_negative(kl)
     return kl.masked_fill(impossible.any(-1), torch.inf).masked_fill(p.broken | q.broken, torch.nan)
 
 
@@ -333,8 +338,8 @@ def topk_forward_kl(row: Any, a: Any) -> TopkDivergence:
     broken = row.state[..., 0].isnan()
     valid = valid_positions(a.mask, broken, broken.shape)
     slots = filled_from_outside(a.teacher_topk_ids, a.teacher_topk_logprobs)
-    terms, rest, derivatives, masses = divergence_terms(row.logprobs, slots, a)
-    loss = where_used(valid, (terms.sum(-1) + rest).masked_fill(broken, torch.nan)).to(row.lse.dtype)
+    terms, total, derivatives, masses = divergence_terms(row.logprobs, slots, a)
+    loss = where_used(valid, total.masked_fill(broken, torch.nan)).to(row.lse.dtype)
     k = slots.shape[-1]
     own = row.topk_ids.masked_fill(torch.arange(k, device=slots.device) >= row.filled[..., None], -1)
     shared = found_in(slots, own)
@@ -350,7 +355,7 @@ def topk_forward_kl(row: Any, a: Any) -> TopkDivergence:
 def divergence_terms(
     student_logprobs: Tensor, slots: Tensor, a: Any
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Return the terms of the loss, what its tail adds, their derivatives by log p, and the masses of both sides."""
+    """Return the terms of the loss, the loss, its derivatives by log p, and the masses of both sides."""
     filled = slots >= 0
     log_p = student_logprobs.masked_fill(~filled, -torch.inf)
     log_q = a.teacher_topk_logprobs.detach().to(torch.float64).masked_fill(~filled, -torch.inf)
@@ -366,7 +371,9 @@ def divergence_terms(
     terms = torch.where(counts, q * (torch.where(counts, log_q, 0.0) - torch.where(counts, log_p, 0.0)), 0.0)
     terms = terms.masked_fill(impossible, torch.inf)
     rest, of_rest = _rest(p, q, a.tail)
-    return terms, rest, torch.where(moves, of_rest - q, 0.0), masses
+    total = terms.sum(-1) + rest
+    total = total if a.tail == "none" else not_negative(total)
+    return terms, total, torch.where(moves, of_rest - q, 0.0), masses
 
 
 def _rest(p: Tensor, q: Tensor, tail: str) -> tuple[Tensor, Tensor]:

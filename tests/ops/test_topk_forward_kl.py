@@ -43,7 +43,7 @@ def test_with_a_tail_it_is_a_divergence(impl, tail):
         student = cases.randn(4, 30, seed=seed)
         ids, log_q = sent(student + noise * cases.randn(4, 30, seed=seed + 1), k)
         outputs, gradient = run(impl, None, student, ids, log_q, tail=tail)
-        assert (outputs.loss >= -2e-7).all()  # this much, rounding of the masses may leave
+        assert (outputs.loss >= 0).all()
         assert noise or ((outputs.loss < 2e-7).all() and gradient.abs().max() < 1e-6)
 
 

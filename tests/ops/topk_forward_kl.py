@@ -45,7 +45,8 @@ def gold(into, a):
         coefficients = np.where(log_p[ids] < least, 0.0, coefficients + slopes)
         shared, broken = np.isin(ids, own), is_broken(row)
         out["student_topk_ids"][n] = students
-        out["loss"][n] = math.nan if broken or np.isnan(terms).any() else terms.sum() + rest
+        loss = math.nan if broken or np.isnan(terms).any() else terms.sum() + rest
+        out["loss"][n] = 0.0 if loss < 0 and a.tail != "none" else loss
         out["student_mass"][n] = math.nan if broken else np.exp(log_p[ids]).sum()
         out["teacher_mass"][n] = np.exp(log_q).sum()
         out["overlap"][n] = 0.0 if broken else overlap(own, ids)
