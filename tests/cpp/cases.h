@@ -1,8 +1,10 @@
 // Random calls of every operator: arguments of every type, layout and kind of row, by their names; and the outputs.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,10 @@ inline const std::vector<RowKind> kRows = {
     {"subnormal", [](Random& r, int64_t, int64_t) { return static_cast<double>(r.integer(-3, 3)) * 0x1p-149; }},
     {"huge", [](Random& r, int64_t, int64_t) { return 1e30 * r.normal(); }},
     {"NaN somewhere", [](Random& r, int64_t v, int64_t width) { return v == width / 2 ? naive::kNaN : r.normal(); }},
+    {"far down, and huge",
+     [](Random& r, int64_t v, int64_t) {
+       return v && r.chance(.3) ? -80 - 8 * r.normal() : v && r.chance(.1) ? -1e38 * r.integer(0, 3) : r.normal();
+     }},
     {"+inf somewhere", [](Random& r, int64_t v, int64_t width) { return v == width / 3 ? naive::kInf : r.normal(); }},
 };
 
@@ -53,6 +59,7 @@ class RandomCall : public Call {
     k_ =
         random_.pick<int64_t>({1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 255, 256});  // on each side of 8 and 16, and the most
     if (op_name_ != "reliability_from_topk") k_ = std::min(k_, vocab_size_);
+    if (op_name_ == "row_stats" && random_.chance(.3)) k_ = 0;
     m_ = random_.pick<int64_t>({1, 2, 16, 33, 511, 512});
     const int64_t length = random_.chance(.1) ? 0 : random_.integer(1, longest), responses = random_.integer(1, 3);
     packed_ = random_.chance(.5);
@@ -77,25 +84,22 @@ class RandomCall : public Call {
   int64_t integer(const char*) override { return k_; }
   std::optional<int64_t> optional_integer(const char*) override { return vocab_size_; }
   double number(const char* name) override {
-    static const std::map<std::string, std::vector<double>> kChoices{
-        {"threshold", {.2, .5, .7, 1}},
-        {"top_p", {.3, .5, .9, .95}},
-        {"w_drop", {0, .01, .3, 5}},
-        {"w_base", {0, .5}},
-        {"eps", {0, 1e-8, .5}},
-        {"clip_low", {.2, 0, 1}},
-        {"clip_high", {.2, .28, 0, 1e9}},
-        {"clip_dual", {3, 1.5, naive::kInf}},
-        {"logprob_min", {-naive::kInf, -naive::kInf, -23, -2}},
-        {"student_temperature", {1, 1, .6, 2}},
-        {"teacher_temperature", {1, .7}}};
+    static const std::map<std::string, std::vector<double>> kChoices{{"threshold", {.2, .5, .7, 1}},
+                                                                     {"top_p", {.3, .5, .9, .95, 1}},
+                                                                     {"w_drop", {0, .01, .3, 5}},
+                                                                     {"w_base", {0, .5}},
+                                                                     {"eps", {0, 1e-8, .5}},
+                                                                     {"temperature", {1, 1, .6, 2}},
+                                                                     {"student_temperature", {1, 1, .6, 2}},
+                                                                     {"teacher_temperature", {1, .7}}};
     static const std::vector<double> kExtreme{1e-3, 1e4, 1e-32, 1e-25, 1e35};
     const auto [number, is_new] = numbers_.try_emplace(name);
-    const bool extreme = wild_ && is_loss() && std::string_view(name) == "student_temperature";
+    const bool extreme = wild_ && has_state() && std::string_view(name) != "teacher_temperature" &&
+                         std::string_view(name).ends_with("temperature");
     if (is_new) number->second = random_.pick(extreme ? kExtreme : kChoices.at(name));
     return number->second;
   }
-  std::optional<double> optional_number(const char* name) override { return number(name); }
+  bool boolean(const char* name) override { return flags_.try_emplace(name, random_.chance(.5)).first->second; }
   std::string text(const char* name) override {
     if (std::string_view(name) == "metric") return top_p_ ? "top_p" : "overlap";
     return texts_.try_emplace(name, random_.pick<std::string>({"student", "teacher", "none"})).first->second;
@@ -107,10 +111,9 @@ class RandomCall : public Call {
     outputs.clear();
     return Args::from(*this);
   }
-  bool is_loss() const {
-    return op_name_.find("_loss") != std::string::npos || op_name_.find("_kl") != std::string::npos;
-  }
-  int64_t width() { return input("student_logits").array().shape.back(); }
+  /// Whether the last output is a state, for a backward pass.
+  bool has_state() const { return op_name_ == "row_stats" || op_name_ == "reverse_kl" || op_name_ == "opd_scores"; }
+  int64_t width() { return input(op_name_ == "row_stats" ? "logits" : "student_logits").array().shape.back(); }
 
   std::string what;
   std::vector<Tensor> outputs;
@@ -131,18 +134,18 @@ class RandomCall : public Call {
   Tensor make(const std::string& name) {
     const Shape of_k = with_last(positions_, k_), of_m = with_last(positions_, m_);
     const int64_t vocab_size = vocab_size_;
-    const auto normal = [this] { return random_.normal(); };
-    if (name == "student_logits" || name == "teacher_logits") return make_logits();
+    if (name.ends_with("logits")) return make_logits();
     if (name == "mask")
       return make_tensor(random_, static_cast<Scalar>(random_.integer(0, 9)), positions_, false,
                          [&] { return random_.chance(.7); });
     if (name == "drift")
       return make_tensor(random_, Scalar::kBool, positions_, false, [&] { return random_.chance(.4); });
+    if (name == "token_ids" && op_name_ == "row_stats") return make_ids(of_m, true, -2, vocab_size - 1);
     if (name == "token_ids")
       return make_ids(positions_, false, -2, op_name_ == "reliability_from_topk" ? 2 * k_ : vocab_size + 1);
     if (name == "cu_seqlens") {
       size_t b = 0;
-      return make_tensor(random_, Scalar::kI32, {static_cast<int64_t>(starts_.size())}, false,
+      return make_tensor(random_, random_.pick(kIdTypes), {static_cast<int64_t>(starts_.size())}, false,
                          [&] { return static_cast<double>(starts_[b++]); });
     }
     if (name == "drift_count")
@@ -152,27 +155,13 @@ class RandomCall : public Call {
       return make_tensor(random_, random_.pick(kRealTypes), positions_, false, [&] {
         return random_.chance(.2) ? 0 : random_.chance(.03) ? naive::kNaN : random_.integer(-4, 6) / 4.0;
       });
-    if (name == "advantages") {
-      const bool idle = random_.chance(.1);
-      return make_tensor(random_, random_.pick(kRealTypes), of_m, true, [&] {
-        if (idle || random_.chance(.1)) return 0.0;
-        return wild_ && random_.chance(.1) ? random_.pick<double>({naive::kNaN, naive::kInf, -naive::kInf}) : normal();
-      });
-    }
-    if (name == "old_logprobs")
-      return make_tensor(random_, random_.pick(kRealTypes), of_m, true, [&] {
-        if (wild_ && random_.chance(.1)) return random_.pick<double>({naive::kNaN, -naive::kInf, -1e4});
-        return normal() - std::log(static_cast<double>(vocab_size));
-      });
-    if (name == "teacher_topk_logprobs")
+    if (name.ends_with("_topk_logprobs"))
       return make_tensor(random_, random_.pick(kRealTypes), of_k, true, [&] {
         return random_.chance(.1)             ? -naive::kInf
                : wild_ && random_.chance(.05) ? naive::kNaN
                                               : -random_.integer(1, 64) / 8.0;
       });
-    if (op_name_ != "reliability_from_topk")
-      return make_ids(name == "topk_ids" ? of_m : of_k, true, -2, vocab_size - 1);
-    return make_ids(of_k, true, -1, 3 * k_);  // few, so that some are common
+    return make_topk_ids(of_k);
   }
 
   /// With gaps between rows or not, in order or backwards. Ids beyond the vocabulary are the largest.
@@ -198,6 +187,22 @@ class RandomCall : public Call {
     });
   }
 
+  /// No id twice in a row, but padding. Few, so that some are common.
+  Tensor make_topk_ids(const Shape& shape) {
+    const Scalar type = random_.pick(kIdTypes);
+    const bool astray = random_.chance(.2);
+    std::vector<int64_t> ids(static_cast<size_t>(3 * k_));
+    std::iota(ids.begin(), ids.end(), 0);
+    int64_t slot = 0;
+    return make_tensor(random_, type, shape, true, [&]() -> double {
+      if (slot++ % k_ == 0) std::shuffle(ids.begin(), ids.end(), random_.engine);
+      const int64_t id = ids[static_cast<size_t>((slot - 1) % k_)];
+      if (random_.chance(.1)) return -1;
+      if (!astray || random_.chance(.9)) return static_cast<double>(id);
+      return static_cast<double>(type == Scalar::kI64 ? id + (int64_t{1} << 32) : INT32_MAX - id);
+    });
+  }
+
   std::string op_name_;
   Random random_;
   int64_t vocab_size_, k_, m_;
@@ -205,20 +210,19 @@ class RandomCall : public Call {
   Shape positions_;
   std::vector<int64_t> starts_;
   std::map<std::string, Tensor> inputs_;
-  std::map<std::string, bool> given_;
+  std::map<std::string, bool> given_, flags_;
   std::map<std::string, double> numbers_;
   std::map<std::string, std::string> texts_;
 };
 
-/// The outputs of a call against the oracle's. The last one of a loss, its state, is what the backward pass is tested
-/// by.
+/// The outputs of a call against the oracle's. A state is what the backward pass is tested by.
 inline void check_outputs(const std::string& where, const RandomCall& call, const std::vector<Tensor>& want) {
-  const size_t states = call.is_loss();
+  const size_t states = call.has_state();
   for (size_t n = 0; n + states < want.size(); ++n) {
     // Along a response nothing may differ; an overlap is exact, too.
-    const bool exact = call.what.starts_with("reliability") && n != 7;
+    const bool exact = (call.what.starts_with("reliability") || call.what.starts_with("opd_scores")) && n < 7;
     const View &got = call.outputs[n].view, &expected = want[n].view;
-    const double tolerance = exact || got.type != Scalar::kF32 ? 0 : kTolerance;
+    const double tolerance = !exact && (got.type == Scalar::kF32 || got.type == Scalar::kF64) ? kTolerance : 0;
     for (int64_t i = 0; i < got.at.count(); ++i) {
       if (close(naive::value(got, i), naive::value(expected, i), tolerance)) continue;
       report(where, " ", call.what, ": output ", n, "[", i, "] is ", naive::value(got, i), ", not ",
@@ -237,9 +241,14 @@ inline void check_same_bits(const std::string& where, const std::vector<Tensor>&
 
 // ---- Backward passes.
 
-/// What a forward pass has written, handed to the backward pass at other strides against a page not to be touched.
-inline Tensor moved(Random& random, const float* saved, int64_t positions, int64_t each) {
-  return make_tensor(random, Scalar::kF32, {positions, each}, true, [&] { return static_cast<double>(*saved++); });
+/// What a forward pass has written, handed to the backward pass at other strides against a page not to be touched: of
+/// each position's row its first `columns`.
+inline Tensor moved(Random& random, const double* saved, int64_t positions, int64_t each, int64_t columns) {
+  int64_t n = 0;
+  return make_tensor(random, Scalar::kF64, {positions, columns}, true, [&] {
+    const int64_t at = n++;
+    return saved[at / columns * each + at % columns];
+  });
 }
 
 /// A gradient against the oracle's: within a rounding of its type, and one of float32 where terms cancel.
@@ -269,45 +278,75 @@ inline Tensor new_gradient(const Logits& student, int64_t positions, int64_t wid
 }
 
 /// What the gradients are to be multiplied by: 0 for positions that do not count.
-inline Tensor make_scale(Random& random, int64_t positions, const std::function<bool(int64_t)>& counts) {
-  int64_t n = 0;
-  return make_tensor(random, Scalar::kF32, {positions}, false, [&] {
-    return !counts(n++) || random.chance(.1) ? 0
-           : random.chance(.02)              ? random.pick<double>({naive::kNaN, naive::kInf})
-           : random.chance(.05)              ? random.pick<double>({1e38, 1e-30})
-                                             : random.normal();
+inline Tensor make_scale(Random& random, const Shape& shape, const std::function<bool(int64_t)>& counts) {
+  int64_t at = 0;
+  const int64_t each = shape.size() == 2 ? shape[1] : 1;
+  return make_tensor(random, random.pick<Scalar>({Scalar::kF32, Scalar::kF64}), shape, shape.size() == 2, [&] {
+    return !counts(at++ / each) || random.chance(.1)        ? 0
+           : random.chance(.02 / static_cast<double>(each)) ? random.pick<double>({naive::kNaN, naive::kInf})
+           : random.chance(.05 / static_cast<double>(each)) ? random.pick<double>({1e38, 1e-30})
+                                                            : random.normal();
   });
 }
 
-/// The backward pass of a loss, on what its forward pass has written; returns the gradient.
-template <class Args, class Compute>
-Tensor check_backward(const std::string& where, const Args& args, int64_t width, uint64_t seed,
-                      const Compute& compute) {
+/// logprobs_backward of a forward pass that has left `each` numbers a position; returns the gradient.
+template <class Compute>
+Tensor check_logprobs_backward(const std::string& where, const Logits& logits, int64_t width, const double* state,
+                               int64_t each, bool has_mean, int64_t positions, uint64_t seed,
+                               const std::function<bool(int64_t)>& counts, const Compute& compute) {
   Random random(seed);
-  const int64_t positions = args.positions;
-  const Tensor gradient = new_gradient(args.student, positions, width);
-  if constexpr (std::is_same_v<Args, ReverseKlArgs>) {
-    const Tensor scale = make_scale(random, positions, [&](int64_t n) { return naive::weight_of(args, n) != 0; });
-    const Tensor state = moved(random, args.out.state, positions, kDivergenceState);
-    compute(
-        ReverseKlBackwardArgs{args.student, args.teacher, state.view, scale.view, positions, gradient.data(), width});
-    check_gradient(where, gradient, args.student.vocab_size, naive::backward(args, scale.view, width));
-  } else {
-    const auto [ids, m] = [&] {
-      if constexpr (requires { args.m; })
-        return std::pair{args.topk_ids, args.m};
-      else
-        return std::pair{args.teacher_topk_ids, args.k};
-    }();
-    const Tensor scale = make_scale(random, positions, [](int64_t) { return true; });
-    const Tensor coefficients = moved(random, args.out.coefficients, positions, m);
-    const Tensor state = moved(random, args.out.state, positions, kRowState);
-    compute(LogprobsBackwardArgs{args.student, ids, coefficients.view, state.view, scale.view, positions, m,
-                                 gradient.data(), width});
-    check_gradient(where, gradient, args.student.vocab_size,
-                   naive::backward(args.student, ids, coefficients.view, scale.view, positions, m, width));
-  }
+  const int64_t m = random.pick<int64_t>({1, 3, 40});
+  const bool of_entropy = has_mean && random.chance(.5), of_ids = !of_entropy || random.chance(.5);
+  const Tensor ids = make_tensor(random, random.pick(kIdTypes), {positions, m}, true,
+                                 [&] { return static_cast<double>(random.integer(-1, logits.vocab_size)); });
+  const Tensor coefficients = make_scale(random, {positions, m}, [&](int64_t n) { return of_ids && counts(n); });
+  const Tensor entropy = make_scale(random, {positions}, counts);
+  const Tensor saved = moved(random, state, positions, each, kRowState);
+  const Tensor gradient = new_gradient(logits, positions, width);
+  const LogprobsBackwardArgs args{
+      logits,    ids.view, coefficients.view, saved.view, of_entropy ? entropy.view : View{},
+      positions, m,        gradient.data(),   width};
+  compute(args);
+  check_gradient(where, gradient, logits.vocab_size, naive::backward(args));
   return gradient;
+}
+
+template <class Compute>
+Tensor check_divergence_backward(const std::string& where, const Logits& student, const Logits& teacher, int64_t width,
+                                 const double* state, int64_t positions, uint64_t seed,
+                                 const std::function<double(int64_t)>& weight, const Compute& compute) {
+  Random random(seed);
+  const Tensor scale = make_scale(random, {positions}, [&](int64_t n) { return weight(n) != 0; });
+  const Tensor saved = moved(random, state, positions, kDivergenceState, kDivergenceState);
+  const Tensor gradient = new_gradient(student, positions, width);
+  const ReverseKlBackwardArgs args{student, teacher, saved.view, scale.view, positions, gradient.data(), width};
+  compute(args);
+  check_gradient(where, gradient, student.vocab_size, naive::backward(args, weight));
+  return gradient;
+}
+
+/// The backward passes on what a forward pass has written; returns the gradients.
+template <class Args, class Compute>
+std::vector<Tensor> check_backward(const std::string& where, const Args& args, int64_t width, uint64_t seed,
+                                   const Compute& compute) {
+  const auto valid = [&](int64_t n) { return naive::valid(args.mask, n); };
+  if constexpr (std::is_same_v<Args, RowStatsArgs>) {
+    return {check_logprobs_backward(where, args.logits, width, args.out.state, kRowState, args.entropy, args.positions,
+                                    seed, valid, compute)};
+  } else if constexpr (std::is_same_v<Args, ReverseKlArgs>) {
+    return {check_divergence_backward(
+        where, args.student, args.teacher, width, args.out.state, args.positions, seed,
+        [&](int64_t n) { return naive::weight_of(args, n); }, compute)};
+  } else if constexpr (std::is_same_v<Args, OpdScoresArgs>) {
+    const int64_t positions = args.responses.positions;
+    if (args.entropies || args.divergence)  // weight 1, and as float64: a KL of any size is finite
+      return {check_divergence_backward(
+          where, args.student, args.teacher, width, args.out.state, positions, seed,
+          [&](int64_t n) { return valid(n) ? 1e-30 : 0; }, compute)};
+    return {check_logprobs_backward(where, args.student, width, args.out.state, kDivergenceState, false, positions,
+                                    seed, valid, compute)};
+  }
+  return {};
 }
 
 /// One random call of an operator, and the backward pass of a loss, against the oracle. `in_each_way(visit)` calls
@@ -321,8 +360,8 @@ void check_call(RandomCall call, uint64_t seed, const Ways& in_each_way, const C
     const Args args = call.template arguments<Args>();
     compute(args);
     check_outputs(way, call, want);
-    if constexpr (requires { args.out.state; })
-      call.outputs.push_back(check_backward(way + " " + call.what, args, call.width(), seed, compute));
+    for (Tensor& gradient : check_backward(way + " " + call.what, args, call.width(), seed, compute))
+      call.outputs.push_back(std::move(gradient));
     if (first_of_its_kind)
       first = call.outputs;
     else
@@ -340,7 +379,7 @@ void check_lying_layouts(const Compute& compute) {
   for (const std::vector<double>& starts : std::vector<std::vector<double>>{
            {0, 9}, {-5, 30}, {9, 0}, {7, 3, 12}, {INT32_MIN, INT32_MAX}, {INT32_MAX, INT32_MIN}, {4, 4, 4}, {0}}) {
     const auto size = static_cast<int64_t>(starts.size());
-    const Tensor cu_seqlens(Scalar::kI32, {size}, {1}, starts, false);
+    const Tensor cu_seqlens(random.pick(kIdTypes), {size}, {1}, starts, false);
     const Responses responses{size - 1, positions, cu_seqlens.view};
     std::vector<float> floats(5 * positions);
     std::vector<int32_t> counts(positions), lengths(starts.size());
@@ -354,11 +393,14 @@ void check_lying_layouts(const Compute& compute) {
                             logits,
                             View{},
                             View{},
+                            View{},
                             responses,
                             2,
                             DriftRule{},
                             ScanRule{},
                             RewardWeight::kNone,
+                            false,
+                            false,
                             {floats.data() + 2 * positions, drifts, scan, ids.data(), floats.data() + 3 * positions}});
   }
 }

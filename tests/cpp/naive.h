@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -64,6 +65,13 @@ struct Row {
   std::vector<int64_t> topk;
   double lse = 0, entropy = 0;
   bool broken = false;
+
+  /// The candidates that are no empty slots.
+  std::vector<int64_t> filled() const {
+    std::vector<int64_t> ids = topk;
+    std::erase_if(ids, [&](int64_t id) { return logits[static_cast<size_t>(id)] == -kInf; });
+    return ids;
+  }
 };
 
 inline Row row(const Logits& logits, int64_t n, int64_t k) {
@@ -112,24 +120,26 @@ inline double kl(const Row& p, const Row& q) {
   return std::max(sum, 0.0);
 }
 
-inline int64_t common(const std::vector<int64_t>& student, const std::vector<int64_t>& teacher) {
-  return std::count_if(student.begin(), student.end(), [&](int64_t id) {
-    return id >= 0 && std::find(teacher.begin(), teacher.end(), id) != teacher.end();
+/// Of candidates that are no empty slots.
+inline double overlap_of(const std::vector<int64_t>& student, const std::vector<int64_t>& teacher) {
+  const auto common = std::count_if(student.begin(), student.end(), [&](int64_t id) {
+    return std::find(teacher.begin(), teacher.end(), id) != teacher.end();
   });
+  return common ? static_cast<double>(common) / static_cast<double>(std::max(student.size(), teacher.size())) : 0;
 }
 
-/// Whether the token is in the shortest prefix of the candidates whose mass is at least top_p - 1e-6.
+/// Whether the token is in the shortest prefix of the candidates whose mass is at least top_p - 1e-6, with top_p = 1
+/// all of them.
 inline bool in_nucleus(const std::vector<int64_t>& ids, const std::vector<double>& logprobs, int64_t token,
                        double top_p) {
   double mass = 0;
   bool closed = false, found = false;
   for (size_t j = 0; j < ids.size(); ++j) {
-    if (ids[j] < 0) continue;
     if (std::isnan(logprobs[j])) return false;
     if (closed) continue;
     found |= ids[j] == token;
     mass += std::exp(logprobs[j]);
-    closed = mass >= top_p - 1e-6;
+    closed = top_p < 1 && mass >= top_p - 1e-6;
   }
   return found;
 }
@@ -170,16 +180,6 @@ inline void scan(const Responses& responses, const ScanRule& rule, const View& m
   }
 }
 
-/// Overlap and drift of a position, from both models' candidates.
-inline bool drifts(const DriftRule& rule, const std::vector<int64_t>& student, const std::vector<int64_t>& teacher,
-                   const std::vector<double>& teacher_logprobs, bool broken, const View& token_ids, int64_t n,
-                   float* overlap) {
-  const double share = broken ? 0 : static_cast<double>(common(student, teacher)) / static_cast<double>(student.size());
-  overlap[n] = static_cast<float>(share);
-  if (rule.metric == Metric::kOverlap) return broken || share < rule.threshold;
-  return broken || !in_nucleus(teacher, teacher_logprobs, id(token_ids, n), rule.top_p);
-}
-
 inline void compute(const ReliabilityFromDriftArgs& args) {
   std::vector<bool> drift;
   for (int64_t n = 0; n < args.responses.positions; ++n) drift.push_back(value(args.drift, n) != 0);
@@ -191,62 +191,105 @@ inline void compute(const ReliabilityFromTopkArgs& args) {
   std::vector<bool> drift(static_cast<size_t>(positions));
   std::fill_n(args.out.overlap, positions, 0.0f);
   for_each_valid(args.mask, positions, [&](int64_t n) {
-    std::vector<int64_t> student, teacher;
-    std::vector<double> logprobs;
-    for (int64_t j = 0; j < args.k; ++j) {
-      student.push_back(id(args.student_topk_ids, n, j));
-      teacher.push_back(id(args.teacher_topk_ids, n, j));
-      if (args.teacher_topk_logprobs) logprobs.push_back(value(args.teacher_topk_logprobs, n, j));
+    std::vector<int64_t> sides[2];
+    std::vector<double> masses;
+    for (const int side : {0, 1}) {
+      const View& ids = side ? args.teacher_topk_ids : args.student_topk_ids;
+      const View& logprobs = side ? args.teacher_topk_logprobs : args.student_topk_logprobs;
+      for (int64_t j = 0; j < args.k; ++j) {
+        const double logprob = logprobs ? value(logprobs, n, j) : 0;
+        if (id(ids, n, j) < 0 || logprob == -kInf) continue;
+        sides[side].push_back(id(ids, n, j));
+        if (side) masses.push_back(logprob);
+      }
     }
-    drift[static_cast<size_t>(n)] =
-        drifts(args.drift_rule, student, teacher, logprobs, false, args.token_ids, n, args.out.overlap);
+    const double overlap = overlap_of(sides[0], sides[1]);
+    args.out.overlap[n] = static_cast<float>(overlap);
+    drift[static_cast<size_t>(n)] = args.drift_rule.metric == Metric::kOverlap
+                                        ? overlap < args.drift_rule.threshold
+                                        : !in_nucleus(sides[1], masses, id(args.token_ids, n), args.drift_rule.top_p);
   });
   std::copy(drift.begin(), drift.end(), args.out.drift);
   scan(args.responses, args.scan_rule, args.mask, drift, args.out.scan);
 }
 
-/// r of a position for the student's candidates.
+/// r of a position for the student's k candidates; 0 in empty slots, NaN beside a broken row.
 inline std::vector<double> rewards_of(const Row& p, const Row& q, RewardWeight by) {
   const Row& weigher = by == RewardWeight::kTeacher ? q : p;
-  double most = -kInf, mass = 0;  // the weights are a softmax over the k, in which less underflows
-  for (const int64_t id : p.topk) most = std::max(most, logprob_of(weigher, id));
-  for (const int64_t id : p.topk) mass += std::exp(logprob_of(weigher, id) - most);
+  const std::vector<int64_t> candidates = p.broken ? p.topk : p.filled();
+  double most = -kInf, mass = 0;  // the weights are a softmax over the candidates, in which less underflows
+  for (const int64_t id : candidates) most = std::max(most, logprob_of(weigher, id));
+  for (const int64_t id : candidates) mass += std::exp(logprob_of(weigher, id) - most);
   std::vector<double> rewards;
-  for (const int64_t id : p.topk) {
+  for (const int64_t id : candidates) {
     const double a = logprob_of(p, id), b = logprob_of(q, id);
     const bool none = by == RewardWeight::kNone;
     const double weight =
-        none ? 1.0 / static_cast<double>(p.topk.size()) : std::exp(logprob_of(weigher, id) - most) / mass;
+        none ? 1.0 / static_cast<double>(candidates.size()) : std::exp(logprob_of(weigher, id) - most) / mass;
     rewards.push_back(p.broken || q.broken     ? kNaN
                       : !none && most == -kInf ? 0
-                      : a == b || a == -kInf   ? 0
+                      : a == b                 ? 0
                       : b == -kInf             ? -kInf
                                                : weight * (b - a));
   }
+  rewards.resize(p.topk.size());
   return rewards;
 }
 
 inline void compute(const ReliabilityArgs& args) {
   const int64_t positions = args.responses.positions, k = args.k;
+  const ReliabilityArgs::Outputs& out = args.out;
   std::vector<bool> drift(static_cast<size_t>(positions));
   std::vector<double> rewards(static_cast<size_t>(positions * k));
-  std::fill_n(args.out.overlap, positions, 0.0f);
-  for (int64_t slot = 0; slot < positions * k; ++slot) args.out.topk_ids[slot] = slot % k;
+  std::fill_n(out.overlap, positions, 0.0f);
+  for (int64_t slot = 0; slot < positions * k; ++slot) out.topk_ids[slot] = slot % k;
+  for (int64_t n = 0; n < positions && out.accepted; ++n) {
+    out.accepted[n] = false;
+    out.student_entropy[n] = out.teacher_entropy[n] = 0;
+    out.reverse_kl[n] = 0;
+  }
   for_each_valid(args.mask, positions, [&](int64_t n) {
     const Row p = row(args.student, n, k), q = row(args.teacher, n, k);
-    std::copy(p.topk.begin(), p.topk.end(), args.out.topk_ids + n * k);
+    const bool broken = p.broken || q.broken;
+    std::copy(p.topk.begin(), p.topk.end(), out.topk_ids + n * k);
     std::vector<double> logprobs;
-    for (const int64_t id : q.topk) logprobs.push_back(logprob_of(q, id));
-    drift[static_cast<size_t>(n)] =
-        drifts(args.drift_rule, p.topk, q.topk, logprobs, p.broken || q.broken, args.token_ids, n, args.out.overlap);
+    for (const int64_t id : q.filled()) logprobs.push_back(logprob_of(q, id));
+    const double overlap = broken ? 0 : overlap_of(p.filled(), q.filled());
+    const bool accepted =
+        args.token_ids && !broken && in_nucleus(q.filled(), logprobs, id(args.token_ids, n), args.drift_rule.top_p);
+    out.overlap[n] = static_cast<float>(overlap);
+    const bool by_overlap = args.drift_rule.metric == Metric::kOverlap;
+    drift[static_cast<size_t>(n)] = broken || (by_overlap ? overlap < args.drift_rule.threshold : !accepted);
     const std::vector<double> here = rewards_of(p, q, args.reward_weight);
     std::copy(here.begin(), here.end(), rewards.begin() + n * k);
+    if (!out.accepted) return;
+    out.accepted[n] = accepted;
+    if (args.entropies) out.student_entropy[n] = static_cast<float>(p.entropy);
+    if (args.entropies) out.teacher_entropy[n] = static_cast<float>(q.entropy);
+    if (args.entropies || args.divergence) out.reverse_kl[n] = kl(p, q);
   });
-  std::copy(drift.begin(), drift.end(), args.out.drift);
-  scan(args.responses, args.scan_rule, args.mask, drift, args.out.scan);
+  std::copy(drift.begin(), drift.end(), out.drift);
+  scan(args.responses, args.scan_rule, args.mask, drift, out.scan);
   for (int64_t slot = 0; slot < positions * k; ++slot) {
-    const double weight = args.out.scan.weight[slot / k];
-    args.out.rewards[slot] = weight == 0 ? 0 : static_cast<float>(weight * rewards[static_cast<size_t>(slot)]);
+    const int64_t n = slot / k;
+    const double weight = !args.weight ? out.scan.weight[n] : valid(args.mask, n) ? value(args.weight, n) : 0;
+    out.rewards[slot] = weight == 0 ? 0 : static_cast<float>(weight * rewards[static_cast<size_t>(slot)]);
+  }
+}
+
+inline void compute(const RowStatsArgs& args) {
+  const RowStatsArgs::Outputs& out = args.out;
+  for (int64_t n = 0; n < args.positions; ++n) {
+    const bool here = valid(args.mask, n);
+    const Row p = here ? row(args.logits, n, args.k) : Row();
+    for (int64_t j = 0; j < args.m; ++j) {
+      const int64_t token = id(args.token_ids, n, j);
+      out.logprobs[n * args.m + j] = here && token >= 0 ? logprob_of(p, token) : 0;
+    }
+    for (int64_t j = 0; j < args.k; ++j) out.topk_ids[n * args.k + j] = here ? p.topk[static_cast<size_t>(j)] : j;
+    out.entropy[n] = here && args.entropy ? static_cast<float>(p.entropy) : 0;
+    out.lse[n] = here ? static_cast<float>(p.lse) : 0;
+    out.filled[n] = static_cast<int32_t>(p.filled().size());
   }
 }
 
@@ -269,90 +312,7 @@ inline void compute(const TokenStatsArgs& args) {
       out.divergence[side][n] = stored(kl(rows[side], rows[1 - side]));
       out.token_logprob[side][n] = stored(logprob_of(rows[side], token));
     }
-    const double shared = static_cast<double>(common(rows[0].topk, rows[1].topk));
-    out.overlap[n] = stored(rows[0].broken || rows[1].broken ? 0 : shared / static_cast<double>(args.k));
-  }
-}
-
-// ---- Losses. Of a state only this is written: whether the loss is finite.
-
-inline void write_coefficients(float* out, const std::vector<double>& coefficients, double loss) {
-  for (size_t j = 0; j < coefficients.size(); ++j)
-    out[j] = std::isfinite(static_cast<float>(loss)) ? static_cast<float>(coefficients[j]) : static_cast<float>(kNaN);
-}
-
-/// One candidate: its loss, and the derivative by its log-probability.
-inline std::pair<double, double> policy(double logprob, double old, double advantage, const PolicyClips& clips) {
-  if (advantage == 0 || logprob == -kInf) return {0, 0};
-  if (std::isnan(logprob - old) || std::isnan(advantage)) return {kNaN, kNaN};
-  const double ratio = std::exp(std::clamp(logprob - old, -20.0, 20.0)), low = 1 - clips.low, high = 1 + clips.high;
-  const bool moves = std::abs(logprob - old) <= 20;
-  // The ratios that it moves with, and the one that it counts.
-  const double least = advantage > 0 ? 0 : low, most = advantage > 0 ? high : clips.dual;
-  const double counted = advantage > 0 ? std::min(ratio, high) : std::min(std::max(ratio, low), clips.dual);
-  return {-advantage * counted, moves && ratio >= least && ratio <= most ? -advantage * ratio : 0};
-}
-
-inline void compute(const TopkPolicyLossArgs& args) {
-  for (int64_t n = 0; n < args.positions; ++n) {
-    std::vector<double> coefficients(static_cast<size_t>(args.m));
-    double loss = 0;
-    bool used = false;
-    for (int64_t j = 0; j < args.m; ++j) used |= id(args.topk_ids, n, j) >= 0 && value(args.advantages, n, j) != 0;
-    if (used && valid(args.mask, n)) {
-      const Row p = row(args.student, n, 1);
-      for (int64_t j = 0; j < args.m; ++j) {
-        if (id(args.topk_ids, n, j) < 0) continue;
-        const double logprob = logprob_of(p, id(args.topk_ids, n, j));
-        const double old = args.old_logprobs ? value(args.old_logprobs, n, j) : logprob;
-        const auto [term, derivative] = policy(logprob, old, value(args.advantages, n, j), args.clips);
-        loss += term;
-        coefficients[static_cast<size_t>(j)] = derivative;
-      }
-    }
-    args.out.loss[n] = static_cast<float>(loss);
-    write_coefficients(args.out.coefficients + n * args.m, coefficients, loss);
-  }
-}
-
-inline void compute(const TopkForwardKlArgs& args) {
-  for (int64_t n = 0; n < args.positions; ++n) {
-    std::vector<double> coefficients(static_cast<size_t>(args.k));
-    int64_t* const topk = args.out.student_topk_ids + n * args.k;
-    double loss = 0, student_mass = 0, teacher_mass = 0, advantage = 0, shared = 0, overlap = 0;
-    std::iota(topk, topk + args.k, 0);
-    if (valid(args.mask, n)) {
-      const Row p = row(args.student, n, args.k);
-      std::copy(p.topk.begin(), p.topk.end(), topk);
-      std::vector<int64_t> ids;
-      for (int64_t j = 0; j < args.k; ++j) {
-        ids.push_back(id(args.teacher_topk_ids, n, j));
-        if (ids.back() < 0) continue;
-        const double log_p = logprob_of(p, ids.back()), log_q = value(args.teacher_topk_logprobs, n, j);
-        student_mass += std::exp(log_p);
-        teacher_mass += std::exp(log_q);
-        const auto raised = [&](double x) { return std::isnan(x) ? kNaN : std::max(x, args.logprob_min); };
-        const double a = raised(log_p), b = raised(log_q);
-        const double term = std::isnan(a) || std::isnan(b) ? kNaN
-                            : b == -kInf                   ? 0
-                            : a == -kInf                   ? kInf
-                                                           : std::exp(b) * (b - a);
-        loss += term;
-        if (!(log_p < args.logprob_min)) coefficients[static_cast<size_t>(j)] = -std::exp(b);
-        if (std::find(p.topk.begin(), p.topk.end(), ids.back()) == p.topk.end()) continue;
-        advantage -= term;
-        ++shared;
-      }
-      overlap = p.broken ? 0 : static_cast<double>(common(p.topk, ids)) / static_cast<double>(args.k);
-      advantage /= std::max(shared, 1.0);
-      if (p.broken) loss = student_mass = advantage = kNaN;
-    }
-    args.out.loss[n] = static_cast<float>(loss);
-    args.out.student_mass[n] = static_cast<float>(student_mass);
-    args.out.teacher_mass[n] = static_cast<float>(teacher_mass);
-    args.out.overlap[n] = static_cast<float>(overlap);
-    args.out.overlap_token_advantage[n] = static_cast<float>(advantage);
-    write_coefficients(args.out.coefficients + n * args.k, coefficients, loss);
+    out.overlap[n] = stored(rows[0].broken || rows[1].broken ? 0 : overlap_of(rows[0].filled(), rows[1].filled()));
   }
 }
 
@@ -384,40 +344,45 @@ struct Gradients {
   }
 };
 
-/// The derivative by every logit of scale * sum(coefficients * log p[ids]).
-inline Gradients backward(const Logits& student, const View& ids, const View& coefficients, const View& scale,
-                          int64_t positions, int64_t m, int64_t width) {
+/// The derivative by every logit of sum(coefficients * log p[ids]) + entropy_coefficient * entropy.
+inline Gradients backward(const LogprobsBackwardArgs& args) {
   Gradients out;
-  for (int64_t n = 0; n < positions; ++n) {
+  const Logits& logits = args.logits;
+  for (int64_t n = 0; n < args.positions; ++n) {
+    const double of_entropy = args.entropy_coefficient ? value(args.entropy_coefficient, n) : 0;
     std::vector<double> gradient;
-    double total = 0, size = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      total += value(coefficients, n, j);
-      size += std::abs(value(coefficients, n, j));
+    double total = 0, size = std::abs(of_entropy);
+    for (int64_t j = 0; j < args.m; ++j) {
+      total += value(args.coefficients, n, j);
+      size += std::abs(value(args.coefficients, n, j));
     }
-    if (size == 0 || value(scale, n) == 0) {
-      out.add({}, 0, 0, false, width);
+    if (size == 0) {
+      out.add({}, 0, 0, false, args.width);
       continue;
     }
-    for (const double logprob : row(student, n, 1).logprobs)
-      gradient.push_back(-total * std::exp(logprob) / student.temperature);
-    for (int64_t j = 0; j < m; ++j)
-      if (id(ids, n, j) >= 0 && id(ids, n, j) < student.vocab_size)
-        gradient[static_cast<size_t>(id(ids, n, j))] += value(coefficients, n, j) / student.temperature;
-    out.add(gradient, value(scale, n), size / student.temperature, std::isnan(total), width);
+    const Row p = row(logits, n, 1);
+    for (const double logprob : p.logprobs) {
+      const double mass = std::exp(logprob);
+      gradient.push_back(mass == 0 ? 0 : -mass * (total + of_entropy * (logprob + p.entropy)));
+    }
+    for (int64_t j = 0; j < args.m; ++j)
+      if (id(args.token_ids, n, j) >= 0 && id(args.token_ids, n, j) < logits.vocab_size)
+        gradient[static_cast<size_t>(id(args.token_ids, n, j))] += value(args.coefficients, n, j);
+    const bool spoilt = p.broken || !std::isfinite(total) || !std::isfinite(of_entropy);
+    out.add(gradient, 1 / logits.temperature, size * std::max(1.0, p.entropy), spoilt, args.width);
   }
   return out;
 }
 
 /// The derivative of scale * KL(p‖q) by p's logits: p times what log p/q exceeds its mean by. Of an id that has most of
-/// the mass that is a sum of small differences, not the difference of large sums.
-inline Gradients backward(const ReverseKlArgs& args, const View& scale, int64_t width) {
+/// the mass that is a sum of small differences, not the difference of large sums. Where `weight` is 0 nothing is, where
+/// weight * KL is no finite float32 it is NaN.
+inline Gradients backward(const ReverseKlBackwardArgs& args, const std::function<double(int64_t)>& weight) {
   Gradients out;
   const double t = args.student.temperature, u = args.teacher.temperature;
   for (int64_t n = 0; n < args.positions; ++n) {
-    const double weight = weight_of(args, n);
-    if (weight == 0 || value(scale, n) == 0) {
-      out.add({}, 0, 0, false, width);
+    if (weight(n) == 0 || value(args.scale, n) == 0) {
+      out.add({}, 0, 0, false, args.width);
       continue;
     }
     const Row p = row(args.student, n, 1), q = row(args.teacher, n, 1);
@@ -427,15 +392,15 @@ inline Gradients backward(const ReverseKlArgs& args, const View& scale, int64_t 
     };
     double mean = 0;
     for (size_t v = 0; v < p.logits.size(); ++v)
-      if (p.logprobs[v] > -kInf) mean += std::exp(p.logprobs[v]) * excess(v);
+      if (std::exp(p.logprobs[v]) > 0) mean += std::exp(p.logprobs[v]) * excess(v);
     std::vector<double> gradient;
     for (size_t v = 0; v < p.logits.size(); ++v) {
       const double mass = std::exp(p.logprobs[v]);
       gradient.push_back(mass == 0 ? 0 : mass * (excess(v) - mean) / t);
     }
     const double divergence = kl(p, q);
-    out.add(gradient, value(scale, n), std::max(divergence, 1.0) / t,
-            !std::isfinite(static_cast<float>(weight * divergence)), width);
+    out.add(gradient, value(args.scale, n), std::max(divergence, 1.0) / t,
+            !std::isfinite(static_cast<float>(weight(n) * divergence)), args.width);
   }
   return out;
 }

@@ -68,6 +68,8 @@ TEST(guards_refuse_logits) {
           [&] { second_gpu.logits_pair(elsewhere, elsewhere, 1, 1, {}, true); });
   refuses("reliability: k must be between 1 and min(vocab_size, 256) = 64, got 65", [&] { guard.check_k(65, 64); });
   refuses("reliability: k must be between 1 and min(vocab_size, 256) = 256, got 0", [&] { guard.check_k(0, 5000); });
+  guard.check_k(0, 5000, /*least=*/0);
+  refuses("reliability: k must be between 0 and min(vocab_size, 256) = 64, got -1", [&] { guard.check_k(-1, 64, 0); });
 }
 
 TEST(guards_refuse_what_goes_with_positions) {
@@ -93,42 +95,43 @@ TEST(guards_refuse_what_goes_with_positions) {
   CHECK(rows.step == 16 && rows.at.count() == 16 && rows.at.offset(9) == 3);
 }
 
-TEST(guards_refuse_what_a_loss_takes) {
+TEST(guards_refuse_what_goes_with_one_model) {
   const Guard guard("op", "cpu");
-  const auto student = [&](const Array& logits, std::optional<int64_t> vocab_size = {}) {
-    return guard.student_logits(logits, .5, vocab_size);
+  const auto one = [&](const Array& logits, std::optional<int64_t> vocab_size = {}) {
+    return guard.one_logits(logits, .5, vocab_size);
   };
-  const Logits whole = student(array({2, 8, 64}, "float16"));
+  const Logits whole = one(array({2, 8, 64}, "float16"));
   CHECK(whole.vocab_size == 64 && whole.temperature == .5 && whole.rows.step == 1 && whole.rows.at.count() == 16);
-  CHECK(student(array({64}), 60).vocab_size == 60);
-  refuses("op: student_logits must have shape [..., V], got []", [&] { student(array({})); });
-  refuses("op: student_logits must have dtype float32, bfloat16 or float16, got float64",
-          [&] { student(array({8, 64}, "float64")); });
+  CHECK(one(array({64}), 60).vocab_size == 60);
+  refuses("op: logits must have shape [..., V], got []", [&] { one(array({})); });
+  refuses("op: logits must have dtype float32, bfloat16 or float16, got float64",
+          [&] { one(array({8, 64}, "float64")); });
   Array strided = array({8, 64});
   strided.strides.back() = 2;
-  refuses("op: student_logits must have stride 1 on its last axis, got 2", [&] { student(strided); });
+  refuses("op: logits must have stride 1 on its last axis, got 2", [&] { one(strided); });
   Array elsewhere = array({8, 64});
   elsewhere.device = "cuda:0";
-  refuses("op: student_logits must be on cpu, got cuda:0", [&] { student(elsewhere); });
+  refuses("op: logits must be on cpu, got cuda:0", [&] { one(elsewhere); });
   for (const int64_t size : {0, 65})
-    refuses("op: vocab_size must be between 1 and the student's width = 64, got " + std::to_string(size),
-            [&] { student(array({8, 64}), size); });
-  refuses("op: vocab_size must be between 1 and the student's width = 0, got 0", [&] { student(array({8, 0})); });
+    refuses("op: vocab_size must be between 1 and the logits' width = 64, got " + std::to_string(size),
+            [&] { one(array({8, 64}), size); });
+  refuses("op: vocab_size must be between 1 and the logits' width = 0, got 0", [&] { one(array({8, 0})); });
 
-  const auto ids = [&](const Array& given) { return guard.ids("topk_ids", given, {2, 8}, 512, "m"); };
+  const auto ids = [&](const Array& given) { return guard.ids("token_ids", given, {2, 8}, 512, "m"); };
   CHECK(ids(array({2, 8, 512}, "int32")).at.count() == 16);
   for (const auto& [shape, words] : std::vector<std::pair<Shape, std::string>>{
            {{2, 8, 513}, "[2, 8, 513]"}, {{2, 8, 0}, "[2, 8, 0]"}, {{2, 7, 4}, "[2, 7, 4]"}, {{2, 8}, "[2, 8]"}})
-    refuses("op: topk_ids must have shape [2, 8, m] with 1 <= m <= 512, got " + words,
+    refuses("op: token_ids must have shape [2, 8, m] with 1 <= m <= 512, got " + words,
             [&] { ids(array(shape, "int64")); });
-  refuses("op: topk_ids must have dtype int32 or int64, got uint8", [&] { ids(array({2, 8, 4}, "uint8")); });
-  refuses("op: advantages must have dtype float32, bfloat16, float16 or float64, got int64",
-          [&] { guard.rows("advantages", array({2, 8, 4}, "int64"), {2, 8, 4}, kLogprobs); });
-  CHECK(!guard.rows("old_logprobs", std::nullopt, {2, 8, 4}, kLogprobs));
+  refuses("op: token_ids must have dtype int32 or int64, got uint8", [&] { ids(array({2, 8, 4}, "uint8")); });
+  refuses("op: coefficients must have dtype float32 or float64, got float16",
+          [&] { guard.rows("coefficients", array({2, 8, 4}, "float16"), {2, 8, 4}, kGradient); });
   refuses("op: state must have shape [2, 8, 5], got [2, 8, 2]",
-          [&] { guard.rows("state", array({2, 8, 2}), {2, 8, 5}, kFloat); });
-  refuses("op: scale must have dtype float32, got float64",
-          [&] { guard.values("scale", array({2, 8}, "float64"), {2, 8}, kFloat); });
+          [&] { guard.rows("state", array({2, 8, 2}), {2, 8, 5}, kState); });
+  refuses("op: state must have dtype float64, got float32",
+          [&] { guard.rows("state", array({2, 8, 5}), {2, 8, 5}, kState); });
+  refuses("op: entropy_coefficient must have shape [2, 8], got [8]",
+          [&] { guard.values("entropy_coefficient", array({8}), {2, 8}, kGradient); });
 }
 
 TEST(guards_refuse_layouts) {
@@ -143,7 +146,8 @@ TEST(guards_refuse_layouts) {
   refuses("op: cu_seqlens must be None when drift is [B, T], got shape [3]", [&] { layout({7, 1}, starts); });
   refuses("op: cu_seqlens must have shape [B + 1], got [0]", [&] { layout({7}, array({0}, "int32")); });
   refuses("op: cu_seqlens must have shape [B + 1], got [1, 2]", [&] { layout({7}, array({1, 2}, "int32")); });
-  refuses("op: cu_seqlens must have dtype int32, got int64", [&] { layout({7}, array({2}, "int64")); });
+  CHECK(layout({7}, array({2}, "int64")).count == 1);
+  refuses("op: cu_seqlens must have dtype int32 or int64, got int16", [&] { layout({7}, array({2}, "int16")); });
   Array counts = array({2}, "int32");
   counts.strides = {3};
   const View carried = guard.values("drift_count", counts, {2}, kInt32);
