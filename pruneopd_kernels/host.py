@@ -44,7 +44,10 @@ def _function(op: Operator) -> Any:
             raise RuntimeError(f"{op.name}: pruneopd_kernels.host is not usable here: {WHY_NOT}")
         if "vocab_size" in op.scalars and a.vocab_size is None:
             a = a._replace(vocab_size=a.student_logits.shape[-1])
-        return op.result(*getattr(_HOST, op.name)(*a, num_threads=num_threads))
+        computed = getattr(_HOST, op.name)(*a, num_threads=num_threads)
+        if hasattr(op.module, "check_results"):
+            op.module.check_results(op.name, a, computed[0])
+        return op.result(*computed)
 
     return op.surface(
         function,

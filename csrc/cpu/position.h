@@ -46,7 +46,7 @@ inline double overlap_of(const RowScratch& scratch, int student_size, int teache
   for (int j = 0; j < student_size; ++j)
     student.ids[j] = static_cast<int32_t>(candidate_id(scratch.student_candidates[j]));
   for (int j = 0; j < teacher_size; ++j) teacher[j] = static_cast<int32_t>(candidate_id(scratch.teacher_candidates[j]));
-  return overlap_of(row_kernels().count_common(student, teacher, teacher_size), student_size, teacher_size);
+  return overlap_of(row_kernels().count_equal(student, teacher, teacher_size), student_size, teacher_size);
 }
 
 }  // namespace pruneopd

@@ -37,19 +37,58 @@ bool narrow_ids(const int64_t* ids, int count, int32_t* out) {
   return all <= INT32_MAX;
 }
 
+/// The ids of position n as int32. False: a slot is empty, or an id does not fit.
+template <class T>
+bool narrow_full(const View& ids, int64_t n, int64_t k, int32_t* out) {
+  const T* at = static_cast<const T*>(ids.data) + ids.at.offset(n);
+  uint64_t all = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    const T id = ids.step == 1 ? at[j] : at[j * ids.step];
+    all |= static_cast<uint64_t>(static_cast<int64_t>(id));
+    out[j] = static_cast<int32_t>(id);
+  }
+  return all <= INT32_MAX;
+}
+
+bool narrow_full(const View& ids, const View& logprobs, int64_t n, int64_t k, int32_t* out) {
+  if (logprobs) return false;
+  return ids.type == Scalar::kI32 ? narrow_full<int32_t>(ids, n, k, out) : narrow_full<int64_t>(ids, n, k, out);
+}
+
+/// O from how many pairs of equal ids there are between both sides and within each; NaN where an id is twice, which no
+/// caller sees: the input is refused.
+double overlap_of_pairs(int between, int in_student, int in_teacher, int student_size, int teacher_size) {
+  const bool distinct = in_student == student_size && in_teacher == teacher_size;
+  return distinct ? overlap_of(between, student_size, teacher_size) : std::numeric_limits<double>::quiet_NaN();
+}
+
+double overlap_of_narrow(const IdBlocks& student, const IdBlocks& teacher, int student_size, int teacher_size) {
+  const auto pairs = row_kernels().count_equal;
+  return overlap_of_pairs(pairs(student, teacher.ids, teacher_size), pairs(student, student.ids, student_size),
+                          pairs(teacher, teacher.ids, teacher_size), student_size, teacher_size);
+}
+
 double overlap_at(const ReliabilityFromTopkArgs& args, int64_t n) {
+  const int k = static_cast<int>(args.k);
+  IdBlocks full_student(k), full_teacher(k);
+  if (narrow_full(args.student_topk_ids, args.student_topk_logprobs, n, k, full_student.ids) &&
+      narrow_full(args.teacher_topk_ids, args.teacher_topk_logprobs, n, k, full_teacher.ids))
+    return overlap_of_narrow(full_student, full_teacher, k, k);
+
   int64_t student[256], teacher[256];
-  const int student_size = filled_ids(args.student_topk_ids, args.student_topk_logprobs, n, args.k, student);
-  const int teacher_size = filled_ids(args.teacher_topk_ids, args.teacher_topk_logprobs, n, args.k, teacher);
-  IdBlocks narrow_student(student_size);
-  int32_t narrow_teacher[256];
-  int common = 0;
-  if (narrow_ids(student, student_size, narrow_student.ids) && narrow_ids(teacher, teacher_size, narrow_teacher))
-    common = row_kernels().count_common(narrow_student, narrow_teacher, teacher_size);
-  else
-    for (int j = 0; j < student_size; ++j)
-      common += std::find(teacher, teacher + teacher_size, student[j]) != teacher + teacher_size;
-  return overlap_of(common, student_size, teacher_size);
+  const int student_size = filled_ids(args.student_topk_ids, args.student_topk_logprobs, n, k, student);
+  const int teacher_size = filled_ids(args.teacher_topk_ids, args.teacher_topk_logprobs, n, k, teacher);
+  IdBlocks narrow_student(student_size), narrow_teacher(teacher_size);
+  if (narrow_ids(student, student_size, narrow_student.ids) && narrow_ids(teacher, teacher_size, narrow_teacher.ids))
+    return overlap_of_narrow(narrow_student, narrow_teacher, student_size, teacher_size);
+  const auto pairs = [](const int64_t* ids, int size, const int64_t* among, int count) {
+    int equal = 0;
+    for (int j = 0; j < size; ++j) equal += static_cast<int>(std::count(among, among + count, ids[j]));
+    return equal;
+  };
+  return overlap_of_pairs(pairs(student, student_size, teacher, teacher_size),
+                          pairs(student, student_size, student, student_size),
+                          pairs(teacher, teacher_size, teacher, teacher_size), student_size, teacher_size);
 }
 
 bool rejected(const ReliabilityFromTopkArgs& args, int64_t n) {

@@ -411,16 +411,16 @@ RowSummary row(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScra
   return RowSummary(side.sums(), row.temperature);
 }
 
-int count_common(const IdBlocks& ids, const int32_t* among, int64_t count) {
-  int common = 0;
+int count_equal(const IdBlocks& ids, const int32_t* among, int64_t count) {
+  int equal = 0;
   for (int64_t block = 0; block < ids.blocks; ++block) {
     const int32_t* slots = ids.ids + block * IdBlocks::kBlock;
     int32_t hits[IdBlocks::kBlock] = {};
     for (int64_t j = 0; j < count; ++j)
-      for (int64_t i = 0; i < IdBlocks::kBlock; ++i) hits[i] |= slots[i] == among[j];
-    for (int32_t hit : hits) common += hit;
+      for (int64_t i = 0; i < IdBlocks::kBlock; ++i) hits[i] += slots[i] == among[j];
+    for (int32_t hit : hits) equal += hit;
   }
-  return common;
+  return equal;
 }
 
 void row_max(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max) {
@@ -459,7 +459,7 @@ void divergence_gradient(const Row& student, const Row& teacher, int64_t vocab_s
 extern const RowKernels kRowKernels;
 #define PRUNEOPD_TEXT_(x) #x
 #define PRUNEOPD_TEXT(x) PRUNEOPD_TEXT_(x)
-const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair,     row,    softmax_gradient,
-                                divergence_gradient,         count_common, row_max};
+const RowKernels kRowKernels = {PRUNEOPD_TEXT(PRUNEOPD_ISA), row_pair,    row,    softmax_gradient,
+                                divergence_gradient,         count_equal, row_max};
 
 }  // namespace pruneopd::PRUNEOPD_ISA

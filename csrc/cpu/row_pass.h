@@ -89,8 +89,8 @@ struct RowKernels {
   /// factor * divergence_gradient of each id, in the student's type.
   void (*divergence_gradient)(const Row& student, const Row& teacher, int64_t vocab_size, const DivergenceState& state,
                               double factor, void* out);
-  /// How many of `ids` occur among the `count` of `among`.
-  int (*count_common)(const IdBlocks& ids, const int32_t* among, int64_t count);
+  /// How many pairs there are of one of `ids` and an equal one of the `count` in `among`.
+  int (*count_equal)(const IdBlocks& ids, const int32_t* among, int64_t count);
   /// The maxima of two rows, read in step like row_pair reads them.
   void (*row_max)(const Row& student, const Row& teacher, int64_t vocab_size, float* student_max, float* teacher_max);
 };

@@ -138,6 +138,7 @@ def _define(op: Operator, name: str, outputs: tuple[str, ...]) -> Callable[[str,
     """
     _LIBRARY.define(op.schema(name, outputs), tags=(torch.Tag.pt2_compliant_tag,))
     is_backward, single = op.name in BACKWARD_PASSES, len(outputs) == 1
+    check_results = None if is_backward else getattr(op.module, "check_results", None)
 
     def prepare(impl: str, a: Any, real: bool) -> str:
         device = a[0].device
@@ -148,6 +149,8 @@ def _define(op: Operator, name: str, outputs: tuple[str, ...]) -> Callable[[str,
 
     def compute(impl: str, a: Any) -> Any:
         computed = implementations.run(op, prepare(impl, a, real=True), a)
+        if check_results and a[0].device.type == "cpu":
+            check_results(op.name, a, computed[0])
         return computed[0] if single else computed
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
