@@ -15,8 +15,9 @@ def launch(out, method, size):
     """Run `trainer_rank.py` in processes that know each other, as `accelerate launch` and `torchrun` start them."""
     out.mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    done = subprocess.run([*torchrun, RANK, out, method], env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-                          capture_output=True, text=True, timeout=240)  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*torchrun, RANK, out, method]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(size)]
 

@@ -61,6 +61,11 @@ def test_float32(seed, clamp, chunked):
     assert_close(found, expected, **CLOSE)
 
 
+def test_one_candidate():
+    inputs = make(1, torch.float32, k=1)
+    assert_close(outputs(fsdp_losses.compute_forward_kl_topk, inputs), outputs(VERLS, inputs), **CLOSE)
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
 def test_bfloat16(chunked):
     """verl rounds log-probabilities to bfloat16, the kernel does not: it is nearer to what float64 gives."""
