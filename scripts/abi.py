@@ -20,6 +20,8 @@ def main() -> None:
     tensors = arguments()
     for name, op in OPERATORS.items():
         given = [tensors.get(tensor) for tensor in op.tensors]
+        if name == "selected_logprobs":
+            given[:2] = tensors["student_logits"], tensors["topk_ids"]
         scalars = {scalar: SCALARS[scalar] for scalar in op.scalars if scalar in SCALARS}
         outputs = [
             call(name, given, differentiable=bool(op.saved), impl=impl, **scalars) for impl in ("cpp", "reference")

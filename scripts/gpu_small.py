@@ -60,14 +60,14 @@ def calls() -> Iterator[Call]:
     flat = [logits.flatten(0, 1) for logits in (student, teacher)]
     yield "packed", "reliability", tuple(flat), {"cu_seqlens": packed, "drift_count": packed[:3]}
     yield "by mass", "reliability", (student, teacher, mask), {"metric": "top_p", "token_ids": tokens}
-    ids = torch.randint(40, (2, 3, 700, 16), generator=generator)
+    ids = torch.rand(2, 3, 700, 40, generator=generator).topk(16).indices
     yield "ids", "reliability_from_topk", (ids[0], ids[1]), {}
     drift = torch.rand(3, 5000, generator=generator) < 0.02
     yield "drift", "reliability_from_drift", (drift, torch.rand(3, 5000, generator=generator) < 0.9), {}
 
 
 def loss_calls() -> Iterator[Call]:
-    """The same of the losses, each of which is followed by its backward pass."""
+    """The same of what has a gradient, each followed by its backward pass."""
     generator = torch.Generator().manual_seed(1)
 
     def others(op: str, student: Tensor, teacher: Tensor, m: int = 16) -> tuple[Tensor, ...]:
@@ -76,8 +76,9 @@ def loss_calls() -> Iterator[Call]:
         ids[..., m // 2 :] = teacher.float().nan_to_num().topk(m - m // 2).indices  # some twice
         ids[..., -1] = -1
         floats = torch.randn(ids.shape, generator=generator)
-        known = {"teacher_logits": teacher, "topk_ids": ids, "teacher_topk_ids": ids, "advantages": floats}
-        known |= {"teacher_topk_logprobs": floats.log_softmax(-1)}
+        distinct = torch.rand((*student.shape[:-1], student.shape[-1] - 2), generator=generator).topk(m).indices
+        known = {"teacher_logits": teacher, "topk_ids": ids, "token_ids": ids, "advantages": floats}
+        known |= {"teacher_topk_ids": distinct, "teacher_topk_logprobs": floats.log_softmax(-1)}
         required = [name for name, p in OPERATORS[op].parameters.items() if p.default is inspect.Parameter.empty]
         return tuple(known[name] for name in required[1:])
 
@@ -89,7 +90,8 @@ def loss_calls() -> Iterator[Call]:
                 yield f"{dtype}{what}", op, (student, *others(op, student, teacher), mask), {}
         student, teacher = (torch.randn(2, 5, 1003, generator=generator).mul_(2) for _ in range(2))
         yield "shifted rows", op, (student[..., 1:], *others(op, student[..., 1:], teacher[..., :-1])), {}
-        yield "all candidates", op, (student, *others(op, student, teacher, 256)), {"student_temperature": 0.7}
+        temperature = next(name for name in OPERATORS[op].scalars if name.endswith("temperature"))
+        yield "all candidates", op, (student, *others(op, student, teacher, 256)), {temperature: 0.7}
         yield (
             "a vocabulary that ends before the row",
             op,
@@ -97,7 +99,7 @@ def loss_calls() -> Iterator[Call]:
             {"vocab_size": 1001},
         )
         student[0, 1, 5], student[0, 2, 700], student[1, 0, 3:] = torch.nan, torch.inf, -torch.inf
-        yield "NaN and infinities", op, (student, *others(op, student, teacher)), {"student_temperature": 2.0}
+        yield "NaN and infinities", op, (student, *others(op, student, teacher)), {temperature: 2.0}
         student, teacher = (torch.randn(1, 2, 151936, generator=generator).mul_(3).bfloat16() for _ in range(2))
         student[0, 1, 77777] = 40.0
         yield "full width, one of them a peak", op, (student, *others(op, student, teacher)), {}
@@ -113,8 +115,9 @@ def results(op: str, tensors: list[Tensor], options: dict[str, Any]) -> dict[str
     student = tensors[0].detach().requires_grad_()
     result = function(student, *tensors[1:], **options)
     outputs = {"loss": result} if isinstance(result, Tensor) else result._asdict()
-    upstream = torch.linspace(-1, 2, outputs["loss"].numel(), device=student.device).view_as(outputs["loss"])
-    (gradient,) = torch.autograd.grad(outputs["loss"], student, upstream)
+    flowing = [outputs[name] for name in OPERATORS[op].differentiable]
+    upstream = [torch.linspace(-1, 2, x.numel(), device=student.device).view_as(x) for x in flowing]
+    (gradient,) = torch.autograd.grad(flowing, student, upstream)
     return {name: tensor.detach() for name, tensor in outputs.items()} | {"gradient": gradient}
 
 
