@@ -45,6 +45,8 @@ def scores_position(n, sides, vocab_size, divergences, broken, candidates, input
     """Store a position's results. OPTION is the metric, what weighs the rewards, and what else `opd_scores` wants."""
     token_ids, threshold, enough = inputs[0], float64(scalars[0]), float64(scalars[1])
     overlap, drift, topk_ids, rewards = outputs[0], outputs[1], outputs[2] + n * K, outputs[3] + n * K
+    if len(outputs) > 4:  # first, so that registers are free for the candidates
+        store_divergences(n, sides, divergences, broken, outputs, OPTION[2], OPTION[3])
     x_side, y_side = sides
     x, y, rank, _, share = compare(candidates, K)
     exists = tl.arange(0, x.shape[0]) < K
@@ -64,16 +66,15 @@ def scores_position(n, sides, vocab_size, divergences, broken, candidates, input
     tl.store(topk_ids + rank, ids.to(tl.int64), mask=exists)
     tl.store(rewards + rank, reward, mask=exists)
     if len(outputs) > 4:
-        store_divergences(n, sides, divergences, accepted, broken, outputs, OPTION[2], OPTION[3])
+        tl.store(outputs[4] + n, accepted.to(tl.int8))
 
 
 @triton.jit
-def store_divergences(n, sides, divergences, accepted, broken, outputs, ENTROPIES: tl.constexpr,
+def store_divergences(n, sides, divergences, broken, outputs, ENTROPIES: tl.constexpr,
                       DIVERGENCE: tl.constexpr):  # fmt: skip
-    """Store what only `opd_scores` returns."""
+    """Store the entropies, KL and the state."""
     kl = tl.where(broken, float("nan"), divergences[0])
     zero = tl.zeros([], tl.float64)
-    tl.store(outputs[4] + n, accepted.to(tl.int8))
     for i in tl.static_range(2):
         entropy = sides[i][1][3] if ENTROPIES else zero
         tl.store(outputs[5 + i] + n, entropy.to(tl.float32))

@@ -80,7 +80,7 @@ def half(x, WHICH: tl.constexpr):
 @triton.jit
 def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
               STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Add a block to the states of its rows: reference by tile; by lane mass, own, other, greatest and least logit."""
+    """Add a block to the states of its rows: reference by tile; by lane mass, own, other, greatest logit."""
     if y_row is None:
         return add_block_of_one(x_row, first, end, maxima, x_scale, x_state, VEC, STATS, MASKED), y_state
     else:
@@ -92,7 +92,7 @@ def add_block(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_sta
 @triton.jit
 def add_block_of_one(row, first, end, maxima, scale, state, VEC: tl.constexpr, STATS: tl.constexpr,
                      MASKED: tl.constexpr):  # fmt: skip
-    reference, mass, own, other, greatest, least = state
+    reference, mass, own, other, greatest = state
     x, _ = load_lanes(row, first, end, VEC, MASKED)
     new, greatest, tile_max = advance(x, reference, greatest, scale)
     if maxima is not None:
@@ -109,14 +109,14 @@ def add_block_of_one(row, first, end, maxima, scale, state, VEC: tl.constexpr, S
         mass += tl.sum(m, 2)
         if STATS[0] > 0:
             own += tl.sum(m * tl.maximum(d, LOWEST), 2)  # nothing is multiplied by -inf
-    return new, mass, own, other, greatest, least
+    return new, mass, own, other, greatest
 
 
 @triton.jit
 def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_state, y_state, VEC: tl.constexpr,
                       STATS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    xr, xm, xo, xt, xg, xl = x_state
-    yr, ym, yo, yt, yg, yl = y_state
+    xr, xm, xo, xt, xg = x_state
+    yr, ym, yo, yt, yg = y_state
     x, inside = load_lanes(x_row, first, end, VEC, MASKED)
     y, _ = load_lanes(y_row, first, end, VEC, MASKED)
     xr_new, xg, x_tile_max = advance(x, xr, xg, x_scale)
@@ -130,13 +130,11 @@ def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_stat
     if STATS[0] > 0:
         xo = x_factor * (xo + x_move * xm)
     if STATS[0] > 1:
-        xt = x_factor * (xt + y_move * xm)
-        yl = tl.minimum(yl, lane_min(y, inside, MASKED))
+        xt = unless_wild(x_factor * (xt + y_move * xm), y, inside, y_scale, MASKED)
     if STATS[1] > 0:
         yo = y_factor * (yo + y_move * ym)
     if STATS[1] > 1:
-        yt = y_factor * (yt + x_move * ym)
-        xl = tl.minimum(xl, lane_min(x, inside, MASKED))
+        yt = unless_wild(y_factor * (yt + x_move * ym), x, inside, x_scale, MASKED)
     xm, ym = x_factor * xm, y_factor * ym
     for i in tl.static_range(2):
         dx, dy = distances(half(x, i), xr_new, x_scale), distances(half(y, i), yr_new, y_scale)
@@ -152,12 +150,14 @@ def add_block_of_pair(x_row, y_row, first, end, maxima, x_scale, y_scale, x_stat
             yo += tl.sum(my * dy, 2)
         if STATS[1] > 1:
             yt += tl.sum(my * dx, 2)
-    return (xr_new, xm, xo, xt, xg, xl), (yr_new, ym, yo, yt, yg, yl)
+    return (xr_new, xm, xo, xt, xg), (yr_new, ym, yo, yt, yg)
 
 
 @triton.jit
-def lane_min(x, inside, MASKED: tl.constexpr):
-    return tl.min(tl.where(inside, x, 0.0) if MASKED else x, 2)
+def unless_wild(other, partner, inside, scale, MASKED: tl.constexpr):
+    """Return the sums of the lanes, NaN if the partner has a logit for which the exact pass must add them."""
+    least = tl.min(tl.where(inside, partner, 0.0) if MASKED else partner, 2)
+    return tl.where(least * scale < -WILD, float("nan"), other)
 
 
 @triton.jit
@@ -170,7 +170,7 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGM
     whole = begin + (end - begin) // BLOCK * BLOCK
     lowest = tl.full([TILES], LOWEST, tl.float32)
     zeros = tl.zeros([TILES, LANES], tl.float32)
-    row = (lowest, zeros, zeros, zeros, zeros - float("inf"), zeros)
+    row = (lowest, zeros, zeros, zeros, zeros - float("inf"))
     x_state, y_state = row, row
     for first in range(begin, whole, BLOCK):
         x_state, y_state = add_block(
@@ -181,28 +181,26 @@ def sum_segment(x_row, y_row, maxima, records, segment, vocab_size, scales, SEGM
             x_row, y_row, whole, end, maxima, x_scale, y_scale, x_state, y_state, VEC, STATS, True
         )
     records += segment
-    close_segment(x_state, y_state, x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS[0])
+    close_segment(x_state, y_state[0], x_row, y_row, begin, end, x_scale, y_scale, records, SEGMENTS, VEC, STATS[0])
     if y_row is not None:
         records += FIELDS * SEGMENTS
-        close_segment(y_state, x_state, y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC, STATS[1])
+        close_segment(y_state, x_state[0], y_row, x_row, begin, end, y_scale, x_scale, records, SEGMENTS, VEC, STATS[1])
 
 
 @triton.jit
-def close_segment(state, partner_state, row, partner_row, begin, end, scale, partner_scale, record,
+def close_segment(state, partner_tiles, row, partner_row, begin, end, scale, partner_scale, record,
                   SEGMENTS: tl.constexpr, VEC: tl.constexpr, STATS: tl.constexpr):  # fmt: skip
     """Sum the lanes of one row, at one reference, and store the record."""
-    tiles, mass, own, other, greatest, _ = state
+    tiles, mass, own, other, greatest = state
     reference = tl.max(tiles, 0)
     move = (tiles - reference)[:, None]
     factor = tl.exp2(move)
     total = tl.sum(mass * factor)
     tl.store(record + REFERENCE * SEGMENTS, reference)
     tl.store(record + MASS * SEGMENTS, total)
-    partner_tiles, partner_least = partner_state[0], tl.min(partner_state[5])
     partner_reference = tl.max(partner_tiles, 0)
     own = factor * (own + move * mass)
     other = factor * (other + (partner_tiles - partner_reference)[:, None] * mass)
-    other = tl.where(partner_least * partner_scale < -WILD, float("nan"), other)  # the exact pass must add them
     mass = factor * mass
     if STATS > 0:
         tl.store(record + OWN * SEGMENTS, tl.sum(own))
@@ -244,5 +242,6 @@ def store_rest(mass, own, other, hot, peak, row, partner_row, begin, end, scale,
     if STATS > 1:
         y = tl.load(partner_row + ids, mask=inside, other=0.0).to(tl.float32)
         partner_d = tl.fma(y, partner_scale, -partner_reference)
+        partner_d = tl.where(partner_d < -WILD, float("nan"), partner_d)
         tl.store(record + OTHER * SEGMENTS, tl.sum(tl.where(hot, 0.0, other)) + tl.sum(m * partner_d))
         tl.store(record + PARTNER * SEGMENTS, tl.sum(tl.where(x == peak, y, 0.0)))

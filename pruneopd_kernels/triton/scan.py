@@ -83,8 +83,7 @@ def scan(drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tenso
                 flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count),
                 per_position(factors), unweighted, counts, reliability, weight, effective_length, rewards,
                 drift.numel(), drift.shape[1] if a.cu_seqlens is None else 0,
-                *map(float64_bits, (a.w_drop, a.w_base, a.eps)), K=k, K_PADDED=k_padded,
-                BLOCK=min(1024, 4096 // k_padded),
-                num_warps=4, enable_fp_fusion=False,
+                *map(float64_bits, (a.w_drop, a.w_base, a.eps)),
+                K=k, K_PADDED=k_padded, BLOCK=min(1024, 4096 // k_padded), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return counts, reliability, weight, effective_length, rewards
