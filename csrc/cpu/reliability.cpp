@@ -55,7 +55,7 @@ void write_scores(const ReliabilityArgs& args, int64_t n, const RowPairSummary* 
   state = {};
   if (!summary) return;
   state = DivergenceState::of(pair.student, pair.teacher, pair.reverse_kl, pair.peak_excess);
-  if (!args.entropies && !args.divergence) state = {state.reference, state.mass, 0, 0, 0};
+  if (!args.divergence) state = {state.reference, state.mass, 0, 0, 0};
 }
 
 void pass_position(const ReliabilityArgs& args, int64_t n, RowScratch& scratch, double* rewards) {

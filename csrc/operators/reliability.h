@@ -32,7 +32,7 @@ struct ReliabilityArgs {
     bool* accepted = nullptr;
     float *student_entropy = nullptr, *teacher_entropy = nullptr;
     double* reverse_kl = nullptr;
-    double* state = nullptr;  // [..., kDivergenceState], of which only the student's two are set without reverse_kl
+    double* state = nullptr;  // [..., kDivergenceState], of which without divergence only the student's two are set
   } out;
 
   static ReliabilityArgs from(Call& call) { return read(call, /*is_opd_scores=*/false); }
