@@ -110,8 +110,7 @@ Logits Guard::one_logits(const Array& array, double temperature, std::optional<i
   const int64_t width = one.vocab_size;
   one.vocab_size = vocab_size.value_or(width);
   if (one.vocab_size < 1 || one.vocab_size > width)
-    fail("vocab_size", "be between 1 and the logits' width = " + std::to_string(width),
-         std::to_string(one.vocab_size));
+    fail("vocab_size", "be between 1 and the logits' width = " + std::to_string(width), std::to_string(one.vocab_size));
   return one;
 }
 
