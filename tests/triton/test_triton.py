@@ -101,7 +101,7 @@ INSTRUCTIONS |= {"reverse_kl": 16, "reverse_kl_backward": 19}
 # Those for what is computed on request.
 INSTRUCTIONS |= {"entropy": 1.5, "entropy_coefficient": 3, "divergence": 3, "entropies": 1.5}
 # Values that wait outside of the loop, for the registers are just enough.
-SPILLS = {("token_stats", "fused"): 20}
+SPILLS = dict.fromkeys([("reverse_kl", "fused"), ("opd_scores", "fused"), ("token_stats", "fused")], 30)
 
 
 @pytest.mark.parametrize("target", ["80", "90", "100"])
