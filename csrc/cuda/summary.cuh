@@ -150,18 +150,18 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
     const float d = row.logit(id) - peak.logit;
     const float e = exp2_approximately(d * scale);
     added[0] += e;
-    if constexpr (kStats) {
+    if (kStats && e != 0) added[1] += static_cast<double>(e) * d;
+    if constexpr (kStats && kSides == 2) {
       const float y = partner.logit(id);
-      if (e != 0) added[1] += static_cast<double>(e) * d;
       if (e != 0 && y != -INFINITY) added[2] += e * (y - partner_sums.reference);
     }
   }
   sum_over_block(added, out.of_warps);
   if (thread_in_block() == 0) {
     const double shift = sums.reference - peak.logit, factor = exp2(shift * sums.scale);
-    if constexpr (kStats) {
+    if constexpr (kStats) sums.own = factor * (sums.own + shift * sums.mass) + added[1];
+    if constexpr (kStats && kSides == 2) {  // a row alone is its own partner
       sums.other += (out.partner_origins[side] - partner_sums.reference) * sums.mass;
-      sums.own = factor * (sums.own + shift * sums.mass) + added[1];
       sums.other = factor * sums.other + added[2];
       partner_sums.other += shift * partner_sums.mass;
     }
