@@ -142,6 +142,8 @@ def filled_from_outside(ids: Tensor, logprobs: Tensor | None) -> Tensor:
     """
     if logprobs is not None:
         ids = ids.masked_fill(logprobs == -torch.inf, -1)
+    if ids.device.type == "cpu":
+        return ids
     ordered, order = ids.sort(dim=-1, stable=True)
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
@@ -150,9 +152,13 @@ def filled_from_outside(ids: Tensor, logprobs: Tensor | None) -> Tensor:
 
 def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
     """Return O (eq. 6) in float64: common candidates over the size of the larger set; -1 marks an empty slot."""
-    count = found_in(student_slots, teacher_slots).sum(-1).masked_fill(broken, 0)
+    return overlap_of_count(found_in(student_slots, teacher_slots).sum(-1), student_slots, teacher_slots, broken)
+
+
+def overlap_of_count(count: Tensor, student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
+    """Return the same from how many candidates both have."""
     size = torch.maximum((student_slots >= 0).sum(-1), (teacher_slots >= 0).sum(-1))
-    return count.to(torch.float64) / size.clamp(min=1)
+    return count.masked_fill(broken, 0).to(torch.float64) / size.clamp(min=1)
 
 
 def accepted(token_ids: Tensor, teacher_slots: Tensor, teacher_topk_logprobs: Tensor, top_p: float) -> Tensor:
@@ -297,8 +303,16 @@ LARGEST_LOG_RATIO = 20.0
 
 def policy_positions(topk_ids: Tensor, advantages: Tensor, mask: Tensor | None) -> Tensor:
     """Return the valid positions that have a candidate with an advantage."""
-    valid = valid_positions(mask, topk_ids, topk_ids.shape[:-1])
-    return valid & ((topk_ids >= 0) & (advantages != 0)).any(-1)
+    used = ((topk_ids >= 0) & (advantages != 0)).any(-1)
+    return used if mask is None else used & is_set(mask)
+
+
+def on_policy_terms(logprobs: Tensor, a: Any) -> tuple[Tensor, Tensor]:
+    """Return what `policy_terms` does without `old_logprobs`: every ratio is 1, so a term is its own derivative."""
+    counts = (a.topk_ids >= 0) & (a.advantages != 0) & (logprobs != -torch.inf)
+    # The difference is 0, or NaN in a broken row.
+    terms = torch.where(counts, (logprobs - logprobs - 1.0) * a.advantages, 0.0)
+    return terms, terms
 
 
 def policy_terms(logprobs: Tensor, a: Any) -> tuple[Tensor, Tensor]:
@@ -345,7 +359,7 @@ def topk_forward_kl(row: Any, a: Any) -> TopkDivergence:
     shared = found_in(slots, own)
     advantage = torch.where(shared, -terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
     student_mass, teacher_mass = masses[0].masked_fill(broken, torch.nan), masses[1]
-    overlap = where_used(valid, overlap_of(own, slots, broken)).to(torch.float32)
+    overlap = where_used(valid, overlap_of_count(shared.sum(-1), own, slots, broken)).to(torch.float32)
     floats = [where_used(valid, x).to(loss.dtype) for x in (student_mass, teacher_mass, advantage)]
     floats[2] = floats[2].masked_fill(broken & valid, torch.nan)
     outputs = loss, *floats[:2], overlap, floats[2]
@@ -444,4 +458,4 @@ def logprobs_from_state(logits: Tensor, state: Tensor, temperature: float) -> Te
 
 def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:
     """Return the derivatives by the candidates' log-probabilities; NaN where the loss is not finite."""
-    return where_used(used, derivatives).masked_fill(~loss.isfinite()[..., None], torch.nan)
+    return where_used(used, derivatives) + (loss - loss)[..., None]  # 0, or NaN

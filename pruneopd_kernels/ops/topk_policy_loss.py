@@ -113,7 +113,8 @@ def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
     used = formulas.policy_positions(a.topk_ids, a.advantages, a.mask)
     scalars = {"entropy": False, "temperature": a.student_temperature, "vocab_size": a.vocab_size}
     row = run("row_stats", a.student_logits, a.topk_ids, used, **scalars)
-    terms, derivatives = formulas.policy_terms(row.logprobs, a)
+    terms_of = formulas.on_policy_terms if a.old_logprobs is None else formulas.policy_terms
+    terms, derivatives = terms_of(row.logprobs, a)
     loss = formulas.where_used(used, terms.sum(-1)).to(row.lse.dtype)
     return loss, formulas.coefficients_of(loss, derivatives, used), row.state
 
