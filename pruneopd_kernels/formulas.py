@@ -142,8 +142,11 @@ def filled_from_outside(ids: Tensor, logprobs: Tensor | None) -> Tensor:
     """
     if logprobs is not None:
         ids = ids.masked_fill(logprobs == -torch.inf, -1)
-    if ids.device.type == "cpu":
-        return ids
+    return ids if ids.device.type == "cpu" else without_repetitions(ids)
+
+
+def without_repetitions(ids: Tensor) -> Tensor:
+    """Return ids `[..., k]` with -1 in place of an id that has been before it."""
     ordered, order = ids.sort(dim=-1, stable=True)
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]

@@ -7,6 +7,7 @@ import cuda_emulated
 from comparison import differing
 from implementations import BACKWARD_PASSES, CUDA_EMULATED, LOGITS, LOSSES, REFERENCE, leaf, run_emulated
 from operators import example
+from pruneopd_kernels import formulas
 
 pytestmark = pytest.mark.thorough
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -79,17 +80,20 @@ def test_candidates_that_do_not_exist():
         assert got[:, :299].isnan().all() and not got[:, 299].any()
 
 
-@pytest.mark.parametrize("op", ["reliability_from_topk", "topk_forward_kl"])
-def test_of_an_id_given_twice_the_first_counts(op):
+def test_of_an_id_given_twice_the_first_counts():
     """Nothing looks at the values on a GPU. Nor is an id beyond an empty slot a repetition."""
+    op = "reliability_from_topk"
     teacher = {"teacher_topk_ids": torch.tensor([[3, 3, 1, 0], [2, 2, 2, 5]])}
     teacher["teacher_topk_logprobs"] = torch.tensor([[0.5, 0.5, 0.2, 0.1], [0.0, 0.4, 0.3, 0.2]]).log()
     first = {"teacher_topk_ids": torch.tensor([[3, -1, 1, 0], [-1, 2, -1, 5]])}
-    if op == "topk_forward_kl":
-        other = {"student_logits": torch.randn(2, 9)}
-    else:
-        other = {"student_topk_ids": torch.tensor([[1, 3, 4, 5], [2, 5, 7, 8]]), "cu_seqlens": torch.tensor([0, 2])}
-        other |= {"token_ids": torch.tensor([1, 5]), "metric": "top_p"}
+    other = {"student_topk_ids": torch.tensor([[1, 3, 4, 5], [2, 5, 7, 8]]), "cu_seqlens": torch.tensor([0, 2])}
+    other |= {"token_ids": torch.tensor([1, 5]), "metric": "top_p"}
     expected = REFERENCE.run(op, **other, **teacher | first)
     assert differing(CUDA_EMULATED.run(op, **other, **teacher), CUDA_EMULATED.run(op, **other, **teacher | first)) == []
     assert torch.equal(CUDA_EMULATED.run(op, **other, **teacher)["overlap"], expected["overlap"])
+
+
+def test_repetitions_are_empty_slots_of_topk_forward_kl():
+    """What its formula does on a GPU; on a CPU they are refused."""
+    ids = torch.tensor([[3, 3, 1, 0], [-1, 2, -1, 2]])
+    assert formulas.without_repetitions(ids).tolist() == [[3, -1, 1, 0], [-1, 2, -1, -1]]
