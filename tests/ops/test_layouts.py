@@ -70,7 +70,7 @@ def test_a_vocabulary_of_one(op, impl):
         arguments[name] = arguments[name].repeat(1, 1, 8)[..., ::8]
     result = impl.run(op, **arguments)
     assert all(x.isfinite().all() for x in result.values() if op in LOSSES)
-    assert not result.get("gradient", torch.zeros(1)).any()
+    assert result.get("gradient", torch.zeros(1)).abs().max() < 1e-15
 
 
 @each(implementations=lambda op: every(op)[1:])

@@ -96,7 +96,7 @@ LOADS |= {(2,): {"LDG.E.128": 4}, (4,): {"LDG.E.128": 8}}
 STORES = {(2,): {"STG.E.128": 4}, (4,): {"STG.E.128": 8}, (2, 2): {"STG.E.128": 4}, (4, 4): {"STG.E.128": 8}}
 STORES |= {(2, 4): {"STG.E.64": 8}}
 # Instructions for an element of a row, or of a pair of rows.
-INSTRUCTIONS = {"row_stats": 7, "logprobs_backward": 7, "reliability": 13.5, "opd_scores": 13.5, "token_stats": 20}
+INSTRUCTIONS = {"row_stats": 9, "logprobs_backward": 7, "reliability": 13.5, "opd_scores": 13.5, "token_stats": 20}
 INSTRUCTIONS |= {"reverse_kl": 16, "reverse_kl_backward": 19}
 # Those for what is computed on request.
 INSTRUCTIONS |= {"entropy": 1.5, "entropy_coefficient": 3, "divergence": 3, "entropies": 1.5}
