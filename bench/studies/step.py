@@ -105,8 +105,10 @@ def complaints(student: Tensor, teacher: Tensor, loss: str, dtype: str) -> list[
     gold = {"loss": expected.loss.detach(), "gradient": gradient}
     wrong = []
     for way in WAYS[:-1]:
-        found = step_of(way, loss)(first, teacher[:1])
-        differs = answers.complaints(found, gold, answers.PEER_TOLERANCE["float32"])
+        found = {name: x.detach() for name, x in step_of(way, loss)(first, teacher[:1]).items()}
+        # PyTorch's topk breaks ties as it likes, and in half precision there are many.
+        precision = "native" if dtype != "float32" and way in WAYS[:2] else "float32"
+        differs = answers.complaints(found, gold, answers.PEER_TOLERANCE[precision])
         wrong += [f"{loss}, {dtype}, {way}: {words}" for words in differs]
     return wrong
 
