@@ -122,9 +122,7 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
 
   const auto lost_digits = [&](int side) { return !args.usable_scales || has_lost_digits(summaries.sums[side]); };
   const bool some_broken = summaries.peaks[0].broken() || summaries.peaks[kSides - 1].broken();
-  bool by_definition = false;  // the divergences; also where a term takes float64, see Record
-  for (int side = 0; kHasStats && !some_broken && side < kSides; ++side)
-    by_definition |= lost_digits(side) || summaries.sums[side].other != summaries.sums[side].other;
+  const bool by_definition = kHasStats && !some_broken && (lost_digits(0) || lost_digits(kSides - 1));
 #pragma unroll 1
   for (int side = 0; side < kSides; ++side) {
     RowSummary summary;

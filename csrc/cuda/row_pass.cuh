@@ -95,16 +95,6 @@ struct StepSums {
   }
 };
 
-/// The sum of a vector's values, pair by pair: in a row of equal logits all roundings go the same way.
-template <int kIds>
-__device__ __forceinline__ float sum_by_pairs(float (&x)[kIds]) {
-#pragma unroll
-  for (int apart = 1; apart < kIds; apart *= 2)
-#pragma unroll
-    for (int i = 0; i < kIds; i += 2 * apart) x[i] += x[i + apart];
-  return x[0];
-}
-
 /// exp2(d) is 0 from here on, even in float64.
 constexpr float kLeast = -1100;
 
@@ -114,17 +104,19 @@ __device__ __forceinline__ bool is_beyond(float d, float partner_d) {
   return d > kLeast && partner_d < (d < -125 ? kLeast : -0x1p100f);
 }
 
-/// Sums a vector of each row, which it overwrites. kCareful: for logits of any kind, such as -inf, by which nothing may
-/// be multiplied.
-template <Stats kStats, bool kCareful, int kSides, int kIds>
-__device__ __forceinline__ void sum_vector(float (&x)[kSides][kIds], Side (&sides)[kSides], StepSums (&sums)[kSides]) {
+/// Sums two ids of each row: pairs, because in a row of equal logits all roundings go the same way. kCareful: for
+/// logits of any kind, such as -inf, by which nothing may be multiplied.
+template <Stats kStats, bool kCareful, int kSides>
+__device__ __forceinline__ void sum_pair(const float (&x)[kSides][2], Side (&sides)[kSides], StepSums (&sums)[kSides]) {
+  float masses[kSides];
 #pragma unroll
-  for (int i = 0; i < kIds; ++i) {
+  for (int i = 0; i < 2; ++i) {
     float d[kSides], e[kSides];
 #pragma unroll
     for (int side = 0; side < kSides; ++side) {
       d[side] = sides[side].distance(x[side][i]);
       e[side] = exp2_approximately(d[side]);
+      masses[side] = i == 0 ? e[side] : masses[side] + e[side];
       if (kStats != Stats::kNone && (!kCareful || e[side] != 0))
         sums[side].own = fmaf(e[side], d[side], sums[side].own);
     }
@@ -143,35 +135,34 @@ __device__ __forceinline__ void sum_vector(float (&x)[kSides][kIds], Side (&side
         }
       }
     }
-#pragma unroll
-    for (int side = 0; side < kSides; ++side) x[side][i] = e[side];
   }
 #pragma unroll
-  for (int side = 0; side < kSides; ++side) sums[side].mass += sum_by_pairs(x[side]);
+  for (int side = 0; side < kSides; ++side) sums[side].mass += masses[side];
 }
 
 /// One step of the rows. The careful way is rare, and unrolled it would take the registers of the other.
 template <Stats kStats, class T, int kSides>
 __device__ __forceinline__ void sum_step(const Vectors<T> (&vectors)[kSides], Side (&sides)[kSides]) {
+  constexpr int kPairs = Vectors<T>::kCount * Vectors<T>::kIds / 2;
   StepSums sums[kSides];
-  float least = 0, x[kSides][Vectors<T>::kIds];
+  float least = 0, x[kSides][2];
   if constexpr (kStats != Stats::kNone)
 #pragma unroll
     for (int side = 0; side < kSides; ++side)
       least = fminf(least, vectors[side].template extreme<true>() * sides[side].scale);
   if (least > kLeast) {
 #pragma unroll
-    for (int j = 0; j < Vectors<T>::kCount; ++j) {
+    for (int p = 0; p < kPairs; ++p) {
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) vectors[side].logits(j, x[side]);
-      sum_vector<kStats, false>(x, sides, sums);
+      for (int side = 0; side < kSides; ++side) vectors[side].pair(p, x[side]);
+      sum_pair<kStats, false>(x, sides, sums);
     }
   } else {
 #pragma unroll 1
-    for (int j = 0; j < Vectors<T>::kCount; ++j) {
+    for (int p = 0; p < kPairs; ++p) {
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) Vectors<T>::logits(pick(vectors[side].vectors, j), x[side]);
-      sum_vector<kStats, true>(x, sides, sums);
+      for (int side = 0; side < kSides; ++side) vectors[side].pair(p, x[side]);
+      sum_pair<kStats, true>(x, sides, sums);
     }
   }
 #pragma unroll

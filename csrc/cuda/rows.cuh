@@ -93,6 +93,13 @@ __device__ __forceinline__ void load_vectors(const Row& row, int id, int stride,
   }
 }
 
+/// One word of several vectors.
+template <int kCount>
+__device__ __forceinline__ uint32_t word_of(const uint4 (&vectors)[kCount], int word) {
+  const uint4 vector = pick(vectors, word / 4);
+  return pick({vector.x, vector.y, vector.z, vector.w}, word % 4);
+}
+
 /// What a thread holds of a row in one step: kCount vectors of kIds neighbours.
 template <class T>
 struct Vectors;
@@ -120,7 +127,8 @@ struct Vectors<T> {
     unpack<T>(word, low, high);
     return cuda::extreme<kLeast>(low, high);
   }
-  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
+  /// The two logits of pair p.
+  __device__ void pair(int p, float (&x)[2]) const { unpack<T>(word_of(vectors, p), x[0], x[1]); }
   __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
     unpack<T>(vector.x, x[0], x[1]);
     unpack<T>(vector.y, x[2], x[3]);
@@ -149,7 +157,9 @@ struct Vectors<float> {
         found = cuda::extreme<kLeast>(found, bits_float(word));
     return found;
   }
-  __device__ void logits(int j, float (&x)[kIds]) const { logits(vectors[j], x); }
+  __device__ void pair(int p, float (&x)[2]) const {
+    for (const int i : {0, 1}) x[i] = bits_float(word_of(vectors, 2 * p + i));
+  }
   __device__ static void logits(const uint4& vector, float (&x)[kIds]) {
     x[0] = bits_float(vector.x);
     x[1] = bits_float(vector.y);

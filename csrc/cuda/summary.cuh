@@ -111,11 +111,13 @@ __device__ __forceinline__ void combine(const Record* records, const Record* par
   partner_origin = static_cast<double>(partner_reference) / partner_scale;
 }
 
-/// Rows whose logits, over the temperature, lie farther out than this in log2 units have lost digits in the pass.
+/// Rows whose logits, over the temperature, lie farther out than this in log2 units have lost digits in the pass. So
+/// has a pair of rows with a term that takes float64: see Record.
 constexpr double kFarthestExact = 0x1p20;
 
 __device__ __forceinline__ bool has_lost_digits(const RowSums& sums) {
-  return !(sums.mass > 0 && sums.mass < INFINITY && fabs(sums.reference * sums.scale) < kFarthestExact);
+  return !(sums.mass > 0 && sums.mass < INFINITY && sums.other == sums.other &&
+           fabs(sums.reference * sums.scale) < kFarthestExact);
 }
 
 /// Whether one token has most of the mass: more rows than those of DivergenceState::is_peaked.

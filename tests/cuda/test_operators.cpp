@@ -93,7 +93,10 @@ TEST(what_a_device_cannot_take_is_refused) {
   const Logits wide{{&logit, Scalar::kF32, {}, 1}, 1, 1 << 24};  // nothing is read before the refusal
   const std::string too_wide = "vocab_size must be small enough for the tile maxima to fit in 232448 bytes";
   CHECK(refusal(TokenStatsArgs{wide, wide, {}, {}, 1, 1, {}}).find("token_stats: " + too_wide) == 0);
-  ReliabilityArgs reliability{.student = wide, .teacher = wide, .responses = {1, 1, {}}, .k = 1};
+  ReliabilityArgs reliability;
+  reliability.student = reliability.teacher = wide;
+  reliability.responses = {1, 1, {}};
+  reliability.k = 1;
   CHECK(refusal(reliability).find("reliability: " + too_wide) == 0);
 
   // Axes that cannot be walked as one.
