@@ -1,5 +1,7 @@
 import collections
+import os
 import signal
+import tempfile
 
 import hypothesis
 import pytest
@@ -26,6 +28,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     tiers.ALL = config.getoption("--all")
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers share the controller's folder
+        # The key of torch.compile's cache does not contain what an operator returns: a graph of an earlier build would
+        # be loaded. A folder of its own is removed when the controller exits.
+        config.compiled_graphs = tempfile.TemporaryDirectory(prefix="pruneopd-inductor-", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.compiled_graphs.name
     hypothesis.settings.load_profile("fuzz" if config.getoption("--fuzz") else "many" if tiers.ALL else "few")
     # Small tensors: waiting for another thread takes longer than computing, and pytest-xdist uses the processors.
     torch.set_num_threads(1)
