@@ -108,7 +108,7 @@ __device__ __forceinline__ bool is_beyond(float d, float partner_d) {
 /// logits of any kind, such as -inf, by which nothing may be multiplied.
 template <Stats kStats, bool kCareful, int kSides>
 __device__ __forceinline__ void sum_pair(const float (&x)[kSides][2], Side (&sides)[kSides], StepSums (&sums)[kSides]) {
-  float masses[kSides];
+  float masses[kSides][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float d[kSides], e[kSides];
@@ -116,7 +116,7 @@ __device__ __forceinline__ void sum_pair(const float (&x)[kSides][2], Side (&sid
     for (int side = 0; side < kSides; ++side) {
       d[side] = sides[side].distance(x[side][i]);
       e[side] = exp2_approximately(d[side]);
-      masses[side] = i == 0 ? e[side] : masses[side] + e[side];
+      masses[side][i] = e[side];
       if (kStats != Stats::kNone && (!kCareful || e[side] != 0))
         sums[side].own = fmaf(e[side], d[side], sums[side].own);
     }
@@ -137,7 +137,7 @@ __device__ __forceinline__ void sum_pair(const float (&x)[kSides][2], Side (&sid
     }
   }
 #pragma unroll
-  for (int side = 0; side < kSides; ++side) sums[side].mass += masses[side];
+  for (int side = 0; side < kSides; ++side) sums[side].mass += masses[side][0] + masses[side][1];
 }
 
 /// One step of the rows. The careful way is rare, and unrolled it would take the registers of the other.

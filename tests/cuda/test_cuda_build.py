@@ -94,15 +94,10 @@ def test_newer_architectures_find_ptx(library):
     assert "sm_100.ptx" in listing.stdout
 
 
-# On sm_100 the registers that three blocks share are too few for these, by ten values.
-SPILLS = {f"sm_100 {op}_kernel<{dtype}>" for op in ("reliability_2", "token_stats") for dtype in ("Half", "BFloat16")}
-MOST_STACK_BYTES = 40
-
-
 def test_no_kernel_spills_or_uses_local_memory(kernels):
-    spilling = [kernel for kernel in kernels if kernel.stack_bytes or kernel.local_bytes or kernel.uses("LDL", "STL")]
-    assert set(where(spilling)) <= SPILLS
-    assert all(kernel.stack_bytes <= MOST_STACK_BYTES and not kernel.local_bytes for kernel in spilling)
+    spilling = [kernel for kernel in kernels if kernel.stack_bytes or kernel.local_bytes]
+    assert where(spilling) == []
+    assert where(kernel for kernel in kernels if kernel.uses("LDL", "STL")) == []
 
 
 def test_two_blocks_fit_on_a_multiprocessor(kernels):
