@@ -347,24 +347,24 @@ def distinct(op: str, argument: str, ids: Any, logprobs: Any, mask: Any) -> None
         filled = filled & (logprobs != -math.inf)
     if mask is not None:
         filled = filled & _is_set(mask)[..., None]
-    slots = (ids + 1) * filled - 1
-    ordered = slots.sort(-1)[0] if hasattr(slots, "stride") else _sorted(slots)
+    library = _library_of(ids)
+    slots = library.where(filled, ids, -1)
+    ordered = slots.sort(-1)[0] if library.__name__ == "torch" else library.sort(slots, -1)
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     if twice.any():
         bad_value(op, argument, "hold no id twice in a position", int(ordered[..., 1:][twice][0]))
 
 
-def _sorted(array: Any) -> Any:
-    array.sort(-1)  # NumPy sorts in place
-    return array
+def _library_of(array: Any) -> Any:
+    """Return torch or numpy."""
+    return sys.modules["torch" if hasattr(array, "stride") else "numpy"]
 
 
 def _is_set(mask: Any) -> Any:
     """Return where a mask is not 0: by its bits, because a processor may be told to take subnormal floats for 0."""
     if "float" not in _dtype_name(mask.dtype):
         return mask != 0
-    library = sys.modules["torch" if hasattr(mask, "stride") else "numpy"]
-    return mask.view(getattr(library, f"int{8 * mask.itemsize}")) << 1 != 0  # without the sign
+    return mask.view(getattr(_library_of(mask), f"int{8 * mask.itemsize}")) << 1 != 0  # without the sign
 
 
 def response_values(

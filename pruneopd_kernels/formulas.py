@@ -35,8 +35,10 @@ def is_set(mask: Tensor) -> Tensor:
     return mask.abs().view(integers) != 0
 
 
-def where_used(used: Tensor, values: Tensor) -> Tensor:
-    """Return the values of positions, or of their slots, that are used; 0 elsewhere, even for a NaN."""
+def where_used(used: Tensor | None, values: Tensor) -> Tensor:
+    """Return the values of positions, or of their slots, that are used (None: all); 0 elsewhere, even for a NaN."""
+    if used is None:
+        return values
     return torch.where(used if used.ndim == values.ndim else used[..., None], values, 0.0)
 
 
@@ -92,7 +94,7 @@ def entropy(rows: Rows) -> Tensor:
 
 def not_negative(divergence: Tensor) -> Tensor:
     """Return 0 for what rounding leaves below 0; the gradient passes even there."""
-    return torch.where(divergence < 0, divergence - divergence.detach(), divergence)
+    return divergence - divergence.detach().clamp(max=0.0)
 
 
 def kl_divergence(p: Rows, q: Rows) -> Tensor:
@@ -341,68 +343,72 @@ def policy_terms(logprobs: Tensor, a: Any) -> tuple[Tensor, Tensor]:
 # --- forward KL over the teacher's candidates ---------------------------------------------------------------------
 
 LEAST_REST = 2.0**-24
+LEAST_NORMAL = 2.0**-1022
 
 
 class TopkDivergence(NamedTuple):
-    """The results of `topk_forward_kl`, and what its backward pass needs."""
+    """The loss of `topk_forward_kl` and what it consists of, in float64."""
 
-    outputs: tuple[Tensor, ...]  # the loss, both masses, overlap, overlap_token_advantage
-    coefficients: Tensor  # derivatives of the loss by the student's log-probabilities of the candidates, float64
+    terms: Tensor  # one for each candidate, 0 in empty slots
+    loss: Tensor
+    derivatives: Tensor  # of the loss, by the student's log-probabilities of the candidates
+    student_mass: Tensor
+    teacher_mass: Tensor
 
 
-def topk_forward_kl(row: Any, a: Any) -> TopkDivergence:
-    """Compute the loss and its measures from `row_stats` of the student; `a` has the operator's arguments."""
-    broken = row.state[..., 0].isnan()
-    valid = valid_positions(a.mask, broken, broken.shape)
+def topk_forward_kl(row: Any, a: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the floats of `topk_forward_kl` and the coefficients of its backward pass.
+
+    `row` is what `row_stats` returns for the student; `a` has the operator's arguments.
+    """
+    valid = None if a.mask is None else is_set(a.mask)
     slots = filled_from_outside(a.teacher_topk_ids, a.teacher_topk_logprobs)
-    terms, total, derivatives, masses = divergence_terms(row.logprobs, slots, a)
-    loss = where_used(valid, total.masked_fill(broken, torch.nan)).to(row.lse.dtype)
+    kl = topk_divergence(row.logprobs, slots, a)
+    spoilt = row.state[..., 0] * 0.0  # 0, or NaN in a broken row
+    loss = where_used(valid, kl.loss + spoilt).to(row.lse.dtype)
     k = slots.shape[-1]
     own = row.topk_ids.masked_fill(torch.arange(k, device=slots.device) >= row.filled[..., None], -1)
     shared = found_in(slots, own)
-    advantage = torch.where(shared, -terms, 0.0).sum(-1) / shared.sum(-1).clamp(min=1)
-    student_mass, teacher_mass = masses[0].masked_fill(broken, torch.nan), masses[1]
-    overlap = where_used(valid, overlap_of_count(shared.sum(-1), own, slots, broken)).to(torch.float32)
-    floats = [where_used(valid, x).to(loss.dtype) for x in (student_mass, teacher_mass, advantage)]
-    floats[2] = floats[2].masked_fill(broken & valid, torch.nan)
-    outputs = loss, *floats[:2], overlap, floats[2]
-    return TopkDivergence(outputs, coefficients_of(loss, derivatives, valid))
+    count = shared.sum(-1)
+    # The sign is the divisor's; adding 0 afterwards makes a 0 positive.
+    advantage = torch.where(shared, kl.terms, 0.0).sum(-1) / (-count).clamp(max=-1) + spoilt
+    masses_and_advantage = kl.student_mass + spoilt, kl.teacher_mass, advantage
+    student_mass, teacher_mass, advantage = (where_used(valid, x).to(loss.dtype) for x in masses_and_advantage)
+    size = torch.maximum((slots >= 0).sum(-1), row.filled).clamp(min=1)
+    overlap = where_used(valid, count.masked_fill(spoilt.isnan(), 0).to(torch.float32) / size)
+    outputs = loss, student_mass, teacher_mass, overlap, advantage
+    return outputs, coefficients_of(loss, kl.derivatives, valid)
 
 
-def divergence_terms(
-    student_logprobs: Tensor, slots: Tensor, a: Any
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Return the terms of the loss, the loss, its derivatives by log p, and the masses of both sides."""
+def topk_divergence(student_logprobs: Tensor, slots: Tensor, a: Any) -> TopkDivergence:
+    """Compute the divergence over the teacher's candidates and its tail; -1 marks an empty slot."""
     filled = slots >= 0
-    log_p = student_logprobs.masked_fill(~filled, -torch.inf)
-    log_q = a.teacher_topk_logprobs.detach().to(torch.float64).masked_fill(~filled, -torch.inf)
-    masses = log_p.exp().sum(-1), log_q.exp().sum(-1)
-    moves = filled
-    if a.logprob_min is not None:
-        moves = filled & ~(log_p < a.logprob_min)
-        log_p, log_q = (x.clamp(min=a.logprob_min).masked_fill(~filled, -torch.inf) for x in (log_p, log_q))
+    log_q = torch.where(filled, a.teacher_topk_logprobs.detach().to(torch.float64), -torch.inf)
+    log_p = torch.where(filled, student_logprobs, -torch.inf)
     p, q = log_p.exp(), log_q.exp()
-    impossible = filled & (log_p == -torch.inf) & ~log_q.isnan()
-    counts = filled & ~impossible
-    # Equal log-probabilities are not masked: their term is 0 and its derivative is not.
-    terms = torch.where(counts, q * (torch.where(counts, log_q, 0.0) - torch.where(counts, log_p, 0.0)), 0.0)
-    terms = terms.masked_fill(impossible, torch.inf)
-    rest, of_rest = _rest(p, q, a.tail)
-    total = terms.sum(-1) + rest
-    total = total if a.tail == "none" else not_negative(total)
-    return terms, total, torch.where(moves, of_rest - q, 0.0), masses
-
-
-def _rest(p: Tensor, q: Tensor, tail: str) -> tuple[Tensor, Tensor]:
-    """Return what the ids outside of the candidates add to the loss, and its derivative by each log p."""
-    if tail == "none":
-        return torch.zeros_like(p[..., 0]), torch.zeros_like(p)
-    if tail == "generalised":
-        return (p - q).sum(-1), p
-    rest_of_p = 1.0 - p.sum(-1)
-    p_r, q_r = rest_of_p.clamp(min=LEAST_REST), (1.0 - q.sum(-1)).clamp(min=LEAST_REST)
-    slope = torch.where(rest_of_p > LEAST_REST, q_r / p_r, 0.0)  # a clamped p_r does not move
-    return q_r * (q_r.log() - p_r.log()), slope[..., None] * p
+    masses = mass_of_p, mass_of_q = p.sum(-1), q.sum(-1)
+    if a.logprob_min is not None:
+        is_raised = log_p < a.logprob_min
+        log_p, log_q = (torch.where(filled, x.clamp(min=a.logprob_min), -torch.inf) for x in (log_p, log_q))
+        p, q = log_p.exp(), log_q.exp()
+        mass_of_p, mass_of_q = p.sum(-1), q.sum(-1)
+    # A log p of -inf makes the term +inf even where q is too small for a float64.
+    terms = torch.where(filled, q.clamp(min=LEAST_NORMAL) * (log_q - log_p), 0.0)
+    loss, derivatives = terms.sum(-1), -q
+    if a.tail == "generalised":
+        loss, derivatives = loss + (mass_of_p - mass_of_q), p - q
+    elif a.tail == "bucket":
+        rest_of_p = 1.0 - mass_of_p
+        rest_of_q = (1.0 - mass_of_q).clamp(min=LEAST_REST)
+        ratio = rest_of_q / rest_of_p.clamp(min=LEAST_REST)
+        loss = loss + rest_of_q * ratio.log()
+        slope = torch.where(rest_of_p > LEAST_REST, ratio, 0.0)  # a clamped rest does not move
+        derivatives = slope[..., None] * p - q
+    if a.logprob_min is not None:
+        derivatives = derivatives.masked_fill(is_raised, 0.0)
+    if a.tail != "none":
+        loss = not_negative(loss)
+    return TopkDivergence(terms, loss, derivatives, *masses)
 
 
 # --- reverse KL ---------------------------------------------------------------------------------------------------
@@ -459,6 +465,6 @@ def logprobs_from_state(logits: Tensor, state: Tensor, temperature: float) -> Te
     return (logits.to(torch.float64) - state[..., :1]) / temperature - state[..., 1:2].log()
 
 
-def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor) -> Tensor:
+def coefficients_of(loss: Tensor, derivatives: Tensor, used: Tensor | None) -> Tensor:
     """Return the derivatives by the candidates' log-probabilities; NaN where the loss is not finite."""
     return where_used(used, derivatives) + (loss - loss)[..., None]  # 0, or NaN

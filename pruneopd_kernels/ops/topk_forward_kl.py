@@ -137,8 +137,8 @@ def compute(a: Any, run: Any) -> tuple[Tensor, ...]:
     k = a.teacher_topk_ids.shape[-1]
     scalars = {"k": k, "entropy": False, "temperature": a.student_temperature, "vocab_size": a.vocab_size}
     row = run("row_stats", a.student_logits, a.teacher_topk_ids, a.mask, **scalars)
-    kl = formulas.topk_forward_kl(row, a)
-    return *kl.outputs, row.topk_ids, kl.coefficients, row.state
+    outputs, coefficients = formulas.topk_forward_kl(row, a)
+    return *outputs, row.topk_ids, coefficients, row.state
 
 
 def backward(a: Any, gradient: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ def topk_forward_kl(a: Any) -> TopkForwardKl:
         valid = formulas.valid_positions(a.mask, student_logits, student_logits.shape[:-1])
         rows = formulas.read_rows(student_logits, valid, a.vocab_size, a.student_temperature)
         slots = formulas.filled_from_outside(a.teacher_topk_ids, a.teacher_topk_logprobs)
-        _, loss, _, _ = formulas.divergence_terms(formulas.candidate_logprobs(rows.logprobs, slots), slots, a)
-        loss = formulas.where_used(valid, loss.masked_fill(rows.broken, torch.nan))
+        kl = formulas.topk_divergence(formulas.candidate_logprobs(rows.logprobs, slots), slots, a)
+        loss = formulas.where_used(valid, kl.loss.masked_fill(rows.broken, torch.nan))
         return loss.to(formulas.float_type(student_logits))
 
     k = a.teacher_topk_ids.shape[-1]
     row = row_stats_of(a.student_logits, a.teacher_topk_ids, a.mask, k, a.student_temperature, a.vocab_size)
-    _, *measures = formulas.topk_forward_kl(row, a).outputs
+    (_, *measures), _ = formulas.topk_forward_kl(row, a)
     loss = differentiable(loss_of, a.student_logits, a.vocab_size)
     return TopkForwardKl._make((loss, *measures, row.topk_ids))
