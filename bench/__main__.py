@@ -4,6 +4,7 @@ python -m bench                                    everything, under six minutes
 python -m bench --only reliability --dtype bfloat16 --isa avx512      a part; prints only, unless --save is given
 python -m bench check                              the saved results against the project's targets
 python -m bench table                              writes the saved results into the README and the documentation
+python -m bench chart                              draws the README's bar chart of them
 
 If there is a GPU, it is what is measured; --device cpu measures the processor there. Each of these has a --help of its
 own:
@@ -36,8 +37,8 @@ from bench.measure.implementations import instruction_sets
 from bench.measure.plan import Wanted
 from bench.measure.timing import Contender, Timing
 from bench.operators import OPERATORS, USUAL
+from bench.report import chart, tables, targets
 from bench.report import rows as results
-from bench.report import tables, targets
 
 OTHERS = {name: f"bench.studies.{name}" for name in ("linear", "parallel", "sampled_drift", "step", "trl", "verl")}
 OTHERS |= {"sass": "bench.count.machine_code", "predict": "bench.count.predictions"}
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(given)
     if options.command == "table":
         return tables.write(options.file)
+    if options.command == "chart":
+        return chart.write(options.file)
     if options.command == "check":
         files = [options.file] if options.file else results.saved()
         return max([targets.report(file) for file in files], default=1)
@@ -173,7 +176,7 @@ def _wanted(options: argparse.Namespace) -> tuple[Wanted, bool]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("command", nargs="?", choices=("run", "table", "check"), default="run")
+    parser.add_argument("command", nargs="?", choices=("run", "table", "chart", "check"), default="run")
     choose = functools.partial(parser.add_argument, action="append", default=[])
     choose("--only", dest="op", choices=(*OPERATORS, *libraries.PARTS), metavar="OP")
     choose("--dtype", choices=inputs.DTYPES)

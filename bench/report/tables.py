@@ -1,10 +1,11 @@
-"""Results for people: the plain table that a run prints, and those in the README and in the documentation.
+"""Results for people: the plain table that a run prints, and the tables in the README and in the documentation.
 
-The latter are written from the saved JSON lines.
+The README and the documentation are written from the saved JSON lines.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,15 @@ from bench.report.rows import Row
 ROOT = Path(__file__).parents[2]
 README, PAGE, VERL_PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/integrations/verl.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OPERATORS_BEGIN, OPERATORS_END = "<!-- bench:operators:begin -->", "<!-- bench:operators:end -->"
 LINEAR_BEGIN, LINEAR_END = "<!-- bench:linear:begin -->", "<!-- bench:linear:end -->"
-READING = {"read": "plain reading", "read_student": "plain reading of the student", "copy": "copy"}
-WAYS = {"eager": "log-softmax of all", "chunked": "chunks", "checkpointed": "chunks, computed twice"}
+READING = {"read": "read only", "read_student": "read only, student", "copy": "copy"}
+WAYS = {"eager": "log-softmax of all", "chunked": "chunks", "checkpointed": "chunks, recomputed"}
 VERL_WAYS = {"verl full": "verl", "verl chunked": "verl, `use_chunked_topk`", "pruneopd": "`patch_verl`"}
 BEST_FIRST = ("cuda", "triton", "avx512", "avx2", "portable", "torch", "reference")
 NO_GPU = (
-    "**The GPU kernels have not yet run on a GPU.** In the tests their source runs on a CPU; what their machine code "
-    "promises on an H200 is among the [predictions](docs/benchmarks.md#predictions)."
+    "**The GPU kernels have not yet run on a GPU.** The tests run their source on a CPU. The speeds on an H200 are "
+    "[predictions](#predictions) from the machine code."
 )
 NOT_YET = "Not measured yet."
 PLAIN = {  # head -> (field, format)
@@ -59,9 +61,10 @@ def plain(rows: Sequence[Row]) -> str:
 
 
 def write(path: Path | None) -> int:
-    """Put the tables between the README's markers, and the others between those of the pages."""
+    """Put the short tables between the README's markers, and the others between those of the pages."""
     return max(
-        between_markers(README, tables(path)),
+        between_markers(README, summary(path)),
+        between_markers(PAGE, tables(path), OPERATORS_BEGIN, OPERATORS_END),
         between_markers(PAGE, predictions()),
         between_markers(PAGE, linear(path), LINEAR_BEGIN, LINEAR_END),
         between_markers(VERL_PAGE, verl(path)),
@@ -124,6 +127,49 @@ def tables(path: Path | None = None) -> str:
     return "\n\n".join([*(on_gpu or [NO_GPU]), *on_cpu])
 
 
+def summary(path: Path | None = None) -> str:
+    """Return the README's table of each machine, GPUs first: each operator once, beside PyTorch."""
+    return "\n\n".join(map(summary_markdown, compared(path)))
+
+
+def compared(path: Path | None = None) -> list[list[tuple[Row, Line]]]:
+    """Return for each machine, GPUs first, the operators timed beside eager PyTorch on bfloat16 logits.
+
+    A loss is timed with its backward pass. Of several numbers of positions, the largest counts.
+    """
+    machines = []
+    for rows in sorted(_load(path, "time", "memory"), key=lambda rows: "gpu" not in rows[0]):
+        lines: dict[str, tuple[Row, Line]] = {}
+        for best, line in sorted(_lines(rows), key=lambda line: line[0].get("positions", 0)):
+            wanted = (best["dtype"], best["rows"], best.get("passes", "both")) == ("bfloat16", "random", "both")
+            if wanted and best["op"] in OPERATORS and "eager" in line.times:
+                lines[best["op"]] = best, line
+        machines.append([lines[name] for name in OPERATORS if name in lines])
+    return list(filter(None, machines))
+
+
+def summary_markdown(lines: Sequence[tuple[Row, Line]]) -> str:
+    columns: Columns[tuple[Row, Line]] = {
+        "operator": lambda line: f"`{line[0]['op']}`" + (f", {_passes(line[0])}" if "passes" in line[0] else ""),
+        "eager PyTorch": lambda line: _duration(line[1].times["eager"]["median_ms"]),
+        "torch.compile": lambda line: _time(line[1].times.get("compiled")),
+        "this library": lambda line: _duration(line[0]["median_ms"]),
+        "against eager": lambda line: _times(line[0], "times_faster_than_eager"),
+        "against torch.compile": lambda line: _times(line[0], "times_faster_than_compiled"),
+        "extra memory, eager": lambda line: _extra(line[1].memory.get("eager")),
+        "extra memory": lambda line: _extra(line[1].memory_of_best()),
+    }
+    timed = [row for _, line in lines for row in line.times.values()]
+    return markdown_table(f"{case_in_words(lines)}.{_busy(timed)}", columns, lines)
+
+
+def case_in_words(lines: Sequence[tuple[Row, Line]]) -> str:
+    """Return the machine and the input of a short table."""
+    best, _ = lines[0]
+    positions, vocabulary = best.get("positions", math.prod(best["shape"][:-1])), best["shape"][-1]
+    return f"{_machine(best)}: {positions} positions, {vocabulary} ids, {best['dtype']}, k={best['k']}"
+
+
 def _of_machine(rows: Sequence[Row], markdown: Callable[[Sequence[Row]], str]) -> Iterator[str]:
     operators = [row for row in rows if "passes" not in row]
     if any(row["op"] != "copy" for row in operators):
@@ -137,16 +183,14 @@ def _of_machine(rows: Sequence[Row], markdown: Callable[[Sequence[Row]], str]) -
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the README's table for one CPU, of its operators or of its losses."""
+    """Return the table for one CPU, of its operators or of its losses."""
     first = next(row for row in rows if row["measure"] == "time")
-    yardstick = "plain reading"
+    yardstick = "the read-only pass"
     if "passes" in first:
-        yardstick = (
-            "reading (forward), or of reading and writing (forward and backward), what the call must read and write"
-        )
+        yardstick = "the read-only pass (forward), or of reading and writing the same bytes (forward and backward),"
     caption = (
-        f"{_machine(first)}. A cell is the median time of a call; in brackets the speed as a fraction of {yardstick} "
-        "with the same instruction set." + _busy(rows)
+        f"{_machine(first)}. Each cell is the median time of a call. The number in brackets is the speed as a "
+        f"fraction of {yardstick} with the same instruction set." + _busy(rows)
     )
     isas = [isa for isa in ("portable", "avx2", "avx512") if any(row["isa"] == isa for row in rows)]
     lines = [line for line in _lines(rows) if (line[0]["op"], line[0]["rows"]) != ("read", "ascending")]
@@ -154,12 +198,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def on_gpu_markdown(rows: Sequence[Row]) -> str:
-    """Return the README's table for one GPU, with what had been predicted for it."""
+    """Return the table for one GPU, with what had been predicted for it."""
     copy = max((row for row in rows if row["op"] == "copy"), key=lambda row: row["positions"])
     caption = (
-        f"{_machine(copy)}. A cell is the median time of a call; in brackets its bandwidth as a fraction of that of a "
-        f"device-to-device copy in the same run, which read and wrote {copy['gb_s'] / 1e3:.2f} TB/s. *Predicted* was "
-        "computed before the first measurement, from bytes and machine code."
+        f"{_machine(copy)}. Each cell is the median time of a call. The number in brackets is its bandwidth as a "
+        f"fraction of a device-to-device copy in the same run, which read and wrote {copy['gb_s'] / 1e3:.2f} TB/s. "
+        "*Predicted* was computed before the first measurement, from bytes and machine code."
     )
     expected = {results.key(row)[1:]: row for row in _predictions() if row["gpu"] == copy["gpu"]}
     columns = _columns(["triton", "cuda"], ["against eager", "against torch.compile"], expected)
@@ -195,9 +239,9 @@ def usual_markdown(losses: Sequence[Row]) -> str:
     """Return what is usual in place of a loss, in time and memory, beside the best of the kernels."""
     (name,) = (name for name, op in OPERATORS.items() if op.usual)
     caption = (
-        f"`{name}`, forward and backward, beside what is usual: a log-softmax of all positions, chunks of a quarter of "
-        "them, chunks of a sixteenth that are computed again in the backward pass. A cell is the median time of a call "
-        "and what it needs beyond logits, loss and gradient."
+        f"`{name}`, forward and backward, beside three usual ways: a log-softmax of all positions, chunks of a quarter "
+        "of them, and chunks of a sixteenth that the backward pass computes again. Each cell is the median time of a "
+        "call and its memory beyond logits, loss and gradient."
     )
 
     def cell(time: Row | None, memory: Row | None) -> str:
@@ -241,14 +285,14 @@ def linear_markdown(rows: Sequence[Row]) -> str:
         "reduction": lambda row: f"`{row['reduction']}`",
         "time": lambda row: _duration(row["median_ms"]),
         "products alone": lambda row: _duration(row["products_ms"]),
-        "over the products": lambda row: f"{row['time_over_products']:.2f}x",
+        "relative to the products": lambda row: f"{row['time_over_products']:.2f}x",
         "memory": _extra,
-        "memory of full logits": of_full_logits,
+        "memory with full logits": of_full_logits,
     }
     skipped = [
         f"\n\nWith `skip_exhausted=True`, chunks of {row['chunk_size']} positions and {row['exhausted']:.0%} of the "
         f"positions exhausted, a step of `{row['loss']}` takes {_duration(row['median_ms'])}, "
-        f"{row['time_over_not_skipping']:.2f} of what it takes without."
+        f"{row['time_over_not_skipping']:.2f} of the time without it."
         for row in rows
         if "time_over_not_skipping" in row
     ]
@@ -282,10 +326,10 @@ def predictions() -> str:
         "operator": lambda row: f"`{row['op']}`",
         "implementation": lambda row: str(row["impl"]),
         "input": _input,
-        "instructions a pair": lambda row: f"{row['slots_per_pair']:.1f}",
+        "instructions per pair": lambda row: f"{row['slots_per_pair']:.1f}",
         "registers": lambda row: str(row["registers"]),
         "predicted time": lambda row: _duration(row["median_ms"]),
-        "of copying": _range,
+        "fraction of copy speed": _range,
     }
     machines = ", ".join(dict.fromkeys(row["gpu"] for row in _predictions()))
     return markdown_table(f"For {machines}:", columns, _predictions())

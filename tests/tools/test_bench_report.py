@@ -8,8 +8,8 @@ import pytest
 
 from bench.measure.cases import Case
 from bench.measure.timing import Timing
+from bench.report import chart, tables, targets
 from bench.report import rows as results
-from bench.report import tables, targets
 
 
 def row(**fields):
@@ -64,17 +64,22 @@ def test_saving_replaces_the_row_of_the_same_case(tmp_path):
 def test_tables_are_written_between_their_markers(tmp_path, monkeypatch):
     readme, page, saved = tmp_path / "README.md", tmp_path / "page.md", tmp_path / "device.jsonl"
     readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    page.write_text(f"{tables.BEGIN}\n{tables.END}\n{tables.LINEAR_BEGIN}\n{tables.LINEAR_END}\n")
+    marks = [(tables.BEGIN, tables.END), (tables.OPERATORS_BEGIN, tables.OPERATORS_END),
+             (tables.LINEAR_BEGIN, tables.LINEAR_END)]  # fmt: skip
+    page.write_text("".join(f"{begin}\n{end}\n" for begin, end in marks))
     for name, file in (("README", readme), ("PAGE", page), ("VERL_PAGE", page)):
         monkeypatch.setattr(tables, name, file)
-    eager = row(impl="eager", isa="none", median_ms=100.0)
-    fast = row(fraction_of_read=0.9, times_faster_than_eager=21.5, load_average=3.5)
-    results.save([fast, eager, row(measure="memory", extra_bytes=2**19)], saved)
+    shape = {"shape": [4, 16, 1000], "dtype": "bfloat16"}
+    eager = row(impl="eager", isa="none", median_ms=100.0, **shape)
+    fast = row(fraction_of_read=0.9, times_faster_than_eager=21.5, load_average=3.5, **shape)
+    results.save([fast, eager, row(measure="memory", extra_bytes=2**19, **shape)], saved)
     assert tables.write(saved) == 0
     text = readme.read_text()
     assert text.startswith(f"before\n{tables.BEGIN}\n") and text.endswith(f"\n{tables.END}\nafter\n")
-    assert "old" not in text and "load average 3.5" in text
-    assert "| `reliability` | float32, k=16 | 100 ms |  | 5 ms (0.90) | 21.5x |  | 512 KiB |" in text
+    assert "old" not in text and "64 positions, 1000 ids, bfloat16, k=16" in text
+    assert "| `reliability` | 100 ms |  | 5 ms | 21.5x |  |  | 512 KiB |" in text
+    assert "| `reliability` | bfloat16, k=16 | 100 ms |  | 5 ms (0.90) | 21.5x |  | 512 KiB |" in page.read_text()
+    assert "load average 3.5" in page.read_text()
     readme.write_text("no markers")
     assert tables.write(saved) == 1
 
@@ -98,10 +103,19 @@ def test_a_gpu_s_table_has_its_prediction_beside_it(tmp_path, monkeypatch):
     assert f"| `reliability` | 8192 positions, bfloat16, k=16 | {cells} |" in text
 
 
+def test_the_chart_s_bars_are_as_long_as_the_times(tmp_path):
+    saved = tmp_path / "device.jsonl"
+    shape = {"shape": [4, 16, 1000], "dtype": "bfloat16"}
+    results.save([row(median_ms=5.0, **shape), row(impl="eager", isa="none", median_ms=100.0, **shape)], saved)
+    widths = [float(width) for width in re.findall(r'class="bar" .*?width="([\d.]+)"', chart.svg(saved))]
+    assert widths == [chart.LONGEST, chart.LONGEST / 20]
+
+
 def test_the_pages_hold_the_tables_of_the_saved_lines():
-    """`python -m bench table` has been called since anything was saved."""
+    """`python -m bench table` and `chart` have been called since anything was saved."""
     written = {
-        (tables.README, tables.BEGIN, tables.END): tables.tables(),
+        (tables.README, tables.BEGIN, tables.END): tables.summary(),
+        (tables.PAGE, tables.OPERATORS_BEGIN, tables.OPERATORS_END): tables.tables(),
         (tables.PAGE, tables.BEGIN, tables.END): tables.predictions(),
         (tables.PAGE, tables.LINEAR_BEGIN, tables.LINEAR_END): tables.linear(),
         (tables.VERL_PAGE, tables.BEGIN, tables.END): tables.verl(),
@@ -109,6 +123,7 @@ def test_the_pages_hold_the_tables_of_the_saved_lines():
     for (page, begin, end), expected in written.items():
         (found,) = re.findall(f"{begin}\n(.*?)\n{end}", page.read_text(), flags=re.DOTALL)
         assert found == expected, f"python -m bench table would change {page.name}"
+    assert chart.FILE.read_text() == chart.svg(), "python -m bench chart would change the chart"
 
 
 LOSS = {"op": "reverse_kl", "dtype": "bfloat16"}
