@@ -1,8 +1,13 @@
-"""The pages of the operators, made from their declarations when the documentation is built."""
+"""What the build adds to the pages: one page for each operator, links to all of them, and formulas as pictures."""
 
 import inspect
+import re
+from html import escape
 
 from pruneopd_kernels.ops import OPERATORS
+
+FORMULA = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INK = "#010203"  # stands for the colour of the page's text, light or dark
 
 
 def page(op):
@@ -16,7 +21,7 @@ def page(op):
 def on_config(config):
     for entry in config.nav:
         if isinstance(entry, dict) and "Operators" in entry:
-            entry["Operators"] = [f"operators/{name}.md" for name in OPERATORS]
+            entry["Operators"] = [*(f"operators/{name}.md" for name in OPERATORS), *entry["Operators"]]
     return config
 
 
@@ -36,4 +41,20 @@ def on_page_markdown(markdown, page, config, files):
         ]
         links = ", ".join(f"[`{name}`][{op.module.__name__}.{name}]" for op, name in names)
         markdown = markdown.replace(words, links)
-    return markdown
+    return FORMULA.sub(lambda found: picture(found[1].strip()), markdown)
+
+
+def picture(formula):
+    """Return a formula in TeX as inline SVG, which needs no script and no network."""
+    import io
+
+    import matplotlib
+    from matplotlib.mathtext import math_to_image
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"mathtext.fontset": "cm", "savefig.transparent": True, "svg.hashsalt": formula}):
+        math_to_image(f"${formula}$", file, format="svg", color=INK)
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).replace(INK, "currentColor")
+    svg = re.sub(r"\n\s*", " ", svg.strip())
+    return f'<p class="formula" role="img" aria-label="{escape(formula)}">{svg}</p>'
