@@ -49,11 +49,12 @@ def picture(formula):
     import io
 
     import matplotlib
+    from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
     file = io.StringIO()
     with matplotlib.rc_context({"mathtext.fontset": "cm", "savefig.transparent": True, "svg.hashsalt": formula}):
-        math_to_image(f"${formula}$", file, format="svg", color=INK)
+        math_to_image(f"${formula}$", file, prop=FontProperties(size=13), format="svg", color=INK)
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).replace(INK, "currentColor")
     svg = re.sub(r"\n\s*", " ", svg.strip())
