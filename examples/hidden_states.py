@@ -1,8 +1,8 @@
-"""One step of on-policy distillation from two Hugging Face models' hidden states, without their logits.
+"""Take one step of on-policy distillation from the hidden states of two Hugging Face models, without their logits.
 
 The student samples responses, both models' trunks run over them, and `linear_opd_loss` applies the heads chunk by
-chunk: no tensor of responses x vocabulary exists. `make example` runs this on SmolLM2-135M and on a student made from
-it by removing a layer; put your own models in their place.
+chunk: no tensor of responses x vocabulary exists. `make example` runs this on SmolLM2-135M and a student without one of
+its layers. Replace them with your own models.
 """
 
 import argparse

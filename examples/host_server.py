@@ -1,10 +1,10 @@
-"""Overlap and weights over HTTP, for trainers and notebooks that have top-k arrays: NumPy alone, no torch.
+"""Serve overlap and weights over HTTP, from top-k arrays; needs NumPy, not torch.
 
     $ python examples/host_server.py --port 8100
     $ curl localhost:8100 -d '{"student_topk_ids": [[[4, 2], [7, 1]]], "teacher_topk_ids": [[[2, 4], [8, 9]]]}'
     {"overlap": [[1.0, 0.0]], "drift": [[false, true]], "drift_count": [[0, 1]], ..., "effective_length": [2]}
 
-Posted are the arguments of `pruneopd_kernels.host.reliability_from_topk`, arrays as nested lists.
+Post the arguments of `pruneopd_kernels.host.reliability_from_topk`, with arrays as nested lists.
 """
 
 import argparse

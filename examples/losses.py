@@ -1,4 +1,4 @@
-"""Five losses of on-policy distillation, each a few lines on `selected_logprobs`.
+"""Write five losses of on-policy distillation, each in a few lines on `selected_logprobs`.
 
     python examples/losses.py
 

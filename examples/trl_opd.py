@@ -1,7 +1,7 @@
-"""Prune-OPD with TRL's trainer, on the tiny models that come with the reference trainer: some minutes, no network.
+"""Run Prune-OPD in TRL's trainer, on the tiny models of the reference trainer, in some minutes and without a network.
 
 The student rambles where the teacher does not, so responses drift early. Needs `pip install "pruneopd-kernels[trl]"`;
-put your own models and prompts in the place of these.
+replace models and prompts with your own.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""On-policy distillation from a teacher behind a server: the student samples, vLLM scores, the student learns.
+"""Distil on-policy from a teacher server: the student samples, vLLM scores, the student learns.
 
 `make example-vllm` sets up what it needs, serves SmolLM2-135M-Instruct on this machine's processor, and distils it for
 ten steps into the same model without one of its layers. It needs a server such as
