@@ -55,7 +55,6 @@ def picture(formula):
     file = io.StringIO()
     with matplotlib.rc_context({"mathtext.fontset": "cm", "savefig.transparent": True, "svg.hashsalt": formula}):
         math_to_image(f"${formula}$", file, prop=FontProperties(size=13), format="svg", color=INK)
-    svg = file.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).replace(INK, "currentColor")
-    svg = re.sub(r"\n\s*", " ", svg.strip())
+    svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", " ", svg.strip()).replace(INK, "currentColor")
     return f'<p class="formula" role="img" aria-label="{escape(formula)}">{svg}</p>'

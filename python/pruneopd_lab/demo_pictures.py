@@ -37,9 +37,9 @@ def draw(
 ) -> list[Path]:
     """Draw both pictures into `out` and return their paths."""
     paths = [out / "overlap_and_weight.png", out / "response.png"]
-    # The response whose weight falls furthest, and of those the one with the least drift.
+    # The response that agrees with the teacher at first and drifts later.
     scored = [(result, index) for result in results for index in range(len(prompts))]
-    result, index = min(scored, key=lambda place: fall(*place))
+    result, index = max(scored, key=lambda place: later_drifts(*place))
     tokens = result.rollouts.response_ids[index][result.scores.mask[index]].tolist()
     with matplotlib.rc_context(SETTINGS):
         draw_lines(results, config).savefig(paths[0])
@@ -49,10 +49,11 @@ def draw(
     return paths
 
 
-def fall(result: Result, index: int) -> tuple[float, int]:
-    """Return the least weight of a response, and how often it drifts."""
-    scores = result.scores
-    return float(scores.weight[index][scores.mask[index]].min()), int(scores.drift[index].sum())
+def later_drifts(result: Result, index: int) -> int:
+    """Return how many more drifts a response has in its second half than in its first."""
+    drift = result.scores.drift[index][result.scores.mask[index]]
+    half = len(drift) // 2
+    return int(drift[half:].sum() - drift[:half].sum())
 
 
 def mean_along(values: Tensor, mask: Tensor, window: int) -> Tensor:

@@ -71,6 +71,14 @@ def test_the_reference_has_every_public_name():
     assert [name for name in pruneopd_kernels.__all__ if f"`{name}`" not in api] == []
 
 
+def test_formulas_are_pictures():
+    page = (ROOT / "docs" / "method.md").read_text()
+    shown = HOOKS["on_page_markdown"](page, None, None, None)
+    assert shown.count("<svg") == page.count("```math") > 0 and "```math" not in shown
+    for picture in re.findall("<svg.*?</svg>", shown, re.DOTALL):
+        assert re.findall(r'(?:href|src)="(?!#)[^"]*"', picture) == [], "a picture must load nothing"
+
+
 def test_the_documented_step_reads_logits_as_rarely_as_possible():
     """Both models' logits have one width: the student's are read twice, the teacher's once."""
     _, code = blocks(ROOT / "docs" / "trainer.md", "python")[0]
