@@ -61,15 +61,18 @@ def protects_memory(arguments, words):
     return rule and not re.search(r"tensor, got|complex64|got \[\]", words) and "threshold" not in arguments
 
 
+PASS_OF = {op: op for op in COMPILED_PASSES} | {"selected_logprobs": "row_stats", "opd_loss": "opd_scores"}
+
+
 def of_pass(op, arguments, words, error):
     """The same row for the compiled pass of a composed operator."""
-    name = {"selected_logprobs": "row_stats", "opd_loss": "opd_scores"}.get(op, op)
+    name = PASS_OF[op]
     whole = DECLARED[op].arguments((), {n: x for n, x in arguments.items() if n != "impl"})._asdict()
     given = (whole if op == "opd_loss" else arguments) | {"divergence": False}
     return name, {n: x for n, x in given.items() if n in COMPILED_PASSES[name].parameters}, words, error
 
 
-OF_PASSES = [row for row in TABLE if row[0] not in ("topk_policy_loss", "topk_forward_kl")]
+OF_PASSES = [row for row in TABLE if row[0] in PASS_OF]
 
 
 @each_row([of_pass(*row) for row in OF_PASSES if protects_memory(*row[1:3])])
