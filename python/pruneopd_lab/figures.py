@@ -333,9 +333,9 @@ def draw_thresholds(comparison: Comparison) -> Figure | None:
     figure, panels = start(1, 3, height=2.8)
     for axes, (name, label) in zip(panels, shown.items(), strict=True):
         finals = [[final(group, name) for group in family] for family in swept]
-        unit, unit_name = time_unit(float(np.max(finals[0]))) if name == "time_s" else (1, "")
+        unit, unit_name = time_unit(float(max(map(np.max, finals[0])))) if name == "time_s" else (1, "")
         for family, values, style in zip(swept, finals, styles([family[0] for family in swept]), strict=True):
-            mean, error = mean_and_error(np.array(values).T / unit)
+            mean, error = np.array([mean_and_error(seeds / unit) for seeds in values]).T
             style["label"] = min((group.label for group in family), key=len)
             thresholds = [group.config.threshold for group in family]
             axes.errorbar(thresholds, mean, np.nan_to_num(error), **style, capsize=2, elinewidth=1)
