@@ -1,12 +1,12 @@
 """What a person sees of a run: curves, progress, and responses coloured by weight."""
 
+import html
 import io
 import os
-import shutil
+import re
 import sys
 import threading
 from dataclasses import replace
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pruneopd_lab.progress import Bar, Lines, progress
+from pruneopd_lab.progress import Bar, progress
 from pruneopd_lab.samples import COLOURS, Sample, show, write_html
 from pruneopd_lab.trackers import check_tracker, open_trackers
 from pruneopd_trainer.config import TrainConfig
@@ -41,19 +41,14 @@ def log_all(trackers, *records):
         tracker.close()
 
 
-def test_tensorboard_has_every_point(tmp_path):
-    log_all(open_trackers(CONFIG, tmp_path), EVALUATION, STEP, {"step": 2, "loss": 0.25, "eval_overlap": 0.5})
-    found = curves(tmp_path)
-    assert found["training/loss"] == [(1, -0.5), (2, 0.25)]
-    assert found["evaluation/accuracy"] == [(0, 0.25)]
-    assert not any("band" in name for name in found), "only numbers become points"
-
-
-def test_tensorboard_loses_the_points_after_the_step_that_a_run_is_continued_from(tmp_path, monkeypatch):
-    log_all(open_trackers(CONFIG, tmp_path), *({"step": step, "loss": 1.0} for step in range(1, 5)))
+def test_tensorboard_has_every_point_and_loses_those_after_the_step_that_a_run_continues_from(tmp_path, monkeypatch):
+    log_all(open_trackers(CONFIG, tmp_path), EVALUATION, STEP, {"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.5})
     monkeypatch.setattr("time.time", lambda: 4e9)  # event files are read in the order of their names, by the second
     log_all(open_trackers(CONFIG, tmp_path, continued=2), {"step": 3, "loss": 2.0})
-    assert curves(tmp_path)["training/loss"] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+    found = curves(tmp_path)
+    assert found["training/loss"] == [(1, -0.5), (2, 0.25), (3, 2.0)]
+    assert found["evaluation/accuracy"] == [(0, 0.25)]
+    assert not any("band" in name for name in found), "only numbers become points"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -64,14 +59,11 @@ def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_does_not_hang(t
     (events,) = (tmp_path / "tensorboard").iterdir()
     events.unlink()
     events.symlink_to("/dev/full")
-    words = f"TensorBoard cannot write to {tmp_path / 'tensorboard'}"
-    assert refusal(tracker.log, 1, STEP) == f"{words}: No space left on device"
+    said = refusal(tracker.log, 1, STEP)
+    assert said == f"TensorBoard cannot write to {tmp_path / 'tensorboard'}: No space left on device"
     tracker.close()
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=10)
-    shutil.rmtree(tmp_path / "tensorboard")
-    (tmp_path / "tensorboard").write_text("a file")
-    assert refusal(open_trackers, CONFIG, tmp_path) == f"{words}: File exists"
 
 
 @pytest.fixture
@@ -101,80 +93,54 @@ def calls(monkeypatch):
     return calls
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "my run"
-    folder.mkdir()
-    return folder
-
-
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
-def test_a_tracker_gets_the_numbers_and_continues(calls, folder, name):
+def test_a_tracker_gets_the_numbers_and_continues(calls, tmp_path, name):
     """trackio knows a run by its name, wandb by an id."""
     config = replace(CONFIG, tracker=name)
     record = {"step": 3, "loss": 0.5, "method": "prune", "band_weight": [1.0]}
-    log_all(open_trackers(config, folder), record)
-    log_all(open_trackers(config, folder, continued=3))
-    options = {"project": "pruneopd", "name": "my run", "config": config.to_dict()}
+    log_all(open_trackers(config, tmp_path), record)
+    log_all(open_trackers(config, tmp_path, continued=3))
+    options = {"project": "pruneopd", "name": tmp_path.name, "config": config.to_dict()}
     first, again = {"resume": "never"}, {"resume": "allow"}
     if name == "wandb":
-        options |= {"dir": str(folder), "resume": "allow"}
+        options |= {"dir": str(tmp_path), "resume": "allow"}
         first, again = {"id": None}, {"id": "abc123"}
     assert calls == [options | first, (3, {"loss": 0.5}), "finish", options | again, "finish"]
-    said = refusal(open_trackers, replace(config, seed=13), folder)
+    said = refusal(open_trackers, replace(config, seed=13), tmp_path)
     assert said == f"the tracker {name} does not start: no account"
-    _, tracker = open_trackers(config, folder)
+    _, tracker = open_trackers(config, tmp_path)
     assert refusal(tracker.log, 1, {"loss": 13}) == f"the tracker {name} takes no more records: the line is down"
 
 
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(folder, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("pruneopd_lab.trackers.find_spec", lambda name: None)
     check_tracker(CONFIG)
-    said = refusal(open_trackers, replace(CONFIG, tracker="wandb"), folder)
+    said = refusal(open_trackers, replace(CONFIG, tracker="wandb"), tmp_path)
     assert said == "tracker = wandb needs the package wandb, which is not installed"
-    assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_terminal_there_is_a_line_a_step(capsys):
     with progress(20) as shown:
-        assert isinstance(shown, Lines)
-        shown.status("sampling")
         shown.log(EVALUATION)
         shown.log(STEP)
         shown.log({"step": 10, "time_s": 4.0, "tokens_generated": 10, "budget": 105, "accuracy": None})
-    with progress(2) as shown:
-        shown.log({"step": 0, "time_s": 0.0, "accuracy": None})  # not graded
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "step  0 of 20  0 s  accuracy 25.0%",
         "step  1 of 20  2 s  accuracy 25.0%  overlap 0.71  M 95  2500 tokens/s",
         "step 10 of 20  4 s  accuracy 25.0%  M 105  5 tokens/s",
-        "step 0 of 2  0 s",
     ]
 
 
-def drawn(shown, width):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(shown.bar.get_renderable())
-    return console.file.getvalue().splitlines()
-
-
-@pytest.mark.parametrize("width", [58, 80, 200])
-def test_on_a_terminal_there_is_a_bar_with_the_numbers_below(width):
-    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+def test_on_a_terminal_there_is_a_bar_with_the_numbers_below():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with Bar(40, 20, console) as shown:
-        assert "step 20/40" in drawn(shown, width)[0]
-        shown.log({**STEP, "step": 21, "time_s": 1.0})
-        shown.log({**STEP, "step": 22, "accuracy": 0.25})
+        shown.log({**STEP, "step": 22})
         shown.status("sampling")
-        bar, line = drawn(shown, width)
-        assert "step 22/40" in bar and "left" in bar
-        assert len(bar.rstrip()) <= width
-        numbers = "accuracy 25.0%  overlap 0.71  M 95  5000 tokens/s"
-        assert line.rstrip() == f"{numbers}  sampling"[: width - 1] + ("\N{HORIZONTAL ELLIPSIS}" if width < 59 else "")
-    assert drawn(shown, width)[1].rstrip() == numbers[: width - 1]
-    assert "22/40" in console.file.getvalue()
+        console.print(shown.bar.get_renderable())
+    assert "22/40" in console.file.getvalue() and "overlap 0.71  M 95  sampling" in console.file.getvalue()
 
 
 def sample(tokens, **change):
@@ -186,51 +152,27 @@ def sample(tokens, **change):
     return Sample(**{**values, **change})
 
 
-class Page(HTMLParser):
-    """What a browser would make of a page: the text of the response, its tokens, and all that is opened."""
-
-    def __init__(self, file):
-        super().__init__()
-        self.response, self.prompt, self.spans, self.tags = "", "", [], []
-        self.inside = []
-        self.feed(file.read_text(encoding="utf-8"))
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag not in ("meta",):
-            self.inside.append((tag, dict(attributes)))
-        if tag == "span" and "title" in dict(attributes):
-            self.spans.append(dict(attributes))
-
-    def handle_endtag(self, tag):
-        assert self.inside.pop()[0] == tag
-
-    def handle_data(self, data):
-        if ("p", {"class": "response"}) in self.inside:
-            self.response += data
-        if self.inside and self.inside[-1][0] == "h2":
-            self.prompt += data
+def response_of(file):
+    """Return the text of a page's only response as a browser shows it."""
+    (response,) = re.findall("<p class='response'>(.*?)</p>", file.read_text(encoding="utf-8"), re.DOTALL)
+    return html.unescape(re.sub("<[^>]*>", "", response))
 
 
 def test_a_token_tells_position_weight_overlap_and_drift(tmp_path):
     file = tmp_path / "samples.html"
     shown = sample([" 7", "."], weights=[1.5, 0.0], overlaps=[0.875, 0.25], drifts=[False, True])
     write_html([shown], file, "step 20", w_base=0.5)
-    first, second = Page(file).spans
-    assert first == {"style": f"background:{COLOURS[-1]}", "title": "position 0, weight 1.500, overlap 0.875"}
-    assert second == {
-        "class": "drift",
-        "style": f"background:{COLOURS[0]}",
-        "title": "position 1, weight 0.000, overlap 0.250, drift",
-    }
     text = file.read_text()
+    first = f"<span style='background:{COLOURS[-1]}' title='position 0, weight 1.500, overlap 0.875'> 7</span>"
+    title = "position 1, weight 0.000, overlap 0.250, drift"
+    assert f"{first}<span class='drift' style='background:{COLOURS[0]}' title='{title}'>.</span>" in text
     assert "2 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1" in text
     assert "http" not in text and "src=" not in text and "url(" not in text
     assert list(tmp_path.iterdir()) == [file]
 
 
 TEXTS = st.text(st.one_of(st.sampled_from("<>&'\"{}%\n"), st.characters(exclude_categories=["C"])))
+CONTROLS = st.text(st.characters(categories=["C"], exclude_characters="\n\t"), min_size=1)
 
 
 @given(tokens=st.lists(TEXTS), prompt=TEXTS)
@@ -238,21 +180,18 @@ TEXTS = st.text(st.one_of(st.sampled_from("<>&'\"{}%\n"), st.characters(exclude_
 def test_whatever_a_response_holds_is_text(tmp_path_factory, tokens, prompt):
     file = tmp_path_factory.getbasetemp() / "samples.html"
     write_html([sample(tokens, prompt=prompt, answer=prompt)], file, prompt, w_base=0.5)
-    page = Page(file)
-    assert page.response == "".join(tokens)
-    assert page.prompt == prompt
-    assert len(page.spans) == len(tokens)
-    assert not page.inside
-    assert set(page.tags) <= set("html head meta title style body h1 h2 div p span i article".split())
+    assert response_of(file) == "".join(tokens)
+    tags = set(re.findall(r"<(\w+)", file.read_text(encoding="utf-8")))
+    assert tags <= set("html head meta title style body h1 h2 div p span i article".split())
 
 
-@given(token=st.text(st.characters(categories=["C"], exclude_characters="\n\t"), min_size=1))
+@given(token=CONTROLS)
 def test_control_characters_reach_neither_page_nor_terminal(tmp_path_factory, token):
     file = tmp_path_factory.getbasetemp() / "samples.html"
     console = Console(file=io.StringIO(), width=80)
     shown = sample([token], prompt=token, answer=token)
     write_html([shown], file, token, w_base=0.5)
     show([shown], console, w_base=0.5)
-    for text in (Page(file).response, console.file.getvalue()):
+    for text in (file.read_text(), console.file.getvalue()):
         assert not set(text) & set(token)
         assert "\N{REPLACEMENT CHARACTER}" * len(token) in text.replace("\n", "")

@@ -1,4 +1,4 @@
-"""Reports of runs that `made_up_runs.py` makes up, or whose numbers are written out here."""
+"""Reports of runs whose numbers are written out here."""
 
 import json
 import math
@@ -6,50 +6,39 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.image
-import numpy as np
 import pytest
 
-from made_up_runs import METHODS, THRESHOLDS, comparison, run_metrics, write_run
 from pruneopd_lab import figures
 from pruneopd_lab import report as module
 from pruneopd_lab.report import report
 from pruneopd_lab.run_groups import Run, comparisons, find_runs, read_metrics, read_run
 from pruneopd_trainer.config import TrainConfig, write_config
+from trainer_child import EVALUATION, STEP
 from trainer_models import refusal, write_lines
 
 BASE = TrainConfig(steps=2, eval_every=2)
 
 
 def written(folder, config, *, accuracy=(0.1, 0.5), error=0.05, times=(10.0, 20.0), tokens=(1000, 1000), budget=100):
-    """A run of two steps, evaluated before and after."""
+    """Write a run of two steps, evaluated before and after; return its folder."""
     folder.mkdir(parents=True)
     write_config(config, folder / "config.yaml")
-    metrics = run_metrics(replace(config, eval_every=2))[: len(times) + 1]
-    for step, values in enumerate(metrics[1:]):
-        values |= {"time_s": times[step], "tokens_generated": tokens[step], "tokens_kept": tokens[step] // 2,
-                   "budget": budget, "overlap": 0.6 + 0.1 * step, "peak_memory_mib": 512.4}  # fmt: skip
-    for values, found in zip([m for m in metrics if "accuracy" in m], accuracy, strict=False):
-        values |= {"accuracy": found, "accuracy_se": error}
+    metrics = [{"step": 0, "time_s": 0.0}]
+    for step, (time_s, generated) in enumerate(zip(times, tokens, strict=False), 1):
+        values = {"step": step, "time_s": time_s, "tokens_generated": generated, "tokens_kept": generated // 2}
+        metrics.append(STEP | values | {"budget": budget, "overlap": 0.5 + 0.1 * step, "peak_memory_mib": 512.4})
+    for values, found in zip((metrics[0], metrics[-1]), accuracy, strict=False):
+        values |= {**EVALUATION, "accuracy": found, "accuracy_se": error}
     write_lines(folder / "metrics.jsonl", *metrics)
     return folder
 
 
 def cells(text):
-    """The cells of a report's rows, by method, in ASCII but for what is easily told apart."""
+    """Return the cells of a report's rows by method; dashes and multiplication signs become ASCII."""
     text = text.replace("\N{EN DASH}", "-").replace("\N{MULTIPLICATION SIGN}", "x")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     header, body = rows[0], [row for row in rows[1:] if not row[0].startswith((":--", "method"))]
     return {row[0]: dict(zip(header, row, strict=True)) for row in body}
-
-
-def finished(*configs):
-    """The comparisons of finished runs with these configurations."""
-    return comparisons([Run(Path(str(n)), config, [{"step": config.steps}]) for n, config in enumerate(configs)])
-
-
-def labels(*configs):
-    return [group.label for found in finished(*configs) for group in found.groups]
 
 
 @pytest.fixture
@@ -117,47 +106,51 @@ def test_an_unfinished_run_stands_by_itself(two_methods, undrawn):
     assert module.UNFINISHED in text
 
 
-def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path, undrawn):
+def test_without_grades_agreement_takes_the_place_of_accuracy(tmp_path):
     for seed in (0, 1):
         for method, shift in (("opd", 0.0), ("prune", -0.1 * (seed + 1))):
-            folder = written(tmp_path / f"{method}{seed}", replace(BASE, method=method, seed=seed))
+            config = replace(BASE, method=method, seed=seed)
+            folder = written(tmp_path / f"{method}{seed}", config, accuracy=(None, None))
             metrics = read_metrics(folder / "metrics.jsonl")
-            metrics[0] |= {"accuracy": None, "accuracy_se": None}
-            metrics[2] |= metrics[0] | {"step": 2, "eval_reverse_kl": 0.4 + shift, "eval_overlap": 0.8 - shift}
+            metrics[2] |= {"eval_reverse_kl": 0.4 + shift, "eval_overlap": 0.8 - shift}
             write_lines(folder / "metrics.jsonl", *metrics)
     text = report([tmp_path])
     assert "| method | seeds | reverse KL, nats | difference to opd | held-out overlap | difference to opd |" in text
     assert "| prune | 2 | 0.250 ± 0.050 | -0.150 ± 0.050 | 0.950 ± 0.050 | +0.150 ± 0.050 |" in text
+    assert (tmp_path / "figures" / "agreement_by_time.png").exists()
 
 
-def test_labels_say_what_is_not_usual():
-    base = TrainConfig()
-    configs = [replace(base, **changes) for changes in METHODS.values()]
-    assert labels(*configs) == [
-        "opd", "truncate", "random equal mass", "prune", "prune w_drop=0.05", "prune without weights",
-        "prefix"]  # fmt: skip
-    assert labels(replace(base, method="random", match="mass")) == ["random"]
-    assert labels(replace(base, learning_rate=1e-5), base) == ["prune", "prune learning_rate=1e-05"]
-    found = labels(*(replace(base, threshold=value) for value in (0.9, 0.5, 0.7, 0.6)))
-    assert found == ["prune", "prune threshold=0.5", "prune threshold=0.6", "prune threshold=0.9"]
-    assert labels(base, replace(base, seed=1), replace(base, seed=2, tracker="wandb")) == ["prune"]
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([{"method": "opd"}, {}, {"weights": False}, {"w_drop": 0.05}, {"method": "random", "match": "mass"}],
+         ["opd", "random equal mass", "prune", "prune w_drop=0.05", "prune without weights"]),
+        ([{"method": "random", "match": "mass"}], ["random"]),
+        ([{"threshold": value} for value in (0.9, 0.5, 0.7)], ["prune", "prune threshold=0.5", "prune threshold=0.9"]),
+        ([{}, {"seed": 1}, {"seed": 2, "tracker": "wandb"}], ["prune"]),
+        # A prefix that is matched seed by seed is one group.
+        ([{}, *({"method": "prefix", "seed": seed, "final_length": 200 + seed} for seed in (0, 1))],
+         ["prune", "prefix"]),
+        ([{"method": "prefix", "seed": seed, "final_length": length} for seed in (0, 1) for length in (200, 300)],
+         ["prefix", "prefix final_length=300"]),
+    ],
+)  # fmt: skip
+def test_labels_say_what_is_not_usual(changes, expected):
+    configs = [replace(TrainConfig(), **change) for change in changes]
+    runs = [Run(Path(str(n)), config, [{"step": config.steps}]) for n, config in enumerate(configs)]
+    (found,) = comparisons(runs)
+    assert [group.label for group in found.groups] == expected
 
 
-def test_prefix_matched_seed_by_seed_is_one_group():
-    prefix = TrainConfig(method="prefix")
-    matched = [replace(prefix, seed=seed, final_length=200 + seed) for seed in (0, 1)]
-    assert labels(TrainConfig(), *matched) == ["prune", "prefix"]
-    lengths = [replace(prefix, seed=seed, final_length=length) for seed in (0, 1) for length in (200, 300)]
-    assert labels(TrainConfig(), TrainConfig(method="opd"), *lengths) == [
-        "opd", "prune", "prefix final_length=200", "prefix final_length=300"]  # fmt: skip
-
-
-def test_pairs_are_never_mixed():
-    base = TrainConfig()
-    configs = [base, replace(base, pair="high"), replace(base, student=Path("a b/c")), replace(base, seed=1)]
-    found = finished(*configs)
+def test_pairs_are_never_mixed(tmp_path):
+    for name, changes in {"a": {}, "b": {"pair": "high"}, "c": {"student": Path("a b/c")}, "d": {"seed": 1}}.items():
+        written(tmp_path / name, replace(BASE, **changes))
+    found = comparisons(find_runs([tmp_path]))
     assert [each.name for each in found] == ["tiny high", "tiny low", "tiny low student=a b/c"]
     assert [len(each.groups[0].runs) for each in found] == [1, 2, 1]
+    report([tmp_path])
+    drawn = {file.stem for file in (tmp_path / "figures").glob("accuracy_by_step*")}
+    assert drawn == {f"accuracy_by_step_tiny-{name}" for name in ("high", "low", "low-student=a-b-c")}
 
 
 def test_the_same_run_twice_is_refused(two_methods):
@@ -172,14 +165,11 @@ def test_the_same_run_twice_is_refused(two_methods):
     ("number", "line", "words"),
     [
         (2, '{"step": 1, "meth', 'it must be a JSON object, got \'{"step": 1, "meth\''),
-        (2, "[" * 100_000, "it must be a JSON object, got '" + "[" * 57 + "...'"),
         (1, "{}", "step must be an integer, got nothing"),
-        (1, {"step": -1}, "step must be 0 or 1, got -1"),
         (3, {"step": 1}, "step must be 2, got 1"),
         (2, {"budget": True}, "budget must be a number, got True"),
         (2, {"overlap": "0.5"}, "overlap must be a number or null, got '0.5'"),
         (2, {"band_tokens": [1.0] * 15}, "band_tokens must be a list of 16 numbers, got [1.0, 1.0"),
-        (2, {"band_weight": ["x"] * 16}, "band_weight must be a list of 16 numbers or nulls, got ['x', 'x'"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, number, line, words):
@@ -188,9 +178,7 @@ def test_a_broken_line_is_named(tmp_path, number, line, words):
     lines = file.read_text().splitlines()
     lines[number - 1] = line if isinstance(line, str) else json.dumps(json.loads(lines[number - 1]) | line)
     file.write_text("\n".join(lines) + "\n")
-    said = refusal(read_run, folder)
-    assert said.startswith(f"the metrics {file}, line {number}: {words}")
-    assert len(said) < len(f"the metrics {file}, line {number}: ") + 150
+    assert refusal(read_run, folder).startswith(f"the metrics {file}, line {number}: {words}")
 
 
 def test_half_a_line_is_left_out_and_numbers_that_are_none_are_refused(tmp_path):
@@ -220,30 +208,16 @@ def test_folders_that_are_no_runs(tmp_path):
     assert "config.yaml cannot be read: No such file or directory" in said(run)
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A report of seven methods and five thresholds with two seeds, one run unfinished."""
-    folder = comparison(tmp_path_factory.mktemp("drawn"), seeds=(0, 1), **METHODS, **THRESHOLDS)
-    write_run(folder / "late", TrainConfig(seed=3), until=23)
-    return folder, report([folder], folder / "out")
-
-
-def colours(file):
-    """How many pixels there are of each colour."""
-    pixels = (matplotlib.image.imread(file)[..., :3] * 255).round().astype(int) @ [1 << 16, 1 << 8, 1]
-    found, counts = np.unique(pixels, return_counts=True)
-    return {f"#{colour:06X}": count for colour, count in zip(found.tolist(), counts.tolist(), strict=True)}
-
-
-def test_all_figures_are_drawn(drawn):
-    folder, text = drawn
+def test_all_figures_are_drawn(two_methods):
+    """Also with a seed less at some thresholds, and with a run that is under way."""
+    for threshold in (0.5, 0.9):
+        written(two_methods / f"prune_{threshold}/0", replace(BASE, threshold=threshold))
+    written(two_methods / "late", replace(BASE, seed=3), times=(4.0,))
+    out = two_methods / "out"
+    text = report([two_methods], out)
     names = ["accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth", "threshold", "weight_by_position"]
-    assert sorted(file.stem for file in (folder / "out" / "figures").iterdir()) == names
-    for name in ("accuracy_by_step", "accuracy_by_time", "lengths", "overlap_by_depth"):
-        found = colours(folder / "out" / "figures" / f"{name}.png")
-        for method in ("opd", "truncate", "random", "prune", "prefix"):
-            assert found.get(figures.COLOURS[method], 0) > 100, (name, method)
-    saved = (folder / "out" / "report.md").read_text()
+    assert sorted(file.stem for file in (out / "figures").iterdir()) == names
+    saved = (out / "report.md").read_text()
     assert saved.startswith(text.strip())
     links = re.findall(r"!\[[\w ]+\]\(([^)]+)\)", saved)
     assert sorted(links) == [f"figures/{name}.png" for name in names]
@@ -261,20 +235,11 @@ def test_evaluations_are_means_with_their_standard_error(two_methods):
     assert edges[edges[:, 0] == 12][:, 1].max() == pytest.approx(0.60)
 
 
-@pytest.mark.parametrize(("until", "names"), [(0, ["accuracy_by_step", "accuracy_by_time"]), (-1, [])])
-def test_a_run_that_has_just_begun(tmp_path, until, names):
-    write_run(tmp_path / "a", TrainConfig(steps=40))
-    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "a" / "metrics.jsonl").write_text("".join(lines[: until + 1]))
-    found = cells(report([tmp_path]))["prune (seed 0, step 0 of 40)"]
+def test_a_run_that_has_just_begun(tmp_path):
+    run = written(tmp_path / "a", BASE, times=())
+    found = cells(report([tmp_path]))["prune (seed 0, step 0 of 2)"]
     assert found["final M"] == "-"
-    assert sorted(file.stem for file in (tmp_path / "figures").iterdir()) == names
-
-
-@pytest.mark.thorough
-def test_pairs_have_their_own_figures_and_agreement_stands_for_grades(tmp_path):
-    comparison(tmp_path, seeds=(0,), graded=False, opd={"method": "opd"}, high={"pair": "high"})
-    report([tmp_path])
-    names = {file.stem for file in (tmp_path / "figures").iterdir()}
-    assert names >= {"agreement_by_time_tiny-low", "agreement_by_step_tiny-high", "weight_by_position_tiny-high"}
-    assert "weight_by_position_tiny-low" not in names
+    assert sorted(file.stem for file in (tmp_path / "figures").iterdir()) == ["accuracy_by_step", "accuracy_by_time"]
+    (run / "metrics.jsonl").write_text("")
+    report([tmp_path], tmp_path / "out")
+    assert list((tmp_path / "out" / "figures").iterdir()) == []
