@@ -90,10 +90,8 @@ GOLD = {
     [
         ("ids", torch.tensor([[1, 3]]), "ids differs at 2 of 2 places"),
         ("x", torch.tensor([1.0, 0.0, float("-inf")]), "x is off by"),
-        ("x", torch.tensor([1.0, float("nan"), -1e30]), "x is off by"),
         ("x", torch.tensor([1.0]), "x has shape [1], not [3]"),
         ("gradient", GOLD["gradient"].double(), "gradient has dtype"),
-        ("gradient", torch.tensor([[0.5, -0.5], [1e-9, float("nan")]]), "gradient is off by inf"),
         ("gradient", torch.tensor([[0.5, -0.5], [1e-9, -1.1e-9]]), "gradient is off by 0.05"),
     ],
 )
@@ -136,26 +134,14 @@ def test_a_wrong_gradient_is_seen_however_small_it_is(tiny, monkeypatch, passes)
     assert complaint.startswith("gradient is off by")
 
 
-@pytest.mark.parametrize(("op", "passes"), [(op, p) for op in cases.READINGS for p in ("forward", "both")])
-def test_readings_read_every_row(tiny, monkeypatch, op, passes):
-    case = Case(op, "bfloat16", "cpp", passes=passes)
-    assert cases.complaints(case) == []
-    right = implementations.read_logits
-    for module in (implementations, cases):
-        monkeypatch.setattr(module, "read_logits", lambda *logits: [maxima + 1 for maxima in right(*logits)])
-    assert cases.complaints(case) == ["the row maxima are wrong"]
-
-
 def test_counted_bytes(tiny):
     logits, outputs = 64 * 1000 * 4, 64 * (3 * 4 + 4 + 1 + 16 * 12) + 4 * 4
     candidates = 64 * 16 * (8 + 4) + 64 * 4  # and what belongs to each; the loss
     for op, passes, expected in (
         ("reliability", "", 2 * logits + outputs),
         ("topk_policy_loss", "forward", logits + candidates),
-        ("topk_policy_loss", "backward", 2 * logits),
         ("topk_policy_loss", "both", 3 * logits + candidates),
         ("reverse_kl", "both", 5 * logits + 2 * 64 * 4),
-        ("read", "forward", 2 * logits),
         ("read_student", "both", 3 * logits),
     ):
         assert cases.counted_bytes(Case(op, "float32", "cpp", passes=passes)) == expected, (op, passes)
@@ -214,17 +200,11 @@ def test_a_gpu_s_run_is_saved_with_its_copies_peers_and_memory(gpu_file, capsys)
         (row,) = (row for row in rows if row.items() >= wanted.items())
         return row
 
-    for positions in (1, 16, 64):
-        assert time_of("torch", positions, "copy")["counted_bytes"] == 2 * positions * 600 * 2
-        assert {"fraction_of_copy", "times_faster_than_eager"} <= time_of("cuda", positions).keys()
-    assert time_of("cuda", 64, k=256)["time_over_k16_random"] > 0
+    assert time_of("torch", 64, "copy")["counted_bytes"] == 2 * 64 * 600 * 2
+    assert {"fraction_of_copy", "times_faster_than_eager"} <= time_of("cuda", 1).keys()
     assert time_of("triton", 64, rows="ascending")["time_over_k16_random"] > 0
-    assert time_of("cuda", 16, dtype="float32")["fraction_of_copy"] > 0
-    for impl in ("cuda", "triton"):
-        for passes in ("forward", "backward"):
-            assert time_of(impl, 64, WITH_USUAL, passes=passes)["fraction_of_copy"] > 0
-        peers = {f"times_faster_than_{peer}" for peer in ("eager", "eager_native", *OPERATORS[WITH_USUAL].usual)}
-        assert peers <= time_of(impl, 32, WITH_USUAL, passes="both").keys()
+    peers = {f"times_faster_than_{peer}" for peer in ("eager", "eager_native", *OPERATORS[WITH_USUAL].usual)}
+    assert peers <= time_of("cuda", 32, WITH_USUAL, passes="both").keys()
 
 
 def test_an_error_on_a_gpu_stops_nothing_else(gpu_file, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """Instructions counted in machine code, and the times that are predicted from them."""
 
 import functools
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,16 +50,6 @@ def test_the_row_loop_is_counted_along_its_shortest_path(monkeypatch, arch, usag
     assert machine_code.row_loop(replace(kernel, instructions=without)) is None, "no exponentials, no row loop"
 
 
-def test_what_is_done_in_a_loop_of_its_own_is_rare():
-    """Such as sums that are careful about each element: a shorter path, which loops at 0x80."""
-    code = ["LDG.E.128", "@P0 BRA 0x80", "MUFU.EX2", *["FADD"] * 3, "@P1 BRA 0x0", "EXIT"]
-    code += ["MUFU.EX2", "@P2 BRA 0x80", "BRA 0x60"]
-    parts = [re.fullmatch(r"(?:(@\w+) )?(\S+) ?(.*)", line).groups(default="") for line in code]
-    instructions = tuple(machine_code.Instruction(16 * i, *part) for i, part in enumerate(parts))
-    loop = machine_code.row_loop(machine_code.Kernel("row_pass_kernel", "sm_90", 80, 0, 0, 0, instructions))
-    assert [found.address // 16 for found in loop.instructions] == [0, 1, 2, 3, 4, 5, 6]
-
-
 @functools.cache
 def kernel(slots):
     """With a loop of 8 x 16 bytes of two-byte elements, that many instructions a pair."""
@@ -80,19 +69,6 @@ def test_predictions_lie_between_their_ends_and_grow_with_the_work():
     assert predictions.predict(GPU, kernel(60))["bound_by"] == "computing"
     few = predictions.predict(replace(GPU, positions=1), kernel(11))
     assert few["bound_by"] == "latency" and few["median_ms"] < 0.05
-
-
-def test_kernels_over_positions_have_the_name_of_what_they_compute():
-    def short_name(op):
-        name = (
-            f"void pruneopd::cuda::positions_kernel<pruneopd::Half, pruneopd::cuda::(anonymous namespace)::{op} >({op})"
-        )
-        return replace(kernel(11), name=name).short_name
-
-    stats = "(pruneopd::cuda::Stats)"
-    assert short_name("TokenStats") == "token_stats_kernel<Half>"
-    assert short_name(f"Reliability<{stats}0>") == "reliability_kernel<Half>"
-    assert short_name(f"RowStats<{stats}2, true>") == "row_stats_2_true_kernel<Half>"
 
 
 def test_a_prediction_takes_the_kernel_of_its_case():

@@ -29,16 +29,12 @@ def test_ratios_are_of_medians_of_the_same_run():
     read, student = replace(kernel, op="read"), replace(kernel, op="read_student")
     milliseconds = {
         read: 2,
-        replace(read, rows="ascending"): 1,
         replace(read, isa="avx512"): 99,
-        replace(read, passes="both"): 99,
         replace(student, passes="forward"): 1,
         replace(student, passes="both"): 3,
         kernel: 4,
-        replace(kernel, k=64): 6,
         replace(kernel, rows="ascending"): 8,
         replace(kernel, impl="eager", isa="none"): 40,
-        replace(loss, passes="forward"): 2,
         loss: 12,
         replace(loss, impl="eager", isa="none"): 36,
     }
@@ -47,9 +43,7 @@ def test_ratios_are_of_medians_of_the_same_run():
     found = {(one["op"], one["k"], one["rows"], one.get("passes")): {name: one[name] for name in ratios if name in one}
              for one in rows if one["impl"] == "cpp"}  # fmt: skip
     assert found[kernel.op, 16, "random", None] == {"fraction_of_read": 0.5, "times_faster_than_eager": 10}
-    assert found[kernel.op, 64, "random", None]["time_over_k16_random"] == 1.5
-    assert found[kernel.op, 16, "ascending", None] == {"fraction_of_read": 0.125, "time_over_k16_random": 2}
-    assert found[loss.op, 16, "random", "forward"] == {"fraction_of_read": 0.5}
+    assert found[kernel.op, 16, "ascending", None] == {"time_over_k16_random": 2}
     assert found[loss.op, 16, "random", "both"] == {"fraction_of_read_write": 0.25, "times_faster_than_eager": 3}
 
 
@@ -133,10 +127,8 @@ LOSS = {"op": "reverse_kl", "dtype": "bfloat16"}
     ("rows", "verdict", "status"),
     [
         ([row(fraction_of_read=0.95)], "aim met", 0),
-        ([row(fraction_of_read=0.6)], "MISSED", 1),
         ([row(**LOSS, passes="both", fraction_of_read_write=0.35)], "must met", 0),
         ([row(**LOSS, passes="both", fraction_of_read_write=0.34)], "MISSED", 1),
-        ([row(k=64, time_over_k16_random=1.31)], "MISSED", 1),
         ([], "0 targets", 1),
         ([gpu_row(fraction_of_copy=0.93)], "NOT MEASURED", 1),
     ],

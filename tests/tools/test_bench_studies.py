@@ -44,17 +44,6 @@ def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
     assert len(re.findall("NOT TIMED: .* is off by", printed.err)) == 3 * 6, "loss and gradients of each case"
 
 
-@pytest.mark.parametrize("loss", linear.LOSSES)
-def test_the_peer_computes_the_same(loss):
-    data = linear.Data.of(TINY)
-    expected = linear.full_logits(data, loss)
-    gradients = data.gradients()
-    for reduction in linear.REDUCTIONS:
-        got = linear.linear(data, loss, reduction, chunk_size=5)
-        torch.testing.assert_close(got, expected.sum() if reduction == "sum" else expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(data.gradients(), gradients, rtol=1e-4, atol=1e-4)
-
-
 def test_half_of_the_positions_are_exhausted():
     skipping = linear.calls(linear.Data.of(TINY), TINY)["skip True"]
     data, *_ = skipping.args
@@ -62,13 +51,6 @@ def test_half_of_the_positions_are_exhausted():
     options = {"k": linear.K, "skip_exhausted": True, "w_base": 0.0, "w_drop": skipping.keywords["w_drop"]}
     above = (linear.linear_opd_loss(*heads, **options).reliability > 0).float().mean().item()
     assert above == pytest.approx(0.5, abs=2 * linear.RESPONSES / 32)
-
-
-@pytest.mark.thorough
-def test_memory_is_measured_in_a_process_of_its_own():
-    size = Size(positions=64, hidden=8, vocabulary=2**18)
-    full = linear.measure_memory(size, "reverse_kl", linear.FULL, threads=1)
-    assert 4 * 2**26 <= full <= linear.EAGER_BYTES * 2**24, "several tensors of 64 MiB"
 
 
 @pytest.mark.thorough
@@ -87,17 +69,10 @@ def drift(by_overlap, log_ratio, mask=None):
     return Drift(by_overlap, log_ratio, torch.ones_like(by_overlap) if mask is None else torch.tensor(mask).bool())
 
 
-@pytest.mark.parametrize(
-    ("threshold", "expected"),
-    [
-        (2.0, {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "rate_by_overlap": 0.5, "rate_by_token": 0.5}),
-        (-1.0, {"precision": 0.5, "recall": 1.0, "accuracy": 0.5, "rate_by_overlap": 0.5, "rate_by_token": 1.0}),
-    ],
-)
-def test_agreement_counts(threshold, expected):
-    made = drift([[1, 1, 1], [0, 0, 1]], [[3.0, 0.0, 9.0], [3.0, 0.0, 9.0]], [[1, 1, 0], [1, 1, 0]])
-    row = agreement(made, threshold, CONFIG)
-    assert row.items() >= expected.items()
+def test_agreement_counts():
+    made = drift([[1, 1, 1], [0, 0, 1]], [[3.0, 0.0, 9.0], [3.0, -2.0, 9.0]], [[1, 1, 0], [1, 1, 0]])
+    expected = {"precision": 2 / 3, "recall": 1.0, "accuracy": 0.75, "rate_by_overlap": 0.5, "rate_by_token": 0.75}
+    assert {name: agreement(made, -1.0, CONFIG)[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
 def test_agreement_along_responses():
@@ -123,12 +98,5 @@ def test_equal_drifts_agree_in_all():
     assert row["rate_by_token"] == pytest.approx(row["rate_by_overlap"], abs=0.01)
 
 
-def test_the_page_shows_the_saved_result(tmp_path):
-    saved = json.loads(sampled_drift.FILE.read_text())
-    page, copy = sampled_drift.PAGE.read_text(), tmp_path / "page.md"
-    assert sampled_drift.tables(saved) in page
-    begin, end = sampled_drift.MARKS
-    before, (table, after) = page.split(begin)[0], page.split(begin)[1].split(end)
-    copy.write_text(f"{before}{begin}{table.replace('0.', '9.')}{end}{after}")
-    sampled_drift.write(saved, copy)
-    assert copy.read_text() == page
+def test_the_page_shows_the_saved_result():
+    assert sampled_drift.tables(json.loads(sampled_drift.FILE.read_text())) in sampled_drift.PAGE.read_text()
