@@ -43,7 +43,6 @@ def changed(change):
 
 
 NAME = "request 1 of 3 (1 + 2 tokens) from URL must"
-FORM = "have the form that the server's documentation describes"
 WRONG = [
     (changed(lambda said: [said.pop(token) for token in ("10", "11", "12")]),
      "have a candidate at each token, got none at token 1 of the response"),
@@ -54,10 +53,8 @@ WRONG = [
     (completion([7, 9], K), "have prompt_logprobs of 3 tokens, got 2"),
     (changed(lambda said: said["12"].update(logprob=31.0)),
      "have log-probabilities, at most 0, got 31 at token 1 of the response: are they logits?"),
-    (changed(lambda said: said["12"].update(logprob=10**400)),
-     f"{FORM}, got OverflowError('int too large to convert to float')"),
     ({"choices": [{"prompt_logprobs": None}]}, "have prompt_logprobs of 3 tokens, got none"),
-    ({"object": "error"}, f"{FORM}, got KeyError('choices')"),
+    ({"object": "error"}, "have the form that the server's documentation describes, got KeyError('choices')"),
 ]  # fmt: skip
 
 
@@ -70,7 +67,6 @@ def test_a_wrong_answer_is_an_error_at_once(answer, words):
 NESTED = b"[" * 200_000
 REFUSALS = [
     ({"error": {"message": "token id 39 is out\nof vocabulary", "code": 400}}, "token id 39 is out of vocabulary"),
-    ({"error": {"message": ["x"]}}, "['x']"),
     (NESTED, "[" * 300),
     ({"error": {"message": "prompt logprobs of 3, which is greater than max allowed: 2"}},
      "prompt logprobs of 3, which is greater than max allowed: 2; start the server with --max-logprobs 3 or more"),
@@ -91,12 +87,10 @@ HALF = len(SECOND) // 2
 CUT_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(SECOND), SECOND[:HALF])
 PASSING = {
     "busy": ((503, b"<html>\nloading"), "HTTP 503: <html> loading"),
-    "too many": ((429, {"message": "slow down"}), "HTTP 429: slow down"),
     "no JSON": ((200, b"<html>"), "no JSON but b'<html>'"),
     "nested": ((200, NESTED), f"no JSON but {NESTED[:300]}"),
     "cut off": (teacher_server.sends(CUT_OFF),
                 f"IncompleteRead({HALF} bytes read, {len(SECOND) - HALF} more expected)"),
-    "hung up": (teacher_server.sends(b""), "Remote end closed connection without response"),
     "late": (teacher_server.hang, "nothing in time"),
 }  # fmt: skip
 
@@ -112,16 +106,6 @@ def test_what_may_pass_is_asked_again(what):
     assert sorted(payload["prompt"][0] for payload in asked.payloads) == [1, 7, 7, 7]
     told, _, times = failure(to_second(behaviour), attempts=2, attempt_timeout_s=0.3)
     assert (told, times) == (f"{NAME} come within 20 s in at most 2 attempts, got {lost} after 2 of them", 2)
-
-
-def test_no_server():
-    with answering(right) as (server, _):
-        url = server.url
-    with pytest.raises(TeacherServerError) as raised:
-        score(Server(url, timeout_s=10, attempts=3, concurrency=1))  # or any of the three may be the first to fail
-    assert str(raised.value).endswith(
-        f"{url} must come within 10 s in at most 3 attempts, got Connection refused after 3 of them"
-    )
 
 
 SLOW = {"nothing": teacher_server.hang, **teacher_server.DRIPS}
@@ -183,12 +167,10 @@ BEGIN = "url must begin with http:// or https:// and name a host"
     ("settings", "words"),
     [
         ({"url": "localhost:8000"}, f"{BEGIN}, got 'localhost:8000'"),
-        ({"url": "http://a..b"}, f"{BEGIN}, got 'http://a..b'"),
         ({"url": "http://me:secret@b:x"}, f"{BEGIN}, got 'b:x'"),
         ({"url": "http://b?key=secret"}, "url must have no user, query or fragment, got one with some, of the host b"),
         ({"url": "http://b/ "}, "url must consist of printable ASCII characters without spaces, got 'http://b/ '"),
         ({"api_key": "secret\n"}, "api_key must consist of printable ASCII characters, got others, too"),
-        ({"attempt_timeout_s": math.inf}, "attempt_timeout_s must be finite and > 0, got inf"),
         ({"concurrency": 0}, "concurrency must be >= 1, got 0"),
     ],
 )
