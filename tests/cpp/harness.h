@@ -45,14 +45,3 @@ inline bool close(double got, double want, double tolerance) {
   if (std::isnan(want) || std::isinf(want)) return std::isnan(want) ? std::isnan(got) : got == want;
   return std::abs(got - want) <= tolerance * std::fmax(1, std::abs(want));
 }
-
-/// Every element of one output against what it should be; `where` says of which case.
-template <class T>
-void check_equal(const std::string& where, const char* output, const std::vector<T>& got, const std::vector<T>& want,
-                 double tolerance = 0) {
-  for (size_t n = 0; n < want.size(); ++n)
-    if (!close(static_cast<double>(got[n]), static_cast<double>(want[n]), tolerance)) {
-      report(where, ": ", output, "[", n, "] is ", +got[n], ", not ", +want[n]);
-      return;
-    }
-}

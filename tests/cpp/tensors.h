@@ -10,6 +10,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "operators/guard.h"
@@ -112,6 +113,12 @@ inline Shape contiguous(const Shape& shape) {
   Shape strides(shape.size(), 1);
   for (size_t axis = shape.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * shape[axis];
   return strides;
+}
+
+/// Threads for `share_out`.
+inline void start_threads(int64_t workers, const std::function<void()>& worker) {
+  std::vector<std::jthread> threads;
+  for (int64_t n = 0; n < workers; ++n) threads.emplace_back(worker);
 }
 
 struct Random {

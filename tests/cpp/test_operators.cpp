@@ -1,13 +1,11 @@
 // The CPU operators against the oracle, with every instruction set of this machine, on one thread and on three.
 #include <algorithm>
-#include <thread>
 
 #include "cases.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/row_pass.h"
 #include "cpu/share_out.h"
 #include "math/scalars.h"
-#include "operators/row_max.h"
 
 namespace {
 
@@ -15,10 +13,7 @@ const ParallelFor kOneThread = [](int64_t count, int64_t, const std::function<vo
   body(0, count);
 };
 const ParallelFor kThreeThreads = [](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  share_out(count, grain, 3, body, [](int64_t workers, const auto& worker) {
-    std::vector<std::jthread> threads;
-    for (int64_t n = 0; n < workers; ++n) threads.emplace_back(worker);
-  });
+  share_out(count, grain, 3, body, start_threads);
 };
 
 template <class Run>
@@ -57,30 +52,6 @@ TEST(reliability_from_drift_agrees_with_the_oracle) {
   check_operator<ReliabilityFromDriftArgs>(50, 600);  // beyond the blocks of 256 positions
 }
 
-TEST(row_max_reads_the_rows) {
-  for (uint64_t seed = 0; seed < 100; ++seed)
-    with_each_instruction_set([&](const std::string&) {
-      Random random(seed);
-      const int64_t width = random.pick(kWidths);
-      const RowKind& row = random.pick(kRows);
-      int64_t v = 0;
-      const Tensor logits = make_tensor(
-          random, random.pick<Scalar>({Scalar::kF32, Scalar::kBF16}), {3, width}, true,
-          [&] { return row.logit(random, v++ % width, width); }, /*adjacent=*/true);
-      float most[2][3];
-      compute(RowMaxArgs{{logits.view, 1, width}, {logits.view, 1, width}, 3, most[0], most[1]}, kOneThread);
-      for (int64_t n = 0; n < 3; ++n) {
-        double want = -naive::kInf;
-        bool nan = false;
-        for (v = 0; v < width; ++v) {
-          want = std::max(want, naive::value(logits.view, n, v));
-          nan |= std::isnan(naive::value(logits.view, n, v));
-        }
-        for (const auto& got : most) CHECK(nan || got[n] == static_cast<float>(want));
-      }
-    });
-}
-
 TEST(cu_seqlens_that_lie_are_no_addresses) {
   check_lying_layouts([](const auto& args) { compute(args, kOneThread); });
 }
@@ -91,28 +62,6 @@ TEST(an_instruction_set_is_chosen_by_name) {
   for (const std::string& name : names) CHECK(set_instruction_set(name) && instruction_set() == name);
   CHECK(!set_instruction_set("sse9") && instruction_set() == names.back());
   CHECK(set_instruction_set(names.front()));
-}
-
-TEST(positions_of_any_strides) {
-  Random random(8);
-  for (int n = 0; n < 500; ++n) {
-    Shape sizes, strides;
-    for (int64_t axes = random.integer(0, 4); axes > 0; --axes) {
-      sizes.push_back(random.integer(1, 4));
-      strides.push_back(random.chance(.5) ? 0 : random.integer(-20, 20));
-    }
-    if (random.chance(.5)) strides = contiguous(sizes);
-    const Positions at(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()));
-    CHECK(at.count() == count(sizes));
-    for (int64_t p = 0; p < at.count(); ++p) {
-      int64_t offset = 0, rest = p;
-      for (size_t axis = sizes.size(); axis-- > 0; rest /= sizes[axis]) offset += rest % sizes[axis] * strides[axis];
-      CHECK(at.offset(p) == offset);
-    }
-  }
-  // Beyond 32 bits.
-  const Shape sizes = {64, 12288}, strides = {12288 * int64_t{151936}, 151936};
-  CHECK(Positions(sizes.data(), strides.data(), 2).offset(64 * 12288 - 1) == (64 * int64_t{12288} - 1) * 151936);
 }
 
 TEST(a_peak_keeps_a_gradient_of_its_own) {
