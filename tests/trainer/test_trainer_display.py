@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pruneopd_lab.progress import Bar, progress
 from pruneopd_lab.samples import COLOURS, Sample, show, write_html
 from pruneopd_lab.trackers import check_tracker, open_trackers
 from pruneopd_trainer.config import TrainConfig
@@ -118,29 +117,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(tmp
     said = refusal(open_trackers, replace(CONFIG, tracker="wandb"), tmp_path)
     assert said == "tracker = wandb needs the package wandb, which is not installed"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_terminal_there_is_a_line_a_step(capsys):
-    with progress(20) as shown:
-        shown.log(EVALUATION)
-        shown.log(STEP)
-        shown.log({"step": 10, "time_s": 4.0, "tokens_generated": 10, "budget": 105, "accuracy": None})
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == [
-        "step  0 of 20  0 s  accuracy 25.0%",
-        "step  1 of 20  2 s  accuracy 25.0%  overlap 0.71  M 95  2500 tokens/s",
-        "step 10 of 20  4 s  accuracy 25.0%  M 105  5 tokens/s",
-    ]
-
-
-def test_on_a_terminal_there_is_a_bar_with_the_numbers_below():
-    console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with Bar(40, 20, console) as shown:
-        shown.log({**STEP, "step": 22})
-        shown.status("sampling")
-        console.print(shown.bar.get_renderable())
-    assert "22/40" in console.file.getvalue() and "overlap 0.71  M 95  sampling" in console.file.getvalue()
 
 
 def sample(tokens, **change):

@@ -140,7 +140,6 @@ def test_prune_that_drops_nothing_is_plain_opd_to_the_last_bit():
         ({"method": "prefix"}, 8, "all"),
         ({"method": "prune"}, 8, "all"),
         ({"method": "prune", "w_base": 0.0}, 8, "reliable"),
-        ({"method": "prune", "metric": "top_p", "w_base": 0.0}, 8, "reliable"),
         ({"method": "random"}, 16, "some"),
         ({"method": "random", "match": "mass"}, 16, "some"),
         ({"method": "prune+grpo", "group_size": 3, "budget": False}, 16, "some"),

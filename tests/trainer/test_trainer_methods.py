@@ -49,22 +49,12 @@ def test_what_each_token_counts():
     s = scores()
     for method in ("opd", "truncate", "prefix"):
         assert torch.equal(token_weight(s, replace(CONFIG, method=method), None), s.mask.float())
-    assert torch.equal(token_weight(s, CONFIG, None), s.weight)
     assert torch.equal(token_weight(s, replace(CONFIG, weights=False), None), s.mask.float())
     chosen = torch.rand(s.mask.shape) * 1.5
     assert torch.equal(token_weight(s, replace(CONFIG, method="random"), chosen), torch.where(s.mask, chosen, 0.0))
     given = advantages(s, CONFIG, None, s.candidates[..., 0], None)
     assert torch.equal(given.values, s.weight[..., None] * s.rewards)
     assert torch.equal(given.ids, s.candidates)
-
-
-def test_weightless_positions_have_no_say_even_if_broken():
-    config = replace(CONFIG, w_base=0.0, w_drop=1.0)
-    s = scores(config=config)
-    broken = s.rewards.masked_fill((s.reliability == 0)[..., None], float("nan"))
-    given = advantages(s._replace(rewards=broken), config, None, s.candidates[..., 0], None)
-    assert given.values.isfinite().all()
-    assert (given.values[s.reliability == 1] != 0).all()
 
 
 def test_group_advantages_compare_responses_to_one_prompt():

@@ -1,6 +1,5 @@
 """Loading models and tokenizers: what works, what is refused, and the preset's students."""
 
-import json
 import re
 
 import pytest
@@ -15,8 +14,6 @@ from pruneopd_trainer.config import PRESETS, TrainConfig
 from pruneopd_trainer.models import encode, load_model, load_pair, load_tokenizer, same_tokenizer
 from trainer_models import refusal, save, word_tokenizer
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -27,11 +24,6 @@ def folder(tmp_path):
 @pytest.fixture
 def prompts():
     return torch.tensor([[0, 4, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-
-
-def change_config(folder, **values):
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def test_a_saved_model_is_loaded_bit_for_bit(folder, prompts):
@@ -66,8 +58,7 @@ def test_training_mode_has_no_dropout(tmp_path, name, prompts):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    missing = tmp_path / "missing"
-    assert refusal(load_model, missing, "auto") == f"the model folder {missing} is not there"
+    assert refusal(load_model, tmp_path / "a", "auto") == f"the model folder {tmp_path / 'a'} is not there"
     words = f"the model folder {tmp_path} has neither a .gguf file nor a config.json"
     assert refusal(load_model, tmp_path, "auto") == words
 
@@ -83,6 +74,10 @@ def rewrite(folder, change):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def own_code(folder):
+    (folder / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+
+
 BREAKAGES = {
     "truncated weights": (truncate, "Error while deserializing header"),
     "a missing weight": (
@@ -93,10 +88,7 @@ BREAKAGES = {
         lambda folder: rewrite(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(3)})),
         r"model.norm.weight must have shape \[96\], got \[3\]",
     ),
-    "code of its own": (
-        lambda folder: change_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
-        ".* contains custom code",
-    ),
+    "code of its own": (own_code, ".* contains custom code"),
 }
 
 
@@ -130,19 +122,17 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path, folder):
     assert refusal(load_tokenizer, tmp_path) == words
 
 
-def test_prompts_are_put_into_the_chat_template():
+def test_prompts_are_put_into_the_chat_template_or_refused():
     tokenizer = word_tokenizer(["<end>", "user", "assistant", "a", "b"], pad_token="<end>", padding_side="left")
-    tokenizer.chat_template = TEMPLATE
+    assert refusal(encode, tokenizer, ["a", " "]) == "a prompt must have at least one token, got ' '"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}{{ ' assistant' }}"
+    )
     ids, mask = encode(tokenizer, ["a", "b b"])
     assert ids.tolist() == [[0, 1, 3, 2], [1, 4, 4, 2]]
     assert mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
-
-
-def test_a_prompt_that_cannot_be_encoded_is_refused():
-    tokenizer = make_tokenizer()
-    assert refusal(encode, tokenizer, ["1 + 2", " "]) == "a prompt must have at least one token, got ' '"
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
-    assert refusal(encode, tokenizer, ["1"]) == "the prompts from '1' on cannot be tokenized: no system message"
+    assert refusal(encode, tokenizer, ["a"]) == "the prompts from 'a' on cannot be tokenized: no system message"
 
 
 def test_tokenizers_that_differ_are_refused_with_the_ids():
@@ -154,17 +144,13 @@ def test_tokenizers_that_differ_are_refused_with_the_ids():
     )
 
 
-def pair_of(student, teacher, **values):
-    return TrainConfig(student=student, teacher=teacher, **values)
-
-
 def test_a_pair(folder, tmp_path):
     """The heads may be padded, and the teacher of another precision; all the ends count."""
     wide = make_model()
     wide.resize_token_embeddings(128)
     wide.generation_config.eos_token_id = [1, 5, 127]
     teacher = save(tmp_path / "teacher", wide)
-    pair = load_pair(pair_of(folder, teacher, teacher_precision="bfloat16"))
+    pair = load_pair(TrainConfig(student=folder, teacher=teacher, teacher_precision="bfloat16"))
     assert pair.vocab_size == len(make_tokenizer()) < 128
     assert pair.end_ids == [1, 5]
     assert (pair.student.dtype, pair.teacher.dtype) == (torch.float32, torch.bfloat16)
@@ -173,22 +159,21 @@ def test_a_pair(folder, tmp_path):
     assert not pair.teacher.training
     # A student is trained in float32 even if it was saved in another precision.
     half = save(tmp_path / "student", make_model().bfloat16())
-    assert load_pair(pair_of(half, folder)).student.dtype == torch.float32
+    assert load_pair(TrainConfig(student=half, teacher=folder)).student.dtype == torch.float32
 
 
 def test_a_checkpoint_takes_the_students_place(tmp_path, folder):
     checkpoint = save(tmp_path / "checkpoint", make_model())
-    pair = load_pair(pair_of(tmp_path / "nothing", folder), checkpoint)
+    pair = load_pair(TrainConfig(student=tmp_path / "nothing", teacher=folder), checkpoint)
     saved = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
     assert torch.equal(pair.student.model.norm.weight, saved)
     assert refusal(load_pair, TrainConfig(teacher=folder)) == "TrainConfig: student must be a model folder, got None"
-    assert refusal(load_pair, TrainConfig(student=folder)) == "TrainConfig: teacher must be a model folder, got None"
 
 
 def test_a_head_that_is_too_small_is_refused(tmp_path, folder):
     small = make_model()
     small.resize_token_embeddings(100)
-    words = refusal(load_pair, pair_of(folder, save(tmp_path / "teacher", small)))
+    words = refusal(load_pair, TrainConfig(student=folder, teacher=save(tmp_path / "teacher", small)))
     assert words == f"the teacher's embedding must have a row for each of {len(make_tokenizer())} tokens, got 100"
 
 
@@ -197,7 +182,7 @@ def test_a_pair_that_never_ends_is_refused(tmp_path):
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     save(tmp_path, model, word_tokenizer(["a", "b"], pad_token="a"))
     words = f"the tokenizer in {tmp_path} has no token that ends a response"
-    assert refusal(load_pair, pair_of(tmp_path, tmp_path)) == words
+    assert refusal(load_pair, TrainConfig(student=tmp_path, teacher=tmp_path)) == words
 
 
 def test_the_tiny_pair_is_part_of_the_package(tmp_path, monkeypatch):

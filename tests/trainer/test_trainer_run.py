@@ -81,6 +81,13 @@ def wait_for_step(out, step, running):
     raise AssertionError(f"step {step} was not reached: {running.stderr.read()}")
 
 
+def one_sentence(capsys, status):
+    assert status == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("pruneopd: ")
+
+
 @pytest.fixture(scope="module")
 def unbroken(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "unbroken"
@@ -123,8 +130,10 @@ def test_a_run_that_is_ended_continues_to_the_same_numbers(models, unbroken, tmp
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_finished_run_is_evaluated_and_has_nothing_left_to_do(unbroken, capsys):
+def test_a_finished_run_is_evaluated_and_has_nothing_left_to_do(models, unbroken, capsys):
     before = (unbroken / "metrics.jsonl").read_text()
+    said = one_sentence(capsys, train(models, unbroken, "--resume", "--steps", 7))
+    assert said == f"the run in {unbroken} can be continued with steps = 6 only, got 7"
     assert main(["train", "--out", str(unbroken), "--resume"]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
     assert (unbroken / "metrics.jsonl").read_text() == before
@@ -137,25 +146,15 @@ def test_a_finished_run_is_evaluated_and_has_nothing_left_to_do(unbroken, capsys
     assert main(["eval", str(unbroken), "--prompts", "2"]) == 0
 
 
-def one_sentence(capsys, status):
-    assert status == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("pruneopd: ")
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["walk"], "the command must be one of train, compare, report, eval, score, demo, got 'walk'"),
         (["train", "--stepz", "3"], "train: Unrecognized options: --stepz, 3"),
         (["train", "--w-drop", "-1"], "TrainConfig: w_drop must be finite and >= 0, got -1.0"),
-        (["train", "--learning-rate", "nan"], "TrainConfig: learning_rate must be finite and > 0, got nan"),
         (["train", "--batch-size", "6", "--group-size", "4"],
          "TrainConfig: batch_size must be a multiple of group_size = 4, got 6"),
         (["train", "--method", "prune+grpo"], "TrainConfig: group_size must be at least 2 for prune+grpo, got 1"),
-        (["train", "--initial-length", "9999"],
-         "TrainConfig: initial_length must be at most maximum_length = 512, got 9999"),
         (["compare", "--seeds", "1,x"], "--seeds must be integers between commas, got '1,x'"),
     ],
 )  # fmt: skip
@@ -170,27 +169,23 @@ def test_a_wrong_option_is_one_sentence(tmp_path, monkeypatch, capsys, arguments
         ("stepz: 3", "the configuration {file}: there is no option 'stepz'"),
         ("steps: many", "the configuration {file}: steps must be an integer, got 'many'"),
         ("preset: [a]", "the configuration {file}: preset must be one of tiny, smollm2, got ['a']"),
-        ("seed: 9223372036854775808",
-         "TrainConfig: seed must be at most 9223372036854775807, got 9223372036854775808"),
         (f"learning_rate: 1{'0' * 400}", "the configuration {file}: learning_rate must be a number, got 1" + "0" * 400),
         ("[1, 2]", "the configuration {file} must hold options with values, got list"),
-        # The end of these reasons is another in each version of Python.
-        ("seed: 2020-13-45", "the configuration {file} cannot be read: month must be in 1..12..."),
-        ("[" * 3000, "the configuration {file} cannot be read: maximum recursion depth exceeded..."),
+        # How the reason goes on depends on Python's version.
+        ("seed: 2020-13-45", "the configuration {file} cannot be read: month must be in 1..12"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
-    said, words = one_sentence(capsys, main(["train", "--config", str(file)])), sentence.format(file=file)
-    assert said.startswith(words.removesuffix("...")) if words.endswith("...") else said == words
+    assert one_sentence(capsys, main(["train", "--config", str(file)])).startswith(sentence.format(file=file))
 
 
 def test_what_cannot_begin_leaves_no_run_behind(models, unbroken, tmp_path, capsys):
     """The same folder serves when the mistake is mended."""
     out = tmp_path / "out"
     for options in (["--student", tmp_path / "missing"], ["--data", tmp_path / "missing"],
-                    ["--teacher-device", "cuda:99"], ["--teacher-device", "nowhere"]):  # fmt: skip
+                    ["--teacher-device", "nowhere"]):  # fmt: skip
         one_sentence(capsys, train(models, out, *options))
         assert not out.exists()
     assert train(models, out, "--steps", 1, "--seed", 1) == 0
@@ -236,11 +231,6 @@ def test_a_context_that_is_too_short_is_one_sentence(models, tmp_path, capsys):
     assert train_within(prompt + 24) == 0
 
 
-def test_a_run_is_continued_with_its_own_values_alone(models, unbroken, capsys):
-    said = one_sentence(capsys, train(models, unbroken, "--resume", "--steps", 7))
-    assert said == f"the run in {unbroken} can be continued with steps = 6 only, got 7"
-
-
 def test_a_broken_checkpoint_is_one_sentence_and_stays(models, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(models, out, "--steps", 3) == 0
@@ -250,10 +240,9 @@ def test_a_broken_checkpoint_is_one_sentence_and_stays(models, tmp_path, capsys)
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("steps: 3", "steps: 5"))
     said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
     assert said.startswith(f"the checkpoint {state.parent} cannot be read: ")
-    for other, reason in (({"step": 3}, "it has no 'time_s'"), ([1], "list indices must be integers")):
-        torch.save(other, state)
-        said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
-        assert said.startswith(f"the checkpoint {state.parent} cannot be read: {reason}")
+    torch.save({"step": 3}, state)
+    said = one_sentence(capsys, main(["train", "--out", str(out), "--resume"]))
+    assert said == f"the checkpoint {state.parent} cannot be read: it has no 'time_s'"
     assert (out / "metrics.jsonl").read_text() == log
 
 
@@ -272,7 +261,6 @@ def test_the_documentation_names_options_that_exist():
 def test_a_command_without_options_starts_from_the_preset_and_runs(models, tmp_path, monkeypatch):
     assert base_config([]) == PRESETS["tiny"]
     assert base_config(["--preset", "smollm2"]) == base_config(["--preset=smollm2"]) == PRESETS["smollm2"]
-    assert base_config(["--preset"]) == PRESETS["tiny"]  # for tyro to tell what is missing
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", read_config(models / "small.yaml"))
     assert main(["train"]) == 0
@@ -293,6 +281,3 @@ def test_the_trainer_alone_runs_a_configuration(models, unbroken, tmp_path):
     assert [record.keys() for record in records(out)] == [record.keys() for record in records(unbroken)]
     assert records(out)[-1]["accuracy"] is None
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
-    done = subprocess.run([*command[:-1], tmp_path / "b", "--resume"], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1
-    assert done.stderr == f"pruneopd_trainer: {tmp_path / 'b'} holds no run: there is no config.yaml in it\n"
