@@ -78,25 +78,6 @@ def test_tables_are_written_between_their_markers(tmp_path, monkeypatch):
     assert tables.write(saved) == 1
 
 
-def test_a_gpu_s_table_has_its_prediction_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    expected = gpu_row(measure="prediction", fraction_of_copy=0.91, at_worst=0.84, at_best=0.98)
-    results.save([expected], tmp_path / results.PREDICTIONS)
-    assert tables.NO_GPU in tables.tables(), "a prediction is not a result"
-    rows = [
-        gpu_row(op="copy", impl="torch", median_ms=1.16, gb_s=4290.0),
-        gpu_row(fraction_of_copy=0.93, times_faster_than_eager=31.0, times_faster_than_compiled=9.1),
-        gpu_row(impl="triton", median_ms=1.3, fraction_of_copy=0.9),
-        gpu_row(impl="eager", median_ms=38.8),
-        gpu_row(measure="memory", extra_bytes=2048),
-    ]
-    results.save(rows, tmp_path / "some-gpu.jsonl")
-    text = tables.tables()
-    assert tables.NO_GPU not in text and "4.29 TB/s" in text
-    cells = "38.8 ms |  | 1.3 ms (0.90) | 1.25 ms (0.93) | 0.91 (0.84 to 0.98) | 31x | 9.1x |  | 2 KiB"
-    assert f"| `reliability` | 8192 positions, bfloat16, k=16 | {cells} |" in text
-
-
 def test_the_chart_s_bars_are_as_long_as_the_times(tmp_path):
     saved = tmp_path / "device.jsonl"
     shape = {"shape": [4, 16, 1000], "dtype": "bfloat16"}

@@ -121,9 +121,3 @@ def test_means_over_no_tokens_are_0():
     texts = [*PAGES, *(ROOT / "examples").glob("*.py"), *(ROOT / "python").rglob("*.py")]
     divisors = [found for path in texts for found in re.findall(r"/ *\w*mask\.sum\(\)\S*", path.read_text())]
     assert len(divisors) >= 4 and all(".clamp(min=1)" in found for found in divisors)
-
-
-def test_the_parser_of_pages_sees_blocks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("a\n```python\nx = 1\n```\n  ```py\n  y = 2\n  ```\n```sh\nmake test\n```\n")
-    assert blocks(page, "python", "py") == [(3, "x = 1\n"), (6, "y = 2\n")]
