@@ -1,15 +1,13 @@
 """With w_drop = w_base = 0 the losses are TRL's own; with others they are weighted by `reliability` of full logits."""
 
-import copy
 import functools
 
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_pair import LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, model, stock, teacher_of, trainer
+from tiny_pair import LOGGED, LOSSES, PRUNED, VOCABULARY, assert_same_steps, history, stock, trainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-import reads
 import tiers
 from pruneopd_kernels import PruneConfig, reference
 from pruneopd_kernels.integrations.trl.losses import PrunedLoss
@@ -38,18 +36,6 @@ def test_without_pruning_a_loss_is_that_of_trl(tmp_path, case, loss):
     got = history(trainer(tmp_path, given={"loss": loss, "prune": LOSSES[loss]}, **settings), *LOGGED)
     assert_same_steps(got, expected_of(tmp_path.parent / "stock", tuple(settings.items())))
     assert all(norm > 0.01 for _, norm, *_ in got), got
-
-
-def test_with_soft_caps(tmp_path):
-    """As Gemma has them: in the models' configurations."""
-    pair = [model(0), teacher_of(model(0))]
-    for cap, one in zip((3.0, 5.0), pair, strict=True):
-        one.config.final_logit_softcapping = cap
-    given = {"teacher_model": pair[1], "prune": LOSSES["reverse_kl"]}
-    got = history(trainer(tmp_path, student=copy.deepcopy(pair[0]), given=given), *LOGGED)
-    expected = history(stock(tmp_path, student=pair[0], given={"teacher_model": pair[1]}), *LOGGED)
-    assert_same_steps(got, expected)
-    assert got[0] != pytest.approx(expected_of(tmp_path.parent / "stock", ())[0], rel=1e-2)
 
 
 def test_with_lora(tmp_path):
@@ -107,30 +93,6 @@ def test_what_follows_the_product_and_the_normaliser_are_those_of_trl(loss, bias
     torch.testing.assert_close(
         answers(pruned, given, mask, **rest), answers(_chunked_divergence_loss, given, mask, **rest), **CLOSE
     )
-
-
-@pytest.mark.parametrize("teacher", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("student", [torch.float32, torch.bfloat16])
-def test_logits_of_half_precision_are_kept_in_float32_as_in_trl(student, teacher):
-    """Rounded to bfloat16 they would move the loss in its second digit."""
-    given, mask = heads(student, teacher)
-    pruned = PrunedLoss(LOSSES["reverse_kl"], "reverse_kl", torch.zeros_like(mask))
-    found, gradients = answers(pruned, given, mask)
-    torch.testing.assert_close(found, answers(_chunked_divergence_loss, given, mask)[0], **CLOSE)
-    assert gradients[1].dtype == student
-
-
-@pytest.mark.parametrize(("loss", "read"), [("reverse_kl", 4), ("topk_policy", 3), ("divergence", 2)])
-def test_logits_are_read_as_rarely_as_possible(loss, read):
-    """The student's twice and the teacher's once (reverse_kl: twice), with all that is logged; both have one width.
-
-    For a divergence, which TRL computes, each is read once to find the weights.
-    """
-    given, mask = heads()
-    with reads.counted(VOCABULARY, None) as rows:
-        answers(PrunedLoss(PRUNED, loss, torch.zeros_like(mask)), given, mask)
-    tokens = int(mask.sum())
-    assert rows == {"S": read * tokens} | ({} if loss == "divergence" else {"W": tokens})
 
 
 @pytest.mark.parametrize(("loss", "metric"), tiers.combinations(LOSSES, ["top_p", "overlap"]))

@@ -212,8 +212,6 @@ REFUSED = [
      "patience, step, got k"),
     ("+trainer.v1.prune_opd.maximum=5000",
      "trainer.v1.prune_opd.maximum must be at most rollout.response_length = 4096, got 5000"),
-    ("trainer.v1.prune_opd.initial=1000",
-     "ResponseBudget: initial must be between minimum = 1024 and maximum = 4096, got 1000"),
 ]  # fmt: skip
 
 

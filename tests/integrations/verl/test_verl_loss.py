@@ -119,10 +119,8 @@ REFUSED = [
      f"prune_opd: use_fused_kernels must be False ({WHY}), got True"),
     (lambda: pruned(use_policy_gradient=True), "PruneLossConfig: use_policy_gradient must be False, got True"),
     (lambda: pruned(loss_mode="k3"), "PruneLossConfig: loss_mode must be prune_opd, got k3"),
-    (lambda: pruned(threshold=0.0), "PruneLossConfig: threshold must be in (0, 1], got 0.0"),
     (lambda: pruned(w_drop="much"), "PruneLossConfig: w_drop must be a float, got str"),
     (lambda: pruned(topk=None), "PruneLossConfig: topk must be an int, got NoneType"),
-    (lambda: pruned(topk=0), "PruneLossConfig: topk must be >= 1, got 0"),
 ]  # fmt: skip
 
 

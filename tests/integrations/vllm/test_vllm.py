@@ -11,7 +11,7 @@ from vllm.logprobs import append_logprobs_for_next_position, create_prompt_logpr
 
 import pruneopd_kernels as po
 from pruneopd_kernels.integrations import vllm
-from pruneopd_kernels.integrations.server import Request, Server, TeacherServerError, check_tokenizer
+from pruneopd_kernels.integrations.server import Request, Server, TeacherServerError
 from pruneopd_lab.prompts import PROMPTS
 from pruneopd_lab.score import hidden_states
 from pruneopd_lab.students import load_teacher, remove_layers, smollm2_folder
@@ -122,15 +122,6 @@ def test_what_the_server_refuses(served):
     with pytest.raises(TeacherServerError, match=refused):
         vllm.score(served.server, response_ids=[[2] * 24], **long)
     assert vllm.score(served.server, response_ids=[[2] * 23], **long).mask.sum() == 23
-
-
-def test_the_tokenizer(served):
-    def encode(text):
-        return served.tokenizer.encode(text, add_special_tokens=False)
-
-    check_tokenizer(served.server, encode, model="teacher")
-    with pytest.raises(TeacherServerError, match="the tokenizers differ"):
-        check_tokenizer(served.server, lambda text: encode(text.replace("12345", "12346")), model="teacher")
 
 
 def test_ten_steps(served, capsys):
