@@ -1,18 +1,17 @@
 """Run by test_triton.py in a process of its own: compiles every Triton kernel that some calls launch, without a GPU.
 
-Prints a JSON line for each: its registers, and of its machine code (sm_80 and newer) how often registers are spilled
-and what the loop over the row consists of. For AMD (gfx942) only that it compiles.
+Prints a JSON line for each: of its machine code (sm_80 and newer) how often registers are spilled and what the loop
+over the row consists of. For AMD (gfx942), the line says only that the kernel compiles.
 
     python tests/triton/triton_ahead.py 90
     python tests/triton/triton_ahead.py 90 reverse_kl reverse_kl_backward
 """
 
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 import torch
 import triton
@@ -20,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import pruneopd_kernels.triton
+from bench.count import machine_code as sass
 from pruneopd_kernels.config import PruneConfig
 from pruneopd_kernels.ops._operator import compiled
 from pruneopd_kernels.triton import position
@@ -98,45 +98,28 @@ def loss_calls(positions, dtypes, m):
     yield "reverse_kl_backward", {**pair, "state": state, "scale": scale}
 
 
-def disassembled(cubin):
-    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "nvdisasm")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
-    instructions, labels = [], {}
-    for line in text.splitlines():
-        if label := re.match(r"\s*\.(L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-            instructions.append(re.sub(r"^@!?U?P\w+\s+", "", instruction[1]))
-    return instructions, labels
-
-
-def row_loop(instructions, labels):
-    """The loop over whole blocks of a row: the shortest with at least one ex2 for each element of a row."""
-    loops = []
-    for end, instruction in enumerate(instructions):
-        label = re.search(r"^BRA.*`\(\.(L_x_\d+)\)", instruction)
-        if label and labels.get(label[1], end + 1) <= end:
-            loops.append(instructions[labels[label[1]] : end + 1])
-    return min((x for x in loops if sum("MUFU.EX2" in y for y in x) >= 32), key=len, default=[])
-
-
 def described(kernel):
+    """Return the spills, and what the loop over whole blocks of a row consists of."""
     if "cubin" not in kernel.asm:
         return {}
-    instructions, labels = disassembled(kernel.asm["cubin"])
-    loop = row_loop(instructions, labels)
-    names = [x.split()[0] for x in loop]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        (machine_code,) = sass.kernels(Path(file.name))
+    loops = [
+        Counter(one.opcode for one in machine_code.instructions if end.target <= one.address <= end.address)
+        for end in machine_code.uses("BRA")
+        if end.target is not None and end.target <= end.address
+    ]
+    # The shortest with at least one ex2 for each element of a row.
+    loop = min((x for x in loops if x["MUFU.EX2"] >= 32), key=Counter.total, default=Counter())
     return {
-        "registers": 1 + max(int(n) for x in instructions for n in re.findall(r"\bR(\d+)", x)),
-        "spills": sum(x.startswith(("STL", "LDL")) for x in instructions),
-        "loop_spills": sum(x.startswith(("STL", "LDL")) for x in loop),
-        "loop": len(loop),
-        "loop_ex2": sum("MUFU.EX2" in x for x in loop),
-        "loop_loads": {x: names.count(x) for x in sorted(set(names)) if x.startswith("LDG")},
-        "loop_stores": {x: names.count(x) for x in sorted(set(names)) if x.startswith("STG")},
+        "spills": len(machine_code.uses("STL", "LDL")),
+        "loop_spills": sum(count for name, count in loop.items() if name.startswith(("STL", "LDL"))),
+        "loop": loop.total(),
+        "loop_ex2": loop["MUFU.EX2"],
+        "loop_loads": {name: count for name, count in sorted(loop.items()) if name.startswith("LDG")},
+        "loop_stores": {name: count for name, count in sorted(loop.items()) if name.startswith("STG")},
     }
 
 
