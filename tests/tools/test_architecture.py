@@ -26,7 +26,7 @@ FILES = {
 
 
 def imported(tree, package=""):
-    """Yield the full name of each module that is imported, in functions too; not what is only for types."""
+    """Yield the full name of each imported module, in functions too, except imports for types only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -74,7 +74,7 @@ def test_only_dispatch_imports_the_reference():
 
 
 def test_the_package_never_imports_itself_by_name():
-    """The kernel hub imports a copy of it under another name, without its integrations."""
+    """The kernel hub imports a copy under another name, without the integrations."""
     for name, file in FILES.items():
         if name.startswith("pruneopd_kernels") and ".integrations" not in name:
             own = [other for other in imported(ast.parse(file.read_text())) if other.startswith("pruneopd")]

@@ -52,7 +52,7 @@ def test_the_row_loop_is_counted_along_its_shortest_path(monkeypatch, arch, usag
 
 @functools.cache
 def kernel(slots):
-    """With a loop of 8 x 16 bytes of two-byte elements, that many instructions a pair."""
+    """Return a kernel whose loop reads 8 x 16 bytes of two-byte elements, with `slots` instructions per pair."""
     load = [machine_code.Instruction(0, "", "LDG.E.128", "")] * 8
     load += [machine_code.Instruction(0, "", "MUFU.EX2", "")] * 64
     rest = [machine_code.Instruction(0, "", "FFMA", "")] * (slots * 32 - len(load) - 1)
@@ -69,14 +69,3 @@ def test_predictions_lie_between_their_ends_and_grow_with_the_work():
     assert predictions.predict(GPU, kernel(60))["bound_by"] == "computing"
     few = predictions.predict(replace(GPU, positions=1), kernel(11))
     assert few["bound_by"] == "latency" and few["median_ms"] < 0.05
-
-
-def test_a_prediction_takes_the_kernel_of_its_case():
-    of_cuda = kernel(11)
-    of_triton = replace(of_cuda, name="reliability_kernel")
-    loads = [replace(one, opcode=one.opcode.replace("LDG.E.128", "LDG.E.64")) for one in of_cuda.instructions]
-    others = replace(of_triton, registers=250), replace(of_triton, registers=60, instructions=tuple(loads))
-    kernels = [of_cuda, others[0], of_triton, others[1]]
-    assert predictions.kernel_of(GPU, kernels) is of_cuda
-    assert predictions.kernel_of(replace(GPU, impl="triton"), kernels) is of_triton, "not that of another k or dtype"
-    assert predictions.kernel_of(replace(GPU, op="token_stats"), kernels) is None

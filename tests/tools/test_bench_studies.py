@@ -1,4 +1,4 @@
-"""The measurements beside the operators', at sizes that show no speed; and what is published of them."""
+"""The studies beside the operators, at sizes that show no speed, and their published results."""
 
 import json
 import re
@@ -44,18 +44,9 @@ def test_a_wrong_answer_is_not_timed(monkeypatch, capsys):
     assert len(re.findall("NOT TIMED: .* is off by", printed.err)) == 3 * 6, "loss and gradients of each case"
 
 
-def test_half_of_the_positions_are_exhausted():
-    skipping = linear.calls(linear.Data.of(TINY), TINY)["skip True"]
-    data, *_ = skipping.args
-    heads = (data.student, data.student_weight, data.teacher, data.teacher_weight)
-    options = {"k": linear.K, "skip_exhausted": True, "w_base": 0.0, "w_drop": skipping.keywords["w_drop"]}
-    above = (linear.linear_opd_loss(*heads, **options).reliability > 0).float().mean().item()
-    assert above == pytest.approx(0.5, abs=2 * linear.RESPONSES / 32)
-
-
 @pytest.mark.thorough
 def test_several_processes_against_one():
-    """It checks the answer of the ranks before it prints a row."""
+    """The command checks the ranks' answer before it prints a row."""
     arguments = ("parallel", "--shape", 1, 2, "--rounds", 1)
     row = json.loads(processes.run("-m", "bench", *arguments, cwd=processes.ROOT))
     assert row["ranks"] == 2 and row["median_ms"] > 0 and row["bytes_sent_by_a_rank"] == 32 + 2 * 4 * (5 * 16 + 4)

@@ -45,7 +45,7 @@ def run_doctest(test):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings(name):
-    """An example that runs; one sentence; arguments; what comes back; what is raised."""
+    """Each docstring has an example that runs, a one-line summary, arguments, returns and errors."""
     obj = getattr(pruneopd_kernels, name)
     tests = doctest.DocTestFinder().find(obj, name, module=sys.modules[obj.__module__], globs={})
     assert any(test.examples for test in tests), f"{name} has no example"
@@ -58,7 +58,7 @@ def test_docstrings(name):
 
 
 def test_the_reference_has_every_public_name():
-    """By a directive of mkdocstrings, which fails to build if there is nothing of that name."""
+    """A directive of mkdocstrings names each; the build fails if the name does not exist."""
     text = "\n".join([*(path.read_text() for path in PAGES), *GENERATED.values()])
     described = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     shown = [pkgutil.resolve_name(target) for target in described if ".integrations." not in target]
@@ -89,7 +89,7 @@ def test_the_documented_step_reads_logits_as_rarely_as_possible():
 
 @each_page
 def test_python_examples(page, monkeypatch, tmp_path):
-    """The blocks of a page, one after another in one namespace."""
+    """Run the blocks of a page in order, in one namespace."""
     if page.stem in ("hub", "trl", "verl"):
         return  # those on other packages run beside these, in tests/integrations
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_links_and_make_targets_exist(page):
 
 
 def test_means_over_no_tokens_are_0():
-    """An empty micro-batch has no valid position: what divides by their number clamps it."""
+    """An empty micro-batch has no valid position, so divisions by the count clamp it."""
     texts = [*PAGES, *(ROOT / "examples").glob("*.py"), *(ROOT / "python").rglob("*.py")]
     divisors = [found for path in texts for found in re.findall(r"/ *\w*mask\.sum\(\)\S*", path.read_text())]
     assert len(divisors) >= 4 and all(".clamp(min=1)" in found for found in divisors)

@@ -20,7 +20,7 @@ IDS = {"student_topk_ids": [[[4, 2], [7, 1], [5, 3]]], "teacher_topk_ids": [[[2,
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory):
-    """Of a running host_server.py, to which importing torch is an error."""
+    """Return the port of a running host_server.py that fails if it imports torch."""
     folder = tmp_path_factory.mktemp("no_torch")
     (folder / "torch.py").write_text("raise ImportError('torch is not needed')\n")
     with socket.socket() as free:

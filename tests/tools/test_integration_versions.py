@@ -1,4 +1,4 @@
-"""TRL and verl of another version are refused before anything of them is imported: here neither is installed."""
+"""Other versions of TRL and verl are refused before they are imported; neither is installed here."""
 
 import importlib
 import sys

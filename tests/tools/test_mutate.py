@@ -1,4 +1,4 @@
-"""The mutations still apply, and what scripts/mutate.py makes of a test's failure."""
+"""The mutations still apply; scripts/mutate.py parses a test's failure."""
 
 import pytest
 

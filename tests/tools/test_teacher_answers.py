@@ -1,4 +1,4 @@
-"""A teacher's answers as the tensors that the operators take: vLLM's and SGLang's, invented and recorded."""
+"""Answers of vLLM and SGLang, invented and recorded, become the operators' tensors."""
 
 import doctest
 import json
@@ -108,7 +108,7 @@ def test_docstrings(module):
 
 
 def generated(payload, times):
-    """What SGLang says of the same sequence: [log-probability, id, text], from `logprob_start_len` on, first null."""
+    """Answer as SGLang does: [log-probability, id, text] from `logprob_start_len` on, the first one null."""
     sequence, k, start = (payload[name] for name in ("input_ids", "top_logprobs_num", "logprob_start_len"))
     positions = completion(sequence, k)["choices"][0]["prompt_logprobs"]
     tokens, tops = [[None, sequence[start], None]], [None]
@@ -145,7 +145,7 @@ TOKENS, TOPS = RECORDED["input_token_logprobs"], RECORDED["input_top_logprobs"]
 
 
 def test_a_recorded_answer_of_sglang():
-    """bfloat16 logits tie; the last token is none of the candidates; the best k of more candidates are taken."""
+    """bfloat16 logits tie, the last token is not a candidate, and the best k of more candidates are taken."""
     more = [[[-4.0, 1, None], *top, [-3.9, 2, None]] for top in TOPS[1:3]]
     for tops in (TOPS, [None, *more, TOPS[3]]):
         for prompt, response in (([785, 6722, 315], [9625, 374]), ([785, 6722, 315, 9625], [374])):
@@ -179,7 +179,7 @@ RECORDING = json.loads((Path(__file__).parents[1] / "data" / "vllm_prompt_logpro
 
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-3), ("bfloat16", 0.3)])
 def test_recorded_answers_of_vllm(dtype, close):
-    """What the server said of a text is what the model itself says of it in float32."""
+    """The recorded answers agree with the model itself in float32."""
     cases = [case for case in RECORDING["cases"] if case["dtype"] == dtype]
     fields = ([case[name] for case in cases] for name in ("prompt_logprobs", "prompt", "response"))
     out = vllm.from_prompt_logprobs(*fields, vocab_size=RECORDING["vocab_size"], k=RECORDING["k"])

@@ -21,12 +21,12 @@ def short_waits(monkeypatch):
 
 
 def to_second(behaviour, times=math.inf):
-    """Behave so towards the second request, which begins with token 7, so many times; otherwise rightly."""
+    """Apply a behaviour to the second request (it begins with token 7) this many times; answer rightly otherwise."""
     return lambda payload, time: behaviour if payload["prompt"][0] == 7 and time <= times else right(payload, time)
 
 
 def failure(behave, **patience):
-    """Return the error of a batch, how long it took, and how often the second request came."""
+    """Return the error of a batch, its duration, and how often the second request came."""
     with answering(behave, **patience) as (server, asked):
         start = time.perf_counter()
         with pytest.raises(TeacherServerError) as raised:
@@ -36,7 +36,7 @@ def failure(behave, **patience):
 
 
 def changed(change):
-    """Return a right answer to the second request, after a change to what it says of the last token."""
+    """Return a right answer to the second request with a change to its last token."""
     answer = completion([7, 9, 9], K)
     change(answer["choices"][0]["prompt_logprobs"][2])
     return answer
@@ -121,7 +121,7 @@ def no_thread_is_left():
 
 @pytest.mark.parametrize(("what", "limit"), tiers.combinations(SLOW, LIMITS))
 def test_time_limits(what, limit):
-    """They hold for a whole answer, even if no single wait is long."""
+    """The limits hold for a whole answer, even if no single wait is long."""
     patience, least, words, attempts = LIMITS[limit]
     told, took, _ = failure(to_second(SLOW[what]), **patience)
     assert "request 1 of 3" in told and told.endswith(f"{words} after {attempts} of them")
@@ -135,7 +135,7 @@ def test_the_wait_for_a_busy_server_ends_with_the_time(monkeypatch):
 
 
 def test_one_failure_breaks_off_the_others():
-    """Neither the request that hangs nor those that are waiting for their turn are waited for."""
+    """Requests that hang or are queued do not delay the error."""
     told, took, _ = failure(
         lambda payload, _: teacher_server.hang if payload["prompt"][0] == 1 else (400, b"no"), concurrency=2
     )

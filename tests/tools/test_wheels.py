@@ -1,4 +1,4 @@
-"""What is published, as far as it shows without a compiler; `make wheels` builds it, `make test-wheels` installs it."""
+"""The published files that need no compiler. `make wheels` builds all, `make test-wheels` installs them."""
 
 import os
 import re
@@ -28,7 +28,7 @@ WRITTEN = [  # what can be read from the package is; these cannot
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """What a wheel is made of, where nothing has been compiled."""
+    """Return a folder with the sources of a wheel, without compiled files."""
     folder = tmp_path_factory.mktemp("sources")
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "pruneopd_kernels", folder / "pruneopd_kernels", ignore=ignore)
@@ -49,7 +49,7 @@ def test_every_file_names_the_same_version():
 
 
 def contents(wheel, distribution):
-    """The names of the files, and the metadata."""
+    """Return the file names and the metadata."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"{distribution}-{VERSION}.dist-info/METADATA").decode()
         return set(archive.namelist()), Parser().parsestr(metadata)

@@ -1,4 +1,4 @@
-"""Comparisons whose runs are done by a stand-in for the trainer, `trainer_child.py`."""
+"""Comparisons of runs by a stand-in for the trainer, `trainer_child.py`."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ BASE = TrainConfig(steps=4, initial_length=40, length_step=10)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    """Polls often, draws nothing, and keeps a journal of the children."""
+    """Poll often, draw nothing, and keep a journal of the children."""
     monkeypatch.setattr(module, "POLL_S", 0.01)
     monkeypatch.setattr("pruneopd_lab.report.draw", lambda comparison, folder, suffix: [])
     monkeypatch.setenv("JOURNAL", str(tmp_path / "journal"))
@@ -99,7 +99,7 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
 
 
 def test_prefix_waits_for_prune_and_has_its_mean_length(tmp_path):
-    """Prune's lengths are 40, 50, 60, 70 in the stand-in: their mean is that of a ramp from 40 to 70."""
+    """In the stand-in, prune's lengths are 40, 50, 60, 70: the mean of a ramp from 40 to 70."""
     out = tmp_path / "out"
     methods = ["prefix", "opd", "prune", *(f"prefix:{field}" for field in FINAL)]
     compare(BASE, methods, [0], out, command=COMMAND)
@@ -209,12 +209,3 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
     (tmp_path / "file").touch()
     said = refusal(compare, BASE, ["opd"], [0], tmp_path / "file", command=COMMAND)
     assert said == f"the run in {tmp_path / 'file' / 'opd' / 'seed-0'} cannot be started: Not a directory"
-
-
-def test_bars_on_a_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    compare(BASE, ["opd"], [0], tmp_path / "out", command=COMMAND)
-    printed = capsys.readouterr().out
-    assert "opd seed 0" in printed and "4/4" in printed
-    assert "begins" not in printed

@@ -1,4 +1,4 @@
-"""Tasks: prompts by number, files that are refused with their line, and grades."""
+"""Tasks: prompts by number, refusals that name a file's line, grades."""
 
 import os
 import time
@@ -165,7 +165,7 @@ def test_a_boxed_answer_is_graded(tmp_path, answers, answer, response, grade):
 
 @pytest.mark.thorough
 def test_an_answer_that_takes_for_ever_is_not_equal_and_the_next_is_compared():
-    """The process is ended while it multiplies one integer, where no handler of a signal would be called."""
+    """The process ends while it multiplies one integer, when no signal handler would run."""
     answers = MathAnswers()
     started = time.perf_counter()
     assert not answers.equal("5", "9^{9^{9^9}}")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: curves, progress, and responses coloured by weight."""
+"""What a person sees of a run: curves, and responses coloured by weight."""
 
 import html
 import io
@@ -67,7 +67,7 @@ def test_a_disk_that_fills_under_tensorboard_is_told_and_closing_does_not_hang(t
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What a run asked of the packages of both trackers, for which this stands."""
+    """Stand in for both trackers' packages; return what a run asked of them."""
     calls = []
 
     class Run:

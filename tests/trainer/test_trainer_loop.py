@@ -1,4 +1,4 @@
-"""The loop against a plain restatement of Algorithm 1, and what must not change its numbers."""
+"""The loop against a plain restatement of Algorithm 1."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def trainer(**changes):
 
 
 def algorithm_1(config, steps):
-    """Algorithm 1 as the paper has it, one response and one position at a time, in plain PyTorch."""
+    """Run Algorithm 1 in plain PyTorch, one response and one position at a time."""
     student, teacher = pair()[:2]
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0)
     budget, without_growth, found = config.initial_length, 0, []
@@ -187,7 +187,7 @@ def test_the_fused_scores_are_those_of_the_operators_one_by_one(metric):
     ],
 )
 def test_how_often_a_step_reads_the_logits(changes, expected):
-    """Of the student and of the teacher, for one gradient written."""
+    """Count reads of the student's and the teacher's logits per gradient written."""
     run = trainer(**changes)
     run.pair.teacher.resize_token_embeddings(len(TOKENIZER) + 8)
     with reads.counted(len(TOKENIZER), len(TOKENIZER) + 8) as rows:
@@ -221,7 +221,7 @@ def test_random_keeps_each_position_with_the_share_that_prune_would_keep(match, 
 
 
 def test_random_matches_a_mass_above_that_of_the_rewards():
-    """Early weights L are above 1. A position cannot be kept more than once, but it can count for more."""
+    """Early weights L are above 1. A position cannot be kept twice, but it can weigh more."""
     run = trainer(method="random", match="mass", w_drop=0.0, w_base=0.5, initial_length=16, batch_size=20)
     batch = run.sample(1, 16)
     weights = run.random_positions(1, batch, torch.arange(20).split(8))

@@ -1,4 +1,4 @@
-"""What each method keeps of the responses, and how long it lets them be."""
+"""What each method keeps of the responses, and their length limits."""
 
 from dataclasses import replace
 

@@ -17,7 +17,7 @@ from trainer_models import refusal, save, word_tokenizer
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny model with random weights."""
+    """Return the folder of a tiny random model."""
     return save(tmp_path / "model", make_model())
 
 
@@ -145,7 +145,7 @@ def test_tokenizers_that_differ_are_refused_with_the_ids():
 
 
 def test_a_pair(folder, tmp_path):
-    """The heads may be padded, and the teacher of another precision; all the ends count."""
+    """Heads may be padded, the teacher may have another precision, and all end tokens count."""
     wide = make_model()
     wide.resize_token_embeddings(128)
     wide.generation_config.eos_token_id = [1, 5, 127]
@@ -197,7 +197,7 @@ def test_the_tiny_pair_is_part_of_the_package(tmp_path, monkeypatch):
 
 
 def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypatch, prompts):
-    """A stand-in for SmolLM2 whose layers 1 and 2 hand on their input: the student drop1 computes the same."""
+    """In this stand-in for SmolLM2, layers 1 and 2 pass their input on, so a student without them computes the same."""
     teacher = make_model()
     with torch.no_grad():
         for layer in teacher.model.layers[1:3]:
@@ -219,7 +219,7 @@ def test_a_student_of_smollm2_lacks_the_layers_that_do_least(tmp_path, monkeypat
 
 
 def write_gguf(model, file):
-    """A Llama in the tensors and keys of a GGUF file; one head, so that no rows of its projections change places."""
+    """Write a Llama as a GGUF file. It has one head, so that no rows of its projections are permuted."""
     gguf = pytest.importorskip("gguf")
     writer, config = gguf.GGUFWriter(file, "llama"), model.config
     values = {

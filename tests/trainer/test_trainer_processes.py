@@ -1,4 +1,4 @@
-"""Two processes share a run and come to the numbers of one."""
+"""Two processes that share a run compute the numbers of one."""
 
 import os
 import subprocess

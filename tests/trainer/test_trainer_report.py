@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pruneopd_lab import figures
 from pruneopd_lab import report as module
 from pruneopd_lab.report import report
 from pruneopd_lab.run_groups import Run, comparisons, find_runs, read_metrics, read_run
@@ -69,17 +68,11 @@ def test_the_table_is_what_the_hand_computes(two_methods, undrawn):
 def test_seeds_without_a_partner_have_no_difference(two_methods, undrawn):
     written(two_methods / "prune/7", replace(BASE, seed=7), accuracy=(0.1, 0.52))
     written(two_methods / "truncate/7", replace(BASE, seed=7, method="truncate"))
-    _, truncate, prune = rows(report([two_methods]))
+    written(two_methods / "prefix/0", replace(BASE, method="prefix"), accuracy=(0.1, 0.44))
+    _, truncate, prune, prefix = rows(report([two_methods]))
     assert "| +7.0 ± 3.0 (2 of 3 seeds) |" in prune
+    assert prefix.startswith("| prefix | 1 | 44.0 ± 5.0* | +4.0 ± 7.1* |"), "one seed has the error of its prompts"
     assert truncate.startswith("| truncate | 1 | 50.0 ± 5.0* | - |")
-
-
-def test_one_seed_has_the_error_of_its_prompts(tmp_path, undrawn):
-    written(tmp_path / "a", replace(BASE, method="opd"), accuracy=(0.1, 0.4), error=0.03)
-    written(tmp_path / "b", BASE, accuracy=(0.1, 0.5), error=0.04)
-    opd, prune = rows(report([tmp_path]))
-    assert opd.startswith("| opd | 1 | 40.0 ± 3.0* | - |")
-    assert prune.startswith("| prune | 1 | 50.0 ± 4.0* | +10.0 ± 5.0* |")
 
 
 def test_an_unfinished_run_stands_by_itself(two_methods, undrawn):
@@ -206,18 +199,6 @@ def test_all_figures_are_drawn(two_methods):
     assert saved.startswith(text.strip())
     links = re.findall(r"!\[[\w ]+\]\(([^)]+)\)", saved)
     assert sorted(links) == [f"figures/{name}.png" for name in names]
-
-
-def test_evaluations_are_means_with_their_standard_error(two_methods):
-    (found,) = comparisons(find_runs([two_methods]))
-    (axes,) = figures.draw_evaluations(found, "time_s").axes
-    opd, prune = axes.lines
-    assert prune.get_xdata().tolist() == [0, 12]
-    assert prune.get_ydata().tolist() == pytest.approx([0.1, 0.52])
-    assert opd.get_ydata().tolist() == pytest.approx([0.1, 0.6])
-    edges = axes.collections[1].get_paths()[0].vertices
-    assert edges[edges[:, 0] == 12][:, 1].min() == pytest.approx(0.44)
-    assert edges[edges[:, 0] == 12][:, 1].max() == pytest.approx(0.60)
 
 
 def test_a_run_that_has_just_begun(tmp_path):

@@ -1,4 +1,4 @@
-"""Sampling: the same tokens as without a cache, whatever else is in the batch."""
+"""Sampling: the same tokens as without a cache, regardless of the batch."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def encoded(prompts=PROMPTS):
 
 
 def naive(model, prompt, numbers, end_ids, temperature=1.0, vocab_size=None):
-    """One response, each token from a pass over all tokens before it, without padding."""
+    """Sample one response without cache or padding."""
     ids = TOKENIZER(prompt).input_ids
     start = len(ids)
     for number in numbers.tolist():

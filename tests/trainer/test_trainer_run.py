@@ -1,4 +1,4 @@
-"""Whole runs through the command line: what they write, how they are continued, and what ends them."""
+"""Whole runs through the command line: what they write, how they resume, what ends them."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ EVALUATION_KEYS = {"accuracy", "accuracy_se", "eval_overlap", "eval_reverse_kl",
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A YAML file that names a student's and a teacher's folder, and small values for the rest."""
+    """Return a folder with a student, a teacher and `small.yaml`, which names both and has small values."""
     folder = tmp_path_factory.mktemp("models")
     teacher = random_model(1)
     save(folder / "teacher", teacher)
@@ -52,7 +52,7 @@ def train(models, out, *options):
 
 
 def process(models, out, *options):
-    """`pruneopd train` in a process of its own."""
+    """Start `pruneopd train` in a new process."""
     command = [sys.executable, "-m", "pruneopd_lab", "train", "--config", str(models / "small.yaml")]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen([*command, "--out", str(out), *map(str, options)], stdout=subprocess.DEVNULL,
@@ -72,7 +72,7 @@ def weights(out, step):
 
 
 def wait_for_step(out, step, running):
-    """Until the run has logged a step."""
+    """Wait until the run has logged a step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and running.poll() is None:
         if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > step:
@@ -113,7 +113,7 @@ def test_a_run_writes_its_folder(unbroken):
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_continues_to_the_same_numbers(models, unbroken, tmp_path, number):
-    """An interrupted one saves before it leaves; a killed one continues from the last checkpoint."""
+    """An interrupted run saves before it exits. A killed run resumes from the last checkpoint."""
     out, killed = tmp_path / "out", number == signal.SIGKILL
     running = process(models, out, "--save-every", 2 if killed else 100)
     wait_for_step(out, 3 if killed else 1, running)
@@ -182,7 +182,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, sentence):
 
 
 def test_what_cannot_begin_leaves_no_run_behind(models, unbroken, tmp_path, capsys):
-    """The same folder serves when the mistake is mended."""
+    """The same folder can be used once the mistake is fixed."""
     out = tmp_path / "out"
     for options in (["--student", tmp_path / "missing"], ["--data", tmp_path / "missing"],
                     ["--teacher-device", "nowhere"]):  # fmt: skip
@@ -204,7 +204,7 @@ def test_a_run_that_was_ended_before_its_first_checkpoint_begins_again(models, u
 
 
 def test_a_student_whose_generation_settings_cannot_be_saved_is_trained(models, tmp_path):
-    """Sampling is this trainer's; of such settings the end tokens are of use."""
+    """The trainer samples by itself; it uses only the end tokens of these settings."""
     shutil.copytree(models / "student", tmp_path / "student")
     file = tmp_path / "student" / "generation_config.json"
     ends = json.loads(file.read_text())["eos_token_id"]
@@ -269,7 +269,7 @@ def test_a_command_without_options_starts_from_the_preset_and_runs(models, tmp_p
 
 @pytest.mark.thorough
 def test_the_trainer_alone_runs_a_configuration(models, unbroken, tmp_path):
-    """With the models and prompts that it names, ungraded; presets, grades and the page of samples are the lab's."""
+    """It runs without grades. Presets, grades and the page of samples belong to the lab."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "{number} + 1 =", "answer": "1"}}\n' for number in range(20)))
     file, out = tmp_path / "own.yaml", tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds after a killed process, on a full disk, and with lines that are broken."""
+"""The folder of a run after a killed process, on a full disk and with broken lines."""
 
 import errno
 import math
@@ -113,7 +113,7 @@ def test_the_newest_checkpoints_are_kept(run):
 
 @pytest.mark.parametrize("killed_while", ["saving", "removing"])
 def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next(run, monkeypatch, killed_while):
-    """A folder that is not whole has a hidden name, whether it is being written or removed."""
+    """An incomplete folder has a hidden name, while it is written and while it is removed."""
 
     def kill(*arguments, **options):
         assert names(run)[0].startswith(".step-")

@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ RESPONSE = "start 4 . first take 9 : answer 5 7"
 
 @pytest.fixture
 def models(tmp_path):
-    """Folders of a student and of a teacher that agrees with it at times."""
+    """Return the folders of a student and of a teacher that agrees with it sometimes."""
     student, teacher = make_model(), make_model()
     with torch.no_grad():
         for mine, its in zip(student.parameters(), teacher.parameters(), strict=True):
@@ -107,14 +106,6 @@ def test_the_command_prints_a_table(models, prompts, tmp_path, capsys):
 
     assert main(["score", *given, "--threshold", "2"]) == 1
     assert capsys.readouterr().err == "pruneopd: score: threshold must be in (0, 1], got 2.0\n"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_sentence(models, prompts, tmp_path):
-    (tmp_path / ".scores.jsonl.partial").symlink_to("/dev/full")
-    words = f"{tmp_path / 'scores.jsonl'} cannot be written: No space left on device"
-    assert refusal(*models, prompts, out=tmp_path) == words
-    assert not list(tmp_path.glob("*scores*"))
 
 
 def test_lines_that_cannot_be_scored_are_refused(models, tmp_path):

@@ -1,4 +1,4 @@
-"""Stands in for `pruneopd`: a run without training, a step every PACE seconds.
+"""Stand in for `pruneopd`: a run without training, one step every PACE seconds.
 
 It is told by environment variables: PACE; FAIL, "method step" of the step at which to end; WHAT, whether it
 fails or leaves; JOURNAL, a file to which it appends what it was called with and when it began and ended.

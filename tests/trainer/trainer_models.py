@@ -14,7 +14,7 @@ TOKENIZER = make_tokenizer()
 
 
 def random_model(seed, *, sharpness=4.0):
-    """One layer of width 32; its head is scaled so that it is not indifferent to what comes next."""
+    """Return a model of one layer of width 32. Its head is scaled so that some tokens are likely."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     ids = {"pad_token_id": TOKENIZER.pad_token_id, "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": None}
@@ -27,7 +27,7 @@ def random_model(seed, *, sharpness=4.0):
 
 
 def near(model, seed, distance):
-    """Another model whose logits differ from those of `model` a little, or a lot."""
+    """Return another model whose logits differ from those of `model`, by `distance`."""
     other = random_model(seed)
     with torch.no_grad():
         for own, given in zip(other.parameters(), model.parameters(), strict=True):
@@ -36,7 +36,7 @@ def near(model, seed, distance):
 
 
 def word_tokenizer(words, unknown=0, **special):
-    """A tokenizer of words; others become the unknown one."""
+    """Return a tokenizer of these words; others become the unknown token."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[unknown]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

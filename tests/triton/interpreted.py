@@ -22,7 +22,7 @@ def process():
 
 
 def run(op, arguments):
-    """The outputs of a kernel, computed in the other process; of a loss also what its backward pass needs."""
+    """Return the outputs of a kernel, computed in the other process, with those saved for the backward pass."""
     Pickler(process().stdin).dump((op, arguments))
     process().stdin.flush()
     outputs = pickle.load(process().stdout)
@@ -32,7 +32,7 @@ def run(op, arguments):
 
 
 class Pickler(pickle.Pickler):
-    """Tensors of any dtype with their strides and the memory around them, which torch's own way refuses for some."""
+    """Pickle tensors of any dtype with their strides and the memory around them; torch refuses some."""
 
     def reducer_override(self, value):
         import torch
@@ -53,7 +53,7 @@ def unpickled(memory, dtype, *place):
 
 
 def prepare():
-    """Let triton interpret, and mend the interpreter where it computes other than a GPU or takes its time."""
+    """Make triton interpret, and fix the interpreter where it differs from a GPU or is slow."""
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
     import warnings
 
@@ -69,7 +69,7 @@ def prepare():
 
 
 def fused_multiply_add(self, x, y, z):
-    """As on a GPU: rounded once. Of float32 the product is exact in float64."""
+    """Round once, as a GPU does. The product of two float32 is exact in float64."""
     import numpy as np
     from triton.runtime.interpreter import TensorHandle
 
@@ -78,7 +78,7 @@ def fused_multiply_add(self, x, y, z):
 
 
 def bfloat16_bits(convert):
-    """The interpreter loses subnormals on the way between bfloat16 and float32, which a GPU does not."""
+    """Keep subnormals between bfloat16 and float32, as a GPU does; the interpreter loses them."""
     import ml_dtypes
     import numpy as np
     import triton.language as tl
@@ -94,7 +94,7 @@ def bfloat16_bits(convert):
 
 
 def patch_once(interpreter):
-    """The interpreter patches triton.language anew at every call of a function: half of its time."""
+    """Patch triton.language once per function. The interpreter does it at every call, half of its time."""
     patch, patched = interpreter._patch_lang, set()
 
     def patch_if_new(function):
@@ -110,7 +110,7 @@ def patch_once(interpreter):
 
 
 def run_here(op, arguments):
-    """The same as `run`, in a process that has been prepared."""
+    """Do what `run` does, in a prepared process."""
     from pruneopd_kernels import triton
     from pruneopd_kernels.ops._operator import compiled
 

@@ -43,7 +43,7 @@ def test_strides_beyond_32_bits(tmp_path):
 
 
 def test_tensors_of_the_cpu_where_triton_interprets():
-    """By every function, as users who set TRITON_INTERPRET=1 expect; gradients by torch's own dispatcher."""
+    """Every function takes them if TRITON_INTERPRET=1 is set; torch's dispatcher computes gradients."""
     out = processes.run(
         code="""
         import os
@@ -62,7 +62,7 @@ def test_tensors_of_the_cpu_where_triton_interprets():
 
 @pytest.mark.parametrize("op", ["token_stats", "reverse_kl", "opd_loss"])
 def test_float64_where_float32_would_lose_a_term(op):
-    """A probability that float32 takes for 0 multiplies a huge difference: in either direction."""
+    """A probability that is 0 in float32 multiplies a huge difference, in either direction."""
     student = torch.full((1, 3, 9000), -50.0)
     student[..., 0] = 0.0
     teacher = student.clone()
@@ -100,13 +100,13 @@ INSTRUCTIONS = {"row_stats": 9, "logprobs_backward": 7, "reliability": 13.5, "op
 INSTRUCTIONS |= {"reverse_kl": 16, "reverse_kl_backward": 19}
 # Those for what is computed on request.
 INSTRUCTIONS |= {"entropy": 1.5, "entropy_coefficient": 3, "divergence": 3, "entropies": 1.5}
-# Values that wait outside of the loop, for the registers are just enough.
+# Values spilled outside the loop: the registers just suffice inside.
 SPILLS = dict.fromkeys([("reverse_kl", "fused"), ("opd_scores", "fused"), ("token_stats", "fused")], 30)
 
 
 @pytest.mark.parametrize("target", ["80", "90", "100"])
 def test_compiles_without_spills_and_loads_16_bytes_at_a_time(target):
-    """In its loop a thread takes 32 elements of either row, with one ex2 each and one for each row's reference.
+    """In its loop a thread takes 32 elements of each row: one ex2 each, and one for each row's reference.
 
     A backward pass needs an exponential of the student's only, and its references are known.
     """

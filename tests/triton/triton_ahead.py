@@ -30,7 +30,7 @@ FLAGS = ("entropy", "entropy_coefficient", "entropies", "divergence")
 
 
 class Ahead:
-    """Stands for the driver of a GPU that is not here."""
+    """Stand in for the driver of a GPU that is not here."""
 
     def __init__(self, target):
         self.target = target

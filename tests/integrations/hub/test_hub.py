@@ -75,7 +75,7 @@ def test_the_variant_without_compiled_code_takes_the_reference():
 
 
 def test_no_two_variants_share_a_name():
-    """Under which they are imported, with all that is in them."""
+    """Variants are imported under their names."""
     assert len({metadata(variant).id for variant in VARIANTS}) == len(VARIANTS) >= 3
 
 

@@ -1,4 +1,4 @@
-"""The response budget inside a trainer: what it sets, when, and that a run goes on as if never interrupted."""
+"""The response budget inside a trainer: what it sets and when, and how a run resumes."""
 
 import json
 
@@ -19,13 +19,13 @@ def budgeted(folder, prune=GROWS, given=None, **settings):
 
 
 def lengths(made):
-    """Every copy of the length."""
+    """Return every copy of the length."""
     copies = made.max_completion_length, made.generation_config.max_new_tokens, made.generation_kwargs["max_new_tokens"]
     return {*copies, made.budget.length}
 
 
 class Watch(TrainerCallback):
-    """What the trainer would sample up to, step by step, and after an evaluation."""
+    """Record the length limit at each step and after each evaluation."""
 
     def __init__(self):
         self.made, self.seen = None, []
@@ -47,7 +47,7 @@ def test_it_sets_every_copy_of_the_length_at_the_end_of_a_step(tmp_path):
 
 
 def test_the_vllm_client_samples_up_to_it(tmp_path):
-    """TRL's object that asks vLLM, colocated or on a server, has a copy of its own."""
+    """TRL's vLLM client, colocated or on a server, keeps its own copy of the length."""
     asked = []
 
     class Vllm:
@@ -82,7 +82,7 @@ def test_evaluation_samples_up_to_the_maximum(tmp_path):
 
 
 def test_a_step_is_one_update_by_its_own_responses(tmp_path):
-    """With gradient accumulation, and after a step that was interrupted and has left lengths behind."""
+    """Gradient accumulation counts as one step. Lengths left by an interrupted step are dropped."""
     made = budgeted(tmp_path, max_steps=3, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     callback = next(cb for cb in made.callback_handler.callbacks if isinstance(cb, BudgetCallback))
     callback.effective_lengths.append(torch.zeros(1000))
@@ -94,14 +94,14 @@ def test_a_step_is_one_update_by_its_own_responses(tmp_path):
 
 
 class Stop(TrainerCallback):
-    """After ten steps, as if it had been interrupted."""
+    """Stop after ten steps, as an interruption would."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == 10
 
 
 def run(folder, resume=None, stop=False, **settings):
-    """Return the trainer, and what it logged of all twenty steps."""
+    """Return the trainer and what it logged at each step."""
     made = budgeted(
         folder, PRUNED, given={"callbacks": [Stop()] if stop else []}, max_steps=20, save_strategy="steps",
         save_steps=10, gradient_accumulation_steps=2, per_device_train_batch_size=2, **settings,
@@ -113,7 +113,7 @@ def run(folder, resume=None, stop=False, **settings):
 
 @pytest.fixture(scope="module")
 def twenty(tmp_path_factory):
-    """Twenty steps at a stretch, and a folder with the checkpoint of a run that ended after ten."""
+    """Run twenty steps at once; also leave the checkpoint of a run that ended after ten."""
     torch.use_deterministic_algorithms(True)
     folder = tmp_path_factory.mktemp("twenty")
     run(folder / "parts", stop=True)
@@ -122,7 +122,7 @@ def twenty(tmp_path_factory):
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_ten_steps_and_ten_more_are_twenty(tmp_path, twenty, restore):
-    """With transformers' own restoring of callbacks, which makes new ones, and without."""
+    """With and without transformers' own restoring of callbacks, which creates new ones."""
     whole, logged, checkpoint = twenty
     resumed, found = run(tmp_path, str(checkpoint), restore_callback_states_from_checkpoint=restore)
     assert found == logged and len(logged) == 20

@@ -1,4 +1,4 @@
-"""The recipes of docs/integrations/trl.md, the example and the measurement run, with tiny models."""
+"""The recipes of docs/integrations/trl.md, the example and the benchmark run with tiny models."""
 
 from pathlib import Path
 

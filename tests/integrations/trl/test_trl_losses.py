@@ -25,13 +25,13 @@ CASES = [*tiers.combinations(SETTINGS, LOSSES), ("autocast", "reverse_kl"), *((c
 
 @functools.cache
 def expected_of(folder, settings):
-    """What TRL logs, once for all the losses that are compared with it."""
+    """Return what TRL logs; computed once for all losses."""
     return history(stock(folder, **dict(settings)), *LOGGED)
 
 
 @pytest.mark.parametrize(("case", "loss"), CASES)
 def test_without_pruning_a_loss_is_that_of_trl(tmp_path, case, loss):
-    """Loss, gradient norm, entropy and the tokens seen, of two steps each."""
+    """Compare loss, gradient norm, entropy and token count of two steps."""
     settings = {**SETTINGS, **OTHERS}[case]
     got = history(trainer(tmp_path, given={"loss": loss, "prune": LOSSES[loss]}, **settings), *LOGGED)
     assert_same_steps(got, expected_of(tmp_path.parent / "stock", tuple(settings.items())))
@@ -39,7 +39,7 @@ def test_without_pruning_a_loss_is_that_of_trl(tmp_path, case, loss):
 
 
 def test_with_lora(tmp_path):
-    """The head is frozen then, and PEFT's own forward is passed by."""
+    """With LoRA the head is frozen and PEFT's own forward is not called."""
     settings = {"lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
     expected = history(stock(tmp_path, given={"peft_config": LoraConfig(**settings)}), *LOGGED)
     given = {"prune": LOSSES["reverse_kl"], "peft_config": LoraConfig(**settings)}
@@ -49,8 +49,8 @@ def test_with_lora(tmp_path):
 # --- the loss itself ----------------------------------------------------------------------------------------------
 
 
-def heads(student_dtype=torch.float32, teacher_dtype=torch.float32, bias=False):
-    """Arguments of TRL's loss, and a mask with holes, as where a tool answers."""
+def heads(bias=False):
+    """Return arguments of TRL's loss and a mask with holes, as tool calls make them."""
     torch.manual_seed(0)
     B, T, H = 3, 12, 16  # noqa: N806
     student, weight = torch.randn(B, T, H), torch.randn(VOCABULARY, H) / 3
@@ -64,15 +64,14 @@ def heads(student_dtype=torch.float32, teacher_dtype=torch.float32, bias=False):
         given["student_lm_head_bias"] = torch.randn(VOCABULARY)
         given["teacher_lm_head_bias"] = torch.randn(VOCABULARY) / 3
     for name, x in given.items():
-        own = name.startswith("student")
-        given[name] = x.to(student_dtype if own else teacher_dtype).requires_grad_(own)
+        x.requires_grad_(name.startswith("student"))
     mask = (torch.arange(T) < torch.tensor([T, 5, 9])[:, None]).long()
     mask[0, 3:5] = 0
     return given, mask
 
 
 def answers(loss, given, mask, **rest):
-    """Loss, entropy and tokens, and the gradients."""
+    """Return (loss, entropy, tokens) and the gradients."""
     found = loss(**given, completion_mask=mask, beta=1.0, **rest)
     wanted = [x for x in given.values() if x.requires_grad]
     return found, torch.autograd.grad(found[0], wanted)

@@ -1,4 +1,4 @@
-"""What is logged, where TRL logs."""
+"""The statistics that are logged beside those of TRL."""
 
 import math
 import random
@@ -15,13 +15,13 @@ ALWAYS = ["overlap", "drift_rate", "weight", "acceptance", "entropy_gap", "first
 
 
 def scores(student, teacher, mask, token_ids, **options):
-    """What a trainer keeps of a batch, from full logits."""
+    """Return what a trainer keeps of a batch, computed from full logits."""
     found = opd_loss(student, teacher, mask, token_ids=token_ids, entropies=True, **options)._asdict()
     return {**found, "entropy": found["student_entropy"]}
 
 
 def by_hand(scored, mask, longest):
-    """Token by token."""
+    """Return the statistics, computed token by token."""
     tokens, firsts, bands = [], [], {}
     gap = (scored["student_entropy"] - scored["teacher_entropy"]).abs()
     for row in range(mask.shape[0]):
@@ -55,7 +55,7 @@ def changed(scored, change):
 
 
 def test_measures_are_those_taken_token_by_token():
-    """Totals of parts add up. A response begins at its first valid position: a server's tensors begin earlier."""
+    """Totals of parts add up. A response begins at its first valid position; padding may precede it."""
     scored, mask = drawn()
     totals, expected = totals_of(scored, mask, 40), by_hand(scored, mask, 40)
     assert means_of(totals) == pytest.approx(expected) and len(expected) > 9
@@ -82,7 +82,7 @@ def test_what_there_is_nothing_of_is_not_logged():
 
 @pytest.mark.parametrize("loss", ["reverse_kl", "divergence"])
 def test_a_trainer_logs_what_its_models_say(tmp_path, loss):
-    """Of the first step, whose responses are scored again here with full logits."""
+    """Score the responses of the first step again, with full logits."""
     student = model(0)
     pair = student, teacher_of(student)
     given = {"prune": PRUNED, "teacher_model": pair[1], "loss": loss}

@@ -1,4 +1,4 @@
-"""What of TRL is private and used all the same: that it is as expected, and that it is left as it was found."""
+"""TRL's private names that the integration relies on: they are as expected and stay unchanged."""
 
 import inspect
 
@@ -20,7 +20,7 @@ def test_the_loss_is_called_as_that_of_trl():
 
 
 def test_nothing_is_patched(tmp_path, monkeypatch):
-    """TRL's names are as they were while a loss is computed, so threads cannot meet."""
+    """TRL's names are unchanged while a loss is computed, so threads cannot interfere."""
 
     def module_names():
         return DistillationTrainer._compute_loss, dict(vars(theirs))
@@ -32,7 +32,7 @@ def test_nothing_is_patched(tmp_path, monkeypatch):
 
 
 def test_a_method_that_calls_another_loss_is_an_error(tmp_path, monkeypatch):
-    """Such as that of a class in between, which calls TRL's: its loss would not be weighted."""
+    """A class in between may call TRL's loss directly; that loss would not be weighted."""
     original = DistillationTrainer._compute_loss
     monkeypatch.setattr(DistillationTrainer, "_compute_loss", lambda self, *args: original(self, *args))
     with pytest.raises(RuntimeError, match="TRL formed its loss without calling what weighs it"):
@@ -55,7 +55,7 @@ def look_up(word: str) -> str:
 
 
 def with_tools():
-    """A chat template that TRL knows to call tools, and what parses them."""
+    """Return a tokenizer whose chat template supports tool calls."""
     from trl.chat_template_utils import qwen3_chat_template
 
     made = tokenizer()

@@ -1,4 +1,4 @@
-"""TRL's trainer for a teacher on a server; the server's answers are made here, and read by TRL's own client."""
+"""TRL's trainer for a teacher on a server. The answers are made here and parsed by TRL's own client."""
 
 import math
 
@@ -17,7 +17,7 @@ K = 4
 
 
 class Client:
-    """Answers as vLLM does, with the sampled token beside the k best; what becomes of that is TRL's business."""
+    """Answer as vLLM does: the sampled token beside the k best."""
 
     teacher = None
 
@@ -68,7 +68,7 @@ def test_without_pruning_the_loss_is_that_of_trl(tmp_path, tail, accumulated):
 
 
 def tensors(rows=3, length=7):
-    """What TRL hands to its loss: log-probabilities of full logits, the server's candidates, labels."""
+    """Return what TRL passes to its loss: full logits, the server's candidates, labels, mask."""
     torch.manual_seed(0)
     logits = torch.randn(rows, length, VOCABULARY)
     teacher = logits + 0.5 * torch.randn_like(logits)
@@ -109,7 +109,7 @@ def test_each_position_has_the_weight_of_both_top_k(tmp_path, tail):
 
 
 def test_padding_is_no_candidate(tmp_path):
-    """TRL pads with id 0, which the student may well have among its own."""
+    """TRL pads with id 0, which may be one of the student's candidates."""
     trainer = made(tmp_path)
     _, result, labels, mask = tensors()
     logits = torch.zeros(*mask.shape, VOCABULARY)

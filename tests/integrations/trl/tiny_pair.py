@@ -39,7 +39,7 @@ def model(seed):
 
 
 def teacher_of(student, noise=0.05):
-    """So near the student that some positions drift and some do not."""
+    """Return a teacher close to the student: some positions drift and some do not."""
     teacher = Qwen3ForCausalLM(student.config)
     teacher.load_state_dict(student.state_dict())
     torch.manual_seed(7)

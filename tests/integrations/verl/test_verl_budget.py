@@ -1,4 +1,4 @@
-"""The trainer and the agent loop of the budget: verl's own methods, around fakes for what needs Ray or a GPU."""
+"""The budget's trainer and agent loop: verl's own methods around fakes for Ray and GPUs."""
 
 import asyncio
 import copy
@@ -38,13 +38,13 @@ OVERRIDES = [
 
 @functools.cache
 def config_of(*overrides):
-    """verl's own configuration, as its command line reads it."""
+    """Return verl's configuration, as its command line reads it."""
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", [*OVERRIDES, *overrides])
 
 
 class Workers:
-    """In the place of Ray's worker group: an actor's update returns these metrics."""
+    """Stand in for Ray's worker group."""
 
     def __init__(self):
         self.lengths, self.calls = [], []
@@ -61,7 +61,7 @@ class Workers:
 
 
 def trainer_of(tmp_path, *overrides):
-    """A trainer as it is when verl has set it up."""
+    """Return a trainer that is set up as verl does it."""
     config = copy.deepcopy(config_of(*overrides))
     config.trainer.default_local_dir = str(tmp_path)
     trainer, state, loss = PruneTrainerSync(config), {"seen": 0}, config.distillation.distillation_loss
@@ -75,7 +75,7 @@ def trainer_of(tmp_path, *overrides):
 
 
 def update(trainer, lengths):
-    """One update of the actor, from which the workers return these effective lengths: what is logged."""
+    """Update the actor, whose workers report these effective lengths; return what is logged."""
     trainer.global_steps += 1
     trainer.actor_rollout_wg.lengths = lengths
     metrics = {}
@@ -104,7 +104,7 @@ def test_the_budget_follows_the_effective_lengths(tmp_path):
 
 
 def test_the_budget_goes_with_the_prompts(tmp_path, monkeypatch):
-    """Down to what an agent loop's worker reads of a batch, in two parts; validation has none."""
+    """The agent loop's workers read it from each part of a batch."""
     sent, put = [], []
     monkeypatch.setattr(trainer_base, "tq", Namespace(kv_batch_put=lambda **kwargs: put.append(kwargs)))
     trainer = trainer_of(tmp_path)
@@ -125,7 +125,7 @@ def test_the_budget_goes_with_the_prompts(tmp_path, monkeypatch):
 
 
 def run_loop(sampling_params, **fields):
-    """What a server is asked for by the agent loop, and what is left of its answer of 50 tokens."""
+    """Run the agent loop on an answer of 50 tokens; return what it asked for and its output."""
     asked = []
 
     def answer(sampling_params, **_):

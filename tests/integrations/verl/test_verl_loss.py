@@ -18,7 +18,7 @@ SHARP = {"threshold": 0.8, "w_drop": 0.3, "w_base": 0.2}
 
 
 def weights_of(batch, threshold, **scalars):
-    """L and E of each response by itself, from sets of candidates."""
+    """Yield L and E of each response, from sets of candidates."""
     names = ("input_ids", "prompts", "response_mask", "teacher_ids")
     for tokens, prompt, mask, ids in zip(*(batch[name].unbind() for name in names), strict=True):
         own = verl_cases.Model()(tokens).logits.topk(K).indices
@@ -60,7 +60,7 @@ def test_each_token_is_weighted_and_the_normaliser_stays(mode, holes):
 
 
 def call(counts, masks, loss_config, **settings):
-    """The loss by itself, of responses with these overlap counts: `(losses, metrics)` as verl aggregates them."""
+    """Return `(losses, metrics)` of responses with these overlap counts."""
     prompt = 3
     rows = [torch.tensor([9] * (prompt - 1) + row + [9]) for row in counts]  # shifted by one; the rest is not looked at
     ones = nested(torch.ones(len(row)) for row in rows)
@@ -77,7 +77,7 @@ def call(counts, masks, loss_config, **settings):
 
 
 def test_drift_is_below_the_threshold_and_not_at_it():
-    """7 of 10 are not less than 0.7, whatever 0.7 is as a float."""
+    """7 of 10 is not below 0.7, regardless of how 0.7 is rounded."""
     for k in (10, 20, 30, 50, 100):
         at = 7 * k // 10
         losses, metrics = call([[at, at - 1, at]], [[1, 1, 1]], pruned(topk=k, threshold=0.7, w_drop=0.25, w_base=0.0))

@@ -24,7 +24,7 @@ def patched(monkeypatch):
 
 
 def make(seed, dtype, vocabulary=3000, k=16, noise=1.0):
-    """Logits of a packed micro-batch, without ties on the last place, and a teacher's top-k of each conversation."""
+    """Return logits of a packed micro-batch and a teacher's top-k of each conversation."""
     random = torch.Generator().manual_seed(seed)
     student = torch.randn(1, sum(LENGTHS), vocabulary, generator=random) * 3
     teacher = student + noise * torch.randn(student.shape, generator=random)
@@ -34,7 +34,7 @@ def make(seed, dtype, vocabulary=3000, k=16, noise=1.0):
 
 
 def outputs(function, inputs, **settings):
-    """What the function returns, and the gradient of `sum(upstream * loss)`."""
+    """Return the outputs of the function and the gradient of `sum(upstream * loss)`."""
     student, ids, logprobs, upstream = inputs
     logits = student.detach().clone().requires_grad_()
     config = DistillationConfig(distillation_loss=stock(topk=ids.shape[-1], **settings))
@@ -62,7 +62,7 @@ def test_float32(seed, clamp, chunked):
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["full", "chunked"])
 def test_bfloat16(chunked):
-    """verl rounds log-probabilities to bfloat16, the kernel does not: it is nearer to what float64 gives."""
+    """verl rounds log-probabilities to bfloat16. The kernel does not, so it is closer to float64."""
     inputs = make(0, torch.bfloat16)
     settings = {"log_prob_min_clamp": -10.0, "use_chunked_topk": chunked}
     gold = outputs(VERLS, (inputs[0].double(), *inputs[1:]), **settings)
@@ -76,7 +76,7 @@ def test_bfloat16(chunked):
 
 @pytest.mark.parametrize("config", [stock(), pruned(w_drop=0.2)], ids=["forward_kl_topk", "prune_opd"])
 def test_through_the_engine(config, monkeypatch):
-    """The whole step, with either loss."""
+    """Compare the whole step, with either loss."""
     loss, metrics, gradients = step(config, micro_batch())
     monkeypatch.setattr(fsdp_losses, "compute_forward_kl_topk", VERLS)
     expected = step(config, micro_batch())

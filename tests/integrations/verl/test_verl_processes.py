@@ -1,4 +1,4 @@
-"""Two processes: under sequence parallelism weights are those of one, under tensor parallelism losses and gradients."""
+"""Two processes agree with one, under sequence parallelism and tensor parallelism."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_sequence_parallelism(two, patched):
 @pytest.mark.parametrize("data_format", ["thd", "bshd"])
 @pytest.mark.parametrize("clamp", [None, -4.0])
 def test_tensor_parallelism(two, clamp, data_format):
-    """Each rank has half of the vocabulary. Megatron's masses are those after the clamp: not the same."""
+    """Each rank has half of the vocabulary. Megatron's masses differ: they are taken after the clamp."""
     logits, ids, logprobs, upstream = make(0, torch.float32)
     inputs = logits[0].split(LENGTHS), ids.unbind(), logprobs.unbind(), upstream[0].split(LENGTHS)
     inputs = [[x.clone() for x in conversations] for conversations in inputs]
@@ -53,7 +53,7 @@ def test_tensor_parallelism(two, clamp, data_format):
 
 
 def test_the_trainer_gets_the_effective_length_of_each_response(two):
-    """From two data-parallel ranks, through micro-batches and mini-batches, the empty response left out."""
+    """Two data-parallel ranks report through micro-batches and mini-batches; the empty response is left out."""
     expected = []
     for holes in (True, False):
         expected += 2 * verl_cases.step(verl_cases.pruned(**SHARP), verl_cases.micro_batch(holes=holes))[1][LENGTH]

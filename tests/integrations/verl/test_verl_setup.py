@@ -1,4 +1,4 @@
-"""How verl comes to know the loss, the kernel and the budget, and the settings of docs/integrations/verl.md."""
+"""How verl loads the loss, the kernel and the budget; the settings in docs/integrations/verl.md."""
 
 import os
 import re
@@ -24,14 +24,14 @@ SETTINGS = [[word for word in block if re.match(r"\+?[\w.]+=", word)] for block 
 
 
 def run(code, *arguments, **environment):
-    """Run in a process of its own, as each of verl's is."""
+    """Run code in a new process."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_by_external_modules():
-    """Of the environment variable that verl looks at in each process: loaded while verl itself is being imported."""
+    """Each process loads the modules of the environment variable while it imports verl."""
     run(
         """
         import verl
@@ -51,7 +51,7 @@ def test_by_external_modules():
 
 
 def test_by_the_models_external_lib(tmp_path):
-    """Where each worker reads its model's configuration, before that of the loss."""
+    """Each worker loads `external_lib` with the model's configuration, before the loss's."""
     Qwen3Config(num_hidden_layers=1, architectures=["Qwen3ForCausalLM"]).save_pretrained(tmp_path)
     run(
         """

@@ -1,4 +1,4 @@
-"""What verl's engines and losses are given: small micro-batches in its layouts, its configurations, a tiny model."""
+"""Inputs of verl's engines and losses: small micro-batches, configurations, a tiny model."""
 
 import contextlib
 import types
@@ -21,7 +21,7 @@ DISTILS_ONLY = {"use_task_rewards": False, "use_policy_gradient": False}
 
 
 def stock(**settings):
-    """verl's own configuration of its top-k loss."""
+    """Return verl's configuration of its own top-k loss."""
     return DistillationLossConfig(**{"loss_mode": "forward_kl_topk", "topk": K, **DISTILS_ONLY, **settings})
 
 
@@ -38,7 +38,7 @@ def nested(rows):
 
 
 class Model(torch.nn.Module):
-    """Logits of each token by itself, so that any part of a sequence can be computed alone."""
+    """Compute logits from each token alone, so any part of a sequence can be computed separately."""
 
     config = None  # verl looks whether it sees images
 
@@ -84,7 +84,7 @@ class Engine(transformer_impl.FSDPEngineWithLMHead):
 
 
 def micro_batch(*, holes=True, remove_padding=True):
-    """Four conversations without padding, as verl's trainer hands them to the engine."""
+    """Return four conversations without padding, as verl's trainer passes them to the engine."""
     random = torch.Generator().manual_seed(0)
     tokens = [torch.randint(VOCABULARY, (p + r,), generator=random) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     logits = [Model()(row).logits.detach() for row in tokens]
@@ -115,13 +115,13 @@ def micro_batch(*, holes=True, remove_padding=True):
 
 
 def loss_function_of(loss_config, **actor_settings):
-    """What verl's workers hand to the engine."""
+    """Return the loss function that verl's workers pass to the engine."""
     distillation = DistillationConfig(distillation_loss=loss_config)
     return partial(distillation_ppo_loss, config=actor(**actor_settings), distillation_config=distillation)
 
 
 def step(loss_config, batch, sp_size=1, **actor_settings):
-    """One forward and backward pass through verl's engine: the loss, its metrics, the model's gradients."""
+    """Run both passes through verl's engine; return the loss, its metrics and the model's gradients."""
     engine = Engine(sp_size)
     loss, output = engine.forward_step(batch, loss_function_of(loss_config, **actor_settings), forward_only=False)
     loss.backward()

@@ -1,4 +1,4 @@
-"""What a rank does in the tests with two processes: importable by its process, which imports no tests."""
+"""What each rank does in the tests with two processes. Ranks import this module, not the tests."""
 
 import contextlib
 import types
@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 
 def losses():
-    """The modules of verl in which a function is replaced."""
+    """Return the modules of verl in which a function is replaced."""
     warnings.simplefilter("ignore")  # verl's own, of engines that are not installed
     from verl.trainer.distillation.fsdp import losses as fsdp_losses
     from verl.trainer.distillation.megatron import losses as megatron_losses
@@ -30,7 +30,7 @@ def patched():
 
 
 def step_of_a_sequence_part(group, settings, sp_size, replaced):
-    """The step of `verl_cases` under Ulysses sequence parallelism: loss, metrics and gradients of this rank."""
+    """Run the step of `verl_cases` under Ulysses sequence parallelism; return what this rank gets."""
     losses()
     with patched() if replaced else contextlib.nullcontext():
         import verl_cases
@@ -44,7 +44,7 @@ def step_of_a_sequence_part(group, settings, sp_size, replaced):
 
 
 def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
-    """Megatron's `compute_forward_kl_topk` under tensor parallelism, verl's and the one in its place, of each token."""
+    """Return the outputs of `compute_forward_kl_topk` under tensor parallelism: verl's and the replacement's."""
     _, megatron_losses = losses()
     import verl_cases
     from megatron.core import parallel_state
@@ -73,7 +73,7 @@ def loss_of_a_vocabulary_slice(group, inputs, data_format, clamp):
 
 
 def metrics_of_an_update(group, settings):
-    """What verl's worker returns to the trainer after an update, of two mini-batches of two micro-batches each."""
+    """Return what verl's worker reports after two mini-batches of two micro-batches each."""
     losses()
     import verl_cases
     from verl.utils import tensordict_utils

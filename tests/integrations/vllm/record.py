@@ -1,4 +1,4 @@
-"""Writes tests/data/vllm_prompt_logprobs.json: what a real server says of three short sequences, and the model itself.
+"""Write tests/data/vllm_prompt_logprobs.json: what a real server and the model itself say of three sequences.
 
     $ PYTHONPATH=.:python build/integrations/vllm/bin/python tests/integrations/vllm/record.py DTYPE URL
 

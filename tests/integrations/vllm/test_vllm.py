@@ -1,4 +1,4 @@
-"""A real vLLM server on this machine's processor: what it says of SmolLM2 is what the model itself says."""
+"""A real vLLM server on this machine's processor agrees with SmolLM2 itself."""
 
 import json
 import runpy
@@ -60,7 +60,7 @@ def score(served, **changed):
 
 
 def raw(served, payload):
-    """The field of the server's answer as it comes."""
+    """Return the raw `prompt_logprobs` of the server's answer."""
     [answer] = served.server.ask("test", "/v1/completions", [Request("a request", payload, lambda answer: answer)])
     return answer["choices"][0]["prompt_logprobs"]
 
@@ -98,7 +98,7 @@ def test_the_server_says_what_the_model_says(served):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_offline_containers(flat):
-    """The two that `LLM.generate` returns, filled by vLLM's own function: the sampled token outside and inside."""
+    """Both containers of `LLM.generate`, filled by vLLM's own function."""
     logprobs = create_prompt_logprobs(flat)
     append_logprobs_for_next_position(logprobs, [7, 5, 2], [-3.0, -0.5, -1.5], [None] * 3, rank=9, num_logprobs=2)
     append_logprobs_for_next_position(logprobs, [3, 5, 3], [-2.5, -0.1, -2.5], [None] * 3, rank=2, num_logprobs=2)
@@ -108,7 +108,7 @@ def test_offline_containers(flat):
 
 
 def test_what_the_server_refuses(served):
-    """A k above its limit, a name and ids that it does not know, a sequence without room for one token more."""
+    """A k above its limit, an unknown name, unknown ids, a sequence without room for one more token."""
     refused = r"request 0 of .* must be a success, got HTTP 400"
     with pytest.raises(TeacherServerError, match=r"HTTP 400: .*max allowed: 16.*; start .* with --max-logprobs 17"):
         score(served, k=17)
@@ -133,7 +133,7 @@ def test_ten_steps(served, capsys):
 
 
 def test_the_recording_is_of_this_server(served):
-    """What tests/data/vllm_prompt_logprobs.json holds is still what vLLM answers."""
+    """vLLM still answers what tests/data/vllm_prompt_logprobs.json holds."""
     recorded = json.loads((ROOT / "tests" / "data" / "vllm_prompt_logprobs.json").read_text())
     for case in (case for case in recorded["cases"] if case["dtype"] == "float32"):
         positions = raw(served, case["payload"])
