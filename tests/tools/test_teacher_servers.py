@@ -87,6 +87,7 @@ HALF = len(SECOND) // 2
 CUT_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(SECOND), SECOND[:HALF])
 PASSING = {
     "busy": ((503, b"<html>\nloading"), "HTTP 503: <html> loading"),
+    "too many": ((429, {"message": "slow down"}), "HTTP 429: slow down"),
     "no JSON": ((200, b"<html>"), "no JSON but b'<html>'"),
     "nested": ((200, NESTED), f"no JSON but {NESTED[:300]}"),
     "cut off": (teacher_server.sends(CUT_OFF),
