@@ -35,18 +35,49 @@ def test_a_row_with_fewer_than_k_candidates(op, impl):
         torch.testing.assert_close(result["rewards"], tensor([-1.49 * math.log(6), 0, 0, 0]))
 
 
-@each(["reliability", "opd_loss", "reliability_from_topk"])
-def test_the_nucleus_of_all_mass_is_all_candidates(op, impl):
-    """With top_p=1 the room for rounding at its bound takes no candidate away."""
-    q = torch.tensor([1 - 5e-7, 4e-7, 1e-7], dtype=torch.float64).log().float().expand(1, 3, 3)
+OF_DRIFT = ["reliability", "opd_loss", "reliability_from_topk"]
+
+
+def of_nucleus(op, q):
+    """A call in which the tokens are the ids in order, and the teacher gives each of them q."""
+    ids, logprobs = torch.arange(len(q)), q.log().float().expand(1, len(q), len(q))
+    given = {f"{side}_topk_ids": ids.expand(logprobs.shape) for side in ("student", "teacher")}
+    given |= {"teacher_topk_logprobs": logprobs, "student_logits": logprobs, "teacher_logits": logprobs, "k": len(q)}
+    return operators.of_op(op, given | {"token_ids": ids[None], "metric": "top_p"})
+
+
+@each(OF_DRIFT)
+def test_the_bound_of_the_nucleus_has_room_for_rounding(op, impl):
+    """19 of 20 equal tokens hold 0.95 but for rounding. With top_p=1 the room takes no candidate away."""
+    result = impl.run(op, **of_nucleus(op, torch.full((20,), 0.05)), top_p=0.95)
+    assert result["drift"].tolist() == [[False] * 19 + [True]]
+    given = of_nucleus(op, torch.tensor([1 - 5e-7, 4e-7, 1e-7], dtype=torch.float64)) | {"top_p": 1.0}
+    assert not operators.check(impl, op, **given)["drift"].any()
+    if "k" in given:
+        assert operators.check(impl, op, **given | {"k": 2})["drift"].tolist() == [[False, False, True]]
+
+
+@each(OF_DRIFT)
+def test_drift_by_overlap_is_decided_on_the_exact_count(op, impl):
+    """With k=10 a count of 7 is no drift at a threshold of 0.7, though 7 / 10 and 0.7 are no exact floats; 6 is."""
+    shared, ids = torch.arange(11)[:, None], torch.arange(20)
+    student, teacher = (ids < 10).expand(1, 11, 20), ((ids >= 10 - shared) & (ids < 20 - shared))[None]
+    given = {"student_logits": student.float(), "teacher_logits": teacher.float(), "k": 10}
     if op == "reliability_from_topk":
-        ids = torch.arange(3).expand(1, 3, 3)
-        given = {"student_topk_ids": ids, "teacher_topk_ids": ids, "teacher_topk_logprobs": q}
-    else:
-        given = {"student_logits": q, "teacher_logits": q, "k": 2}
-    tokens = torch.arange(3)[None]
-    result = operators.check(impl, op, **given, token_ids=tokens, metric="top_p", top_p=1.0)
-    assert result["drift"].tolist() == [[False, False, op != "reliability_from_topk"]]  # of which k is 3
+        given = {f"{name[:7]}_topk_ids": x.topk(10).indices for name, x in given.items() if name != "k"}
+    for threshold, least in ((0.7, 7), (1.0, 10), (1e-300, 1)):
+        result = operators.check(impl, op, **given, threshold=threshold)
+        assert result["drift"].tolist() == [[count < least for count in range(11)]]
+
+
+@each(["token_stats"])
+def test_token_ids_that_are_not_tokens(op, impl):
+    given = {name: torch.randn(2, 3, 1000) for name in ("student_logits", "teacher_logits")} | {"vocab_size": 900}
+    outside = torch.tensor([[-1, -100, 900], [2**31 - 1, 2**31 - 1, 0]])
+    beyond = torch.tensor([[-1, -(2**63), 900], [2**40 + 1, 2**32, 899]])  # in range if the upper half were dropped
+    for ids in (outside.int(), outside, beyond):
+        result = operators.check(impl, op, **given, token_ids=ids)
+        assert result["student_token_logprob"].isnan().tolist() == [[True] * 3, [True] * 2 + [False]]
 
 
 SEEDS = range(600) if tiers.ALL else (553, 10, 0, 11, 24, 28, 41, 48)

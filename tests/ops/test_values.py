@@ -13,6 +13,8 @@ import operators
 from implementations import DECLARED, LOGITS, LOSSES, REFERENCE, each, leaf, named, quick, references, temperature
 from operators import MODULES, example, of_positions
 
+OF_CANDIDATES = [op for op in LOSSES if "teacher_logits" not in DECLARED[op].tensors]
+
 
 @operators.each_sample()
 def test_table(op, impl, case, dtypes, variant):
@@ -29,7 +31,7 @@ def test_random_calls(op, impl):
 
 
 @pytest.mark.parametrize("case", ["random", "strongly_negative", "peaked", "both_underflow", "wide_range"])
-@each([op for op in LOSSES if {"token_ids", "topk_ids", "teacher_topk_ids"} & {*DECLARED[op].tensors[:2]}])
+@each(OF_CANDIDATES)
 def test_small_probabilities_have_their_digits(op, impl, case):
     """Not only what is large in a gradient: each element of it, down to where float32 ends."""
     key = op, case, (cases.F32, cases.F32), 0
@@ -38,6 +40,29 @@ def test_small_probabilities_have_their_digits(op, impl, case):
     ids = next(arguments[name] for name in arguments if name.endswith("_ids")).clamp(min=0)
     others = torch.ones_like(gradient, dtype=torch.bool).scatter(-1, ids, False)
     np.testing.assert_allclose(gradient[others], gold[others], rtol=2e-5, atol=4e-36)
+
+
+@each(OF_CANDIDATES)
+def test_most_candidates(op, impl):
+    """As int32. In a vocabulary with fewer ids they repeat, if they may."""
+    for width in (40, 600):
+        logits, most = cases.randn(1, 3, width), 256 if op == "topk_forward_kl" else 512
+        given = {leaf(op): logits} | MODULES[op].tensors(logits, -logits, most, 0, (1.0, 1.0), None)
+        operators.check(impl, op, **{name: x.int() if name.endswith("ids") else x for name, x in given.items()})
+
+
+@each(LOSSES)
+def test_what_is_not_finite(op, impl):
+    """NaN in every id that exists where there is no loss, 0 beyond them; 0 everywhere if nobody asks for a gradient."""
+    arguments = example(op, (1, 12), 43) | {"mask": None, "vocab_size": 43}
+    arguments |= {n: torch.nn.functional.pad(x, (0, 7)) for n, x in arguments.items() if n.endswith("logits")}
+    floats = [name for name in of_positions(arguments) if arguments[name].is_floating_point()]
+    for t, (name, value) in enumerate(itertools.product(floats, (torch.nan, torch.inf, -torch.inf, 3e38))):
+        x = arguments[name][0, t]
+        x.view(-1)[: 43 if name.endswith("logits") and value < 0 else 1] = value  # of a whole row, or of one
+    for upstream in (1.0, 0.0, -0.0):
+        gradient = operators.check(impl, op, torch.full((1, 12), upstream), **arguments)["gradient"]
+        assert gradient[0, :3, :43].isnan().all() == bool(upstream) and not gradient[..., 43:].any()
 
 
 @each(["token_stats", "reverse_kl"])

@@ -20,7 +20,7 @@ def tensors(student, teacher, k, seed, temperatures, vocab_size):
     return {"teacher_topk_ids": ids, "teacher_topk_logprobs": log_q}
 
 
-@np.errstate(invalid="ignore")
+@np.errstate(invalid="ignore", over="ignore")
 def gold(into, a):
     shape, k = a.student_logits.shape[:-1], a.teacher_topk_ids.shape[-1]
     valid = validity(a.mask, shape)
@@ -69,7 +69,7 @@ def of_candidate(log_p, log_q, least):
     a, b = max(log_p, least), max(log_q, least)
     if a == -math.inf:
         return math.inf, math.nan, 0.0
-    q = math.exp(b)
+    q = np.exp(b)
     return q * (b - a), -q, q * (abs(a) + abs(b))
 
 
