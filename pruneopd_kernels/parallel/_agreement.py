@@ -25,8 +25,9 @@ from ..formulas import has_values, is_set
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Stands for the width of the whole vocabulary while only one slice of it is known: no argument exceeds it.
-UNKNOWN_WIDTH = 2**62
+# Stands for the width of the whole vocabulary while only one slice of it is known: the largest that int32 ids are
+# compared with.
+UNKNOWN_WIDTH = 2**31 - 1
 # Whose values the checks look at, on the CPU.
 VALUES = ("mask", "token_ids", "topk_ids", "teacher_topk_ids", "cu_seqlens", "drift_count")
 
@@ -218,7 +219,7 @@ def _checksum(name: str, values: Tensor, mask: Tensor | None) -> int:
     if name == "mask":
         values = is_set(values)
     elif name.endswith("_ids") and mask is not None:  # what is masked may be anything
-        valid = is_set(mask).reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
+        valid = is_set(mask).reshape([*mask.shape, *[1] * (values.ndim - mask.ndim)])
         values = torch.where(valid, values, 0)
     return zlib.crc32(values.contiguous().numpy().tobytes())
 

@@ -4,13 +4,17 @@ What goes there and comes back is pickled as bytes, so that no memory is shared 
 """
 
 import faulthandler
+import functools
+import io
 import multiprocessing
-import pickle
+import tempfile
 import traceback
 import warnings
 
 import torch
 from torch import distributed as dist
+
+import tiers
 
 TIMEOUT_S = 120
 
@@ -33,13 +37,13 @@ class Ranks:
     def run(self, function, *arguments, size=None):
         """In the group of the first `size` ranks; the function is one that a process can import."""
         size = size or self.size
-        message = pickle.dumps((size, function, arguments))
+        message = _dumps((size, function, arguments))
         for pipe in self.pipes[:size]:
             pipe.send_bytes(message)
         answers = []
         for rank, pipe in enumerate(self.pipes[:size]):
             assert pipe.poll(TIMEOUT_S), f"rank {rank} has not answered in {TIMEOUT_S} s"
-            answers.append(pickle.loads(pipe.recv_bytes()))
+            answers.append(_loads(pipe.recv_bytes()))
         reports = [answer.report for answer in answers if isinstance(answer, _Crash)]
         assert not reports, "\n".join(reports)
         return answers
@@ -50,6 +54,25 @@ class Ranks:
         for process in self.processes:
             process.kill()  # it has nothing to put away
             process.join()
+
+
+@functools.cache
+def of_session():
+    """A group of two processes, with --all of three, that ends with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="pruneopd-ranks-")
+    ranks = Ranks(f"{folder.name}/rendezvous", 3 if tiers.ALL else 2)
+    ranks.folder = folder
+    return ranks
+
+
+def _dumps(answer):
+    """Pickled as torch.save does it, because the tensors of plain pickles have no unsigned integers."""
+    torch.save(answer, file := io.BytesIO())
+    return file.getvalue()
+
+
+def _loads(message):
+    return torch.load(io.BytesIO(message), weights_only=False)
 
 
 class _Crash:
@@ -67,7 +90,7 @@ def _serve(pipe, rank, size, rendezvous, backend):
     warnings.simplefilter("error")
     while True:
         try:
-            n, function, arguments = pickle.loads(pipe.recv_bytes())
+            n, function, arguments = _loads(pipe.recv_bytes())
         except EOFError:
             break
         faulthandler.dump_traceback_later(TIMEOUT_S - 10)  # where it hangs, if it does
@@ -76,5 +99,5 @@ def _serve(pipe, rank, size, rendezvous, backend):
         except Exception:
             answer = _Crash(f"rank {rank}:\n{traceback.format_exc()}")
         faulthandler.cancel_dump_traceback_later()
-        pipe.send_bytes(pickle.dumps(answer))
+        pipe.send_bytes(_dumps(answer))
     dist.destroy_process_group()

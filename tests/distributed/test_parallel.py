@@ -1,10 +1,12 @@
-"""`pruneopd_kernels.parallel` in real groups of processes, held to what one process computes and to the gold."""
+"""`pruneopd_kernels.parallel` in real groups of processes: what it promises beside the values.
+
+Its values are tested with all the other implementations' (tests/lib/implementations.py: PARALLEL).
+"""
 
 import inspect
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,67 +16,22 @@ import operators
 import parallel_rank
 import pruneopd_kernels
 import tiers
-from implementations import DECLARED, LOGITS, LOSSES, Implementation, flowing, leaf
+from implementations import LOGITS, LOSSES, REFERENCE_OPERATOR, leaf, on_ranks
 from processes import TESTS
 from pruneopd_kernels import parallel
-from pruneopd_kernels.dispatch.registration import Empty
 from ranks import Ranks
 
-F32, BF16 = cases.F32, cases.BF16
 # Widths of the slices of 42 ids.
 CUTS = [[21, 21], [13, 0, 29]] if tiers.ALL else [[21, 21]]
-CUTS_OF_12 = [[6, 6], [4, 8], *([[5, 2, 5], [0, 4, 8]] if tiers.ALL else [])]
 DOCS = (TESTS.parent / "docs" / "parallel.md").read_text()
 each_op = pytest.mark.parametrize("op", LOGITS)
 each_loss = pytest.mark.parametrize("op", LOSSES)
 
 
-def on_ranks(ranks, op, widths, upstream=None, device=None, **arguments):
-    """The outputs by name, which are the same on every rank, bit for bit; of a loss the whole rows' gradient."""
-    into = None
-    if op in LOSSES:
-        a = DECLARED[op].arguments((), operators.of_op(op, arguments))
-        empty = dict(zip(DECLARED[op].fields, DECLARED[op].module.fake(a, Empty(a)), strict=False))
-        into = flowing(op, empty, upstream)
-    answers = ranks.run(parallel_rank.call, op, widths, arguments, into, device, size=len(widths))
-    gradients = [answer.pop("gradient") for answer in answers if "gradient" in answer]
-    for other in answers[1:]:
-        assert comparison.differing(answers[0], other) == []
-    return answers[0] | ({"gradient": torch.cat(gradients, -1)} if gradients else {})
-
-
-def ordinary(op, shape=(2, 3), width=42, k=5):
+def ordinary(op, width=42, k=5):
     """The arguments of an ordinary call: those that it needs, and a mask."""
-    given = operators.required(op, operators.example(op, shape, width, k))
-    return given | ({"mask": torch.tensor([[1, 0, 1], [1, 1, 1]])} if shape == (2, 3) else {})
-
-
-def of_one_rank(op, **arguments):
-    return Implementation(arguments.pop("impl", "auto")).run(op, **arguments)
-
-
-# --- what comes out --------------------------------------------------------------------------------------------------
-
-FEW = ["random", "ties", "nan_many", "minus_inf_disjoint", "both_underflow", "temperatures", "wider_teacher", "width_1"]
-NAMES = [name for name in (cases.CASES if tiers.ALL else FEW) if not name.startswith(("width_3276", "width_1638"))]
-DTYPES = [(F32, F32), (BF16, F32), (BF16, BF16)] if tiers.ALL else [(F32, F32), (BF16, BF16)]
-
-
-def cut(width, number):
-    """Widths of slices, uneven ones: of two ranks, or of three where one has nothing or next to it."""
-    third, one = width // 3, min(width, 1)
-    three = [[width - third - one, 0, third + one], [one, third, width - third - one]] if tiers.ALL else []
-    return [[width // 2, width - width // 2], [width - one, one], *three][number % (4 if tiers.ALL else 2)]
-
-
-@pytest.mark.parametrize(("name", "number", "dtypes"), tiers.combinations(NAMES, range(4), DTYPES, all_of_them=False))
-@each_op
-def test_values(ranks, op, name, number, dtypes):
-    number += LOGITS.index(op)
-    key = op, name, dtypes, number % len(operators.variants_of(op))
-    upstream, arguments = operators.sample(*key)
-    widths = cut(arguments[leaf(op)].shape[-1], number)
-    comparison.check(on_ranks(ranks, op, widths, upstream, **arguments), operators.answer_of_sample(*key))
+    given = operators.required(op, operators.example(op, (2, 3), width, k))
+    return given | {"mask": torch.tensor([[1, 0, 1], [1, 1, 1]])}
 
 
 # --- the contract of a group -----------------------------------------------------------------------------------------
@@ -139,18 +96,6 @@ def test_slices_are_read_as_rarely_as_rows(ranks, op, options, forward, backward
 # --- what holds of every position ------------------------------------------------------------------------------------
 
 
-@each_op
-def test_what_is_masked_has_no_influence(ranks, op):
-    arguments = ordinary(op)
-    spoilt = {name: torch.where(arguments["mask"][..., None] != 0, arguments[name], torch.nan)
-              for name in parallel_rank.SLICED if name in arguments}  # fmt: skip
-    for widths in CUTS:
-        one, other = (on_ranks(ranks, op, widths, **given) for given in (arguments, arguments | spoilt))
-        assert comparison.differing(one, other) == []
-        if op in LOSSES:
-            assert (other["gradient"][0, 1] == 0).all() and (other[DECLARED[op].differentiable[0]][0, 1] == 0).all()
-
-
 @pytest.mark.parametrize(("op", "skipping"), [("topk_policy_loss", "advantages"), ("reverse_kl", "weight")])
 def test_rows_without_advantages_or_weight_are_not_read(ranks, op, skipping):
     arguments = {"weight": torch.ones(2, 3)} if skipping == "weight" else {}
@@ -160,15 +105,6 @@ def test_rows_without_advantages_or_weight_are_not_read(ranks, op, skipping):
         arguments.get(name, torch.empty(2, 2, 1))[1, 1] = torch.nan
     result = on_ranks(ranks, op, [20, 22], **arguments)
     assert result["loss"][1, 1] == 0 and (result["gradient"][1, 1] == 0).all() and result["loss"].isfinite().all()
-
-
-def test_equal_logits_across_the_border_of_two_slices(ranks):
-    student, teacher = torch.zeros(1, 1, 12), torch.zeros(1, 1, 12)
-    student[..., 3:9], teacher[..., 5:], student[..., 8] = 1.0, -0.0, 2.0
-    for widths in CUTS_OF_12:
-        result = on_ranks(ranks, "token_stats", widths, student_logits=student, teacher_logits=teacher, k=5)
-        assert result["student_topk_ids"].flatten().tolist() == [8, 3, 4, 5, 6]
-        assert result["teacher_topk_ids"].flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_slice_of_minus_infinity_is_no_broken_row(ranks):
@@ -194,61 +130,6 @@ def test_a_divergence_that_no_float32_holds_is_not_infinite(ranks):
     torch.testing.assert_close(on_ranks(ranks, "reverse_kl", [10, 10], **arguments)["loss"], torch.full((1, 1), 1.5e38))
 
 
-def test_huge_finite_logits(ranks):
-    """No term is lost, and what no float32 holds before it is weighted keeps its gradient."""
-    student, teacher = torch.tensor([[0.0, -3e38]]), torch.tensor([[0.0, -88.0]])
-    given = {"student_logits": student, "teacher_logits": teacher, "k": 1}
-    result = on_ranks(ranks, "token_stats", [1, 1], **given)
-    comparison.check(result, operators.answer("token_stats", **given))
-    assert result["forward_kl"].item() == pytest.approx(1.816, abs=1e-3)
-    given = {"student_logits": torch.zeros(1, 2), "teacher_logits": torch.tensor([[3e38, -3e38]])}
-    result = on_ranks(ranks, "reverse_kl", [1, 1], **given, weight=torch.full((1,), 0.5))
-    expected = of_one_rank("reverse_kl", **given, weight=torch.full((1,), 0.5), impl="reference")
-    assert expected["gradient"].isfinite().all() and expected["gradient"].any()
-    for name, value in expected.items():
-        torch.testing.assert_close(result[name], value, msg=name)
-
-
-def test_divergences_are_never_negative(ranks):
-    """Where both models agree except for rounding."""
-    student = cases.randn(64, 40, seed=0, scale=1)
-    result = on_ranks(ranks, "token_stats", [20, 20], student_logits=student, teacher_logits=student + 1 / 3, k=4)
-    assert (result["reverse_kl"] >= 0).all() and (result["forward_kl"] >= 0).all()
-
-
-@pytest.mark.parametrize("loss", ["topk_policy", "reverse_kl"])
-def test_opd_loss_is_reliability_followed_by_the_loss(ranks, loss):
-    arguments = ordinary("opd_loss", width=42)
-    for widths in CUTS:
-        scored = on_ranks(ranks, "reliability", widths, **arguments)
-        result = on_ranks(ranks, "opd_loss", widths, **arguments, loss=loss)
-        gradient = result.pop("gradient")
-        both = {name: result[name] for name in scored}
-        torch.testing.assert_close(both.pop("rewards"), scored["rewards"])
-        assert comparison.differing(both, {name: scored[name] for name in both}) == []
-        student, teacher, mask = (arguments[name] for name in ("student_logits", "teacher_logits", "mask"))
-        if loss == "topk_policy":
-            given = {"topk_ids": scored["topk_ids"], "advantages": scored["rewards"]}
-            expected = on_ranks(ranks, "topk_policy_loss", widths, student_logits=student, mask=mask, **given)
-        else:
-            given = {"teacher_logits": teacher, "weight": scored["weight"]}
-            expected = on_ranks(ranks, "reverse_kl", widths, student_logits=student, mask=mask, **given)
-        torch.testing.assert_close(result["loss"], expected["loss"])
-        torch.testing.assert_close(gradient, expected["gradient"])
-
-
-@pytest.mark.parametrize("offset", [-450.0, 30.0])
-def test_what_is_left_beside_a_peak_is_not_rounded_away(ranks, offset):
-    """On another rank or on the same: all the entropy is in what is less than float32 can add to the peak's mass."""
-    student = torch.full((1, 512), offset)
-    student[0, 0] += 17.5
-    arguments = {"student_logits": student, "teacher_logits": student}
-    expected = operators.answer("token_stats", **arguments).gold["student_entropy"]
-    for widths in ([1, 511], [200, 312]):
-        entropy = on_ranks(ranks, "token_stats", widths, **arguments)["student_entropy"]
-        np.testing.assert_allclose(entropy, expected, rtol=1e-5)
-
-
 @each_op
 def test_float64_in_the_reference(ranks, op):
     arguments = ordinary(op)
@@ -256,52 +137,9 @@ def test_float64_in_the_reference(ranks, op):
         if name in arguments:
             arguments[name] = arguments[name].double() + 1e-9 * cases.randn(*arguments[name].shape, seed=9)
     result = on_ranks(ranks, op, CUTS[-1], **arguments, impl="reference")
-    expected = Implementation("reference-operator").run(op, **arguments)
+    expected = REFERENCE_OPERATOR.run(op, **arguments)
     for name, value in expected.items():
         torch.testing.assert_close(result[name], value, rtol=1e-11, atol=1e-13, equal_nan=True, msg=name)
-
-
-@each_op
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=str)
-def test_empty(ranks, op, shape):
-    arguments = ordinary(op, shape)
-    for widths in CUTS:
-        assert comparison.differing(on_ranks(ranks, op, widths, **arguments), of_one_rank(op, **arguments)) == []
-
-
-def test_one_position(ranks):
-    arguments = {"student_logits": cases.randn(40, seed=1), "teacher_logits": cases.randn(40, seed=2), "k": 3}
-    comparison.check(
-        on_ranks(ranks, "token_stats", [30, 10], **arguments), operators.answer("token_stats", **arguments)
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_packed_responses_that_come_in_chunks(ranks, dtype):
-    arguments = operators.example("reliability", (3, 4), 42, 4, packed=True)
-    arguments["cu_seqlens"] = torch.tensor([0, 5, 5, 12], dtype=dtype)
-    result, whole = on_ranks(ranks, "reliability", [20, 22], **arguments), of_one_rank("reliability", **arguments)
-    torch.testing.assert_close(result.pop("rewards"), whole.pop("rewards"))
-    assert comparison.differing(result, whole) == []
-
-
-def test_slots_are_empty_where_the_whole_row_has_too_few_ids(ranks):
-    """One slice has fewer than k ids with a logit, and the other fills up; or both together have too few."""
-    student, teacher = torch.full((1, 3, 12), -torch.inf), torch.full((1, 3, 12), -torch.inf)
-    student[0, 0, 6], teacher[0, 0, 7] = 0.0, 0.0  # one id each, and not the same
-    student[0, 1, [1, 6]], teacher[0, 1, 6] = 0.0, 0.0
-    student[0, 2, [0, 7, 8, 9, 11]], teacher[0, 2] = 0.0, 1.0
-    arguments = {"student_logits": student, "teacher_logits": teacher, "k": 4}
-    for widths in CUTS_OF_12:
-        result = on_ranks(ranks, "reliability", widths, **arguments)
-        assert result["overlap"].tolist() == [[0.0, 0.5, 0.25]]
-        assert result["topk_ids"][0].tolist() == [[6, 0, 1, 2], [1, 6, 0, 2], [0, 7, 8, 9]]
-        comparison.check(result, operators.answer("reliability", **arguments))
-        ids, logprobs = torch.tensor([[[6, 0], [6, 1], [7, -1]]]), torch.full((1, 3, 2), -0.7)
-        logprobs[0, 0, 1] = -torch.inf
-        sent = {"teacher_topk_ids": ids, "teacher_topk_logprobs": logprobs}
-        result = on_ranks(ranks, "topk_forward_kl", widths, student_logits=student, **sent)
-        assert result["overlap"].tolist() == [[1.0, 1.0, 0.5]]
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------
@@ -451,7 +289,7 @@ def gpu_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", cases.MIXED)
 @each_op
 def test_values_on_gpus(gpu_ranks, op, name):
-    key = op, name, (F32, F32), 0
+    key = op, name, (cases.F32, cases.F32), 0
     upstream, arguments = operators.sample(*key)
     width = arguments[leaf(op)].shape[-1]
     result = on_ranks(gpu_ranks, op, [width // 3, width - width // 3], upstream, "cuda", **arguments)

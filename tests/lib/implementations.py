@@ -12,9 +12,13 @@ import torch
 
 import cuda_emulated
 import interpreted
+import parallel_rank
 import pruneopd_kernels
+import ranks
 from arrays import as_array, as_tensor
+from comparison import differing
 from pruneopd_kernels.dispatch import cpp
+from pruneopd_kernels.dispatch.registration import Empty
 from pruneopd_kernels.ops import BACKWARD_PASSES, FORWARD_PASSES
 from pruneopd_kernels.ops import OPERATORS as DECLARED
 from pruneopd_kernels.ops._operator import compiled
@@ -184,6 +188,32 @@ def run_emulated(op, arguments):
     return [as_tensor(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
+class OnRanks(Implementation):
+    """`pruneopd_kernels.parallel` in a group of processes; `cut(width)` are the widths of their slices."""
+
+    slow = True
+
+    def __init__(self, name, cut, marks=()):
+        super().__init__(name)
+        self.cut, self.marks = cut, marks
+
+    def run(self, op, upstream=None, **arguments):
+        return on_ranks(ranks.of_session(), op, self.cut(arguments[leaf(op)].shape[-1]), upstream, **arguments)
+
+
+def on_ranks(ranks, op, widths, upstream=None, device=None, **arguments):
+    """The outputs by name, which are the same on every rank, bit for bit; of a loss the whole rows' gradient."""
+    into, declared = None, DECLARED[op]
+    if op in LOSSES:
+        a = declared.arguments((), {name: x for name, x in arguments.items() if name != "impl"})
+        into = flowing(op, dict(zip(declared.fields, declared.module.fake(a, Empty(a)), strict=False)), upstream)
+    answers = ranks.run(parallel_rank.call, op, widths, arguments, into, device, size=len(widths))
+    gradients = [answer.pop("gradient") for answer in answers if "gradient" in answer]
+    for other in answers[1:]:
+        assert differing(answers[0], other) == []
+    return answers[0] | ({"gradient": torch.cat(gradients, -1)} if gradients else {})
+
+
 # Without the library every test of it fails, with the reason; it is never left out in silence.
 INSTRUCTION_SETS = cpp.instruction_sets() if cpp.WHY_NOT is None else ["missing"]
 REFERENCE = Implementation("reference")
@@ -193,6 +223,11 @@ COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = Implementation("host")
 CUDA_EMULATED = Unregistered("cuda-emulated", run_emulated)
 TRITON_INTERPRETED = Unregistered("triton-interpreted", interpreted.run)
+# One slice has half as much as the other; or the first one id, and another none.
+PARALLEL = [
+    OnRanks("parallel", lambda width: [width // 3, width - width // 3]),
+    OnRanks("parallel-3", lambda width: [min(width, 1), 0, width - min(width, 1)], (pytest.mark.thorough,)),
+]
 # The package for AMD's GPUs is called cuda too, and has no CUDA.
 ON_GPU = [OnGpu(name) for name in ("cuda", "triton") if name == "triton" or torch.version.hip is None]
 ON_GPU = ON_GPU if torch.cuda.is_available() else []
@@ -210,7 +245,12 @@ def quick(op):
 
 
 def every(op):
-    return [*quick(op), CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU]
+    return [*quick(op), CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU, *(PARALLEL if op in LOGITS else [])]
+
+
+def of_one_process(op):
+    """Those whose bits depend on a position alone; several ranks agree with one to rounding."""
+    return [impl for impl in every(op) if impl not in PARALLEL]
 
 
 def each(ops=None, implementations=every):

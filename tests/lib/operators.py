@@ -34,6 +34,7 @@ from implementations import ALONG_RESPONSES, DECLARED, LOGITS, LOSSES, OPERATORS
 from pruneopd_kernels.dispatch.registration import Empty
 
 OF_SOLE_MODEL = ("student_logits", "student_temperature")
+SLOWEST = (implementations.TRITON_INTERPRETED, *implementations.PARALLEL)
 MODULES = {op: import_module(op) for op in OPERATORS}
 
 
@@ -138,7 +139,7 @@ def table(op, impl):
     names = getattr(MODULES[op], "CASES", list(cases.CASES))
     if impl.name.startswith("reference"):  # which takes the same path at every width
         names = [name for name in names if name not in cases.FOR_TILES]
-    if impl is implementations.TRITON_INTERPRETED and op in LOGITS:  # seconds a case: two of the operators get each
+    if impl in SLOWEST and op in LOGITS:  # seconds a case, or processes: two of the operators get each
         names = [name for i, name in enumerate(names) if (i + LOGITS.index(op)) % len(LOGITS) < 2]
     if not names:
         return []

@@ -9,7 +9,7 @@ import torch
 import cases
 import comparison
 from comparison import EXACT, differing
-from implementations import ALONG_RESPONSES, LOGITS, LOSSES, each, every, leaf, quick, temperature
+from implementations import ALONG_RESPONSES, LOGITS, LOSSES, each, every, leaf, of_one_process, quick, temperature
 from operators import each_position, example, examples, of_positions
 
 seeds = st.integers(0, 2**31)
@@ -158,7 +158,7 @@ def test_packed_with_empty_responses(op, impl):
 
 
 @pytest.mark.fuzz
-@each(LOSSES)
+@each(LOSSES, of_one_process)
 def test_a_row_s_gradient_sums_to_0(op, impl):
     """Adding a constant to a row changes no probability; what is left of the sum is rounding."""
 

@@ -6,13 +6,24 @@ import pytest
 import torch
 
 from comparison import differing, same_bits
-from implementations import ALONG_RESPONSES, COMPILED, HOST, LOGITS, LOSSES, REFERENCE, each, every, leaf
-from operators import each_position, example, of_positions
+from implementations import (
+    ALONG_RESPONSES,
+    COMPILED,
+    HOST,
+    LOGITS,
+    LOSSES,
+    REFERENCE,
+    each,
+    every,
+    leaf,
+    of_one_process,
+)
+from operators import SLOWEST, each_position, example, of_positions
 
 NOT_ALONG = [op for op in LOGITS if op not in ALONG_RESPONSES]
 
 
-@each(NOT_ALONG)
+@each(NOT_ALONG, of_one_process)
 def test_any_leading_axes(op, impl):
     arguments, upstream = example(op, (2, 3, 4), 40), torch.randn(2, 3, 4)
     arguments["mask"][1, 2, 3] = True
@@ -109,7 +120,7 @@ def far_apart(x, path):
 
 
 def in_this_process(op):
-    return [impl for impl in every(op) if repr(impl) != "triton-interpreted"]  # whose pickles have all of the memory
+    return [impl for impl in every(op) if impl not in SLOWEST]  # whose pickles have all of the memory
 
 
 @each(implementations=in_this_process)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from comparison import differing
-from implementations import each_of
+from implementations import each_of, of_one_process
 from operators import example, of_op
 
 OP = "opd_loss"
 NEAR = {"rtol": 1e-5, "atol": 1e-7}
 
 
-@each_of(OP)
+@each_of(OP, of_one_process)
 @pytest.mark.parametrize("loss", ["topk_policy", "reverse_kl"])
 def test_it_is_reliability_followed_by_the_loss(impl, loss):
     """Ids, drift and counts bit for bit, the rewards too; loss and gradient to rounding."""
