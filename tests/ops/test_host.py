@@ -34,25 +34,13 @@ def test_same_bits_as_the_torch_operator_from_any_number_of_threads(op):
     assert all(type(x) is np.ndarray and x.flags.writeable and x.flags.c_contiguous for x in results[0])
 
 
-def test_read_only_and_subclassed_and_memory_mapped_arrays(tmp_path):
-    logits = np.random.default_rng(0).standard_normal((2, 3, 600), np.float32)
-    plain = host.token_stats(logits, logits)
+def test_read_only_and_memory_mapped_arrays_and_strides_below_0(tmp_path):
+    logits = np.random.default_rng(0).standard_normal((4, 3, 601), np.float32)
     np.save(tmp_path / "logits.npy", logits)
     mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
-    frozen = logits.copy()
-    frozen.flags.writeable = False
-    for x in (mapped, frozen):
-        assert same(host.token_stats(x, x), plain)
-
-
-def test_negative_and_unaligned_strides():
-    logits = np.random.default_rng(0).standard_normal((4, 3, 601), np.float32)
-    plain = host.token_stats(logits[::-1].copy(), logits)
-    assert same(host.token_stats(logits[::-1], logits), plain)
-    mask = np.arange(12).reshape(4, 3) % 3 != 0
-    ids = np.arange(12).reshape(4, 3)
-    expected = host.token_stats(logits, logits, mask[::-1, ::-1].copy(), token_ids=ids[::-1, ::-1].copy())
-    assert same(host.token_stats(logits, logits, mask[::-1, ::-1], token_ids=ids[::-1, ::-1]), expected)
+    mask, ids = np.arange(12).reshape(4, 3) % 3 != 0, np.arange(12).reshape(4, 3)
+    expected = host.token_stats(logits[::-1].copy(), logits, mask[::-1].copy(), token_ids=ids[::-1, ::-1].copy())
+    assert same(host.token_stats(mapped[::-1], mapped, mask[::-1], token_ids=ids[::-1, ::-1]), expected)
 
 
 def test_the_lock_of_the_interpreter_is_released():

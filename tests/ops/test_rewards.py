@@ -70,8 +70,7 @@ def test_worked_by_hand():
     weighted=st.booleans(),
 )
 def test_against_gold(strategy, reward_weight, seed, k, padding, infinite, masked, weighted):
-    rng = torch.Generator().manual_seed(seed)
-    shape = (2, 3)
+    rng, shape = torch.Generator().manual_seed(seed), (2, 3)
 
     def ids():
         x = torch.rand(*shape, 2 * k, generator=rng).topk(k).indices
@@ -80,11 +79,13 @@ def test_against_gold(strategy, reward_weight, seed, k, padding, infinite, maske
     p, q = ((torch.randn(*shape, 2 * k, generator=rng) * 2).log_softmax(-1) for _ in range(2))
     p[torch.rand(p.shape, generator=rng) < infinite] = -INF
     q[torch.rand(q.shape, generator=rng) < infinite] = -INF
+    mask = torch.rand(shape, generator=rng) < 0.7 if masked else None
+    weight = torch.tensor([[0.0, 1.5, 0.5], [1.0, 0.0, 0.25]]) if weighted else None
+    for unused in [mask == 0] * masked + [weight == 0] * weighted:
+        p[unused] = NAN
     s, t = ids(), ids()
     of = lambda logprobs, ids: torch.where(ids < 0, NAN, logprobs.gather(-1, ids.clamp(min=0)))  # noqa: E731
     six = (s, of(p, s), t, of(q, t), of(q, s), of(p, t))
-    mask = torch.rand(shape, generator=rng) < 0.7 if masked else None
-    weight = torch.tensor([[0.0, 1.5, 0.5], [1.0, 0.0, 0.25]]) if weighted else None
     check(six, mask, weight, strategy=strategy, reward_weight=reward_weight)
 
 
@@ -124,19 +125,6 @@ def test_empty_slots_are_never_taken(strategy, valid):
 
 
 @each_strategy
-def test_masked_and_weightless_positions(strategy):
-    six = [x.repeat(3, 1) for x in by_hand()]
-    for x in (six[1], six[3], six[4], six[5]):
-        x[1] = NAN
-    mask = torch.tensor([1, 0, 1])
-    assert not opd_rewards(*six, mask, strategy=strategy).rewards[1].any()
-    weight = torch.tensor([2.0, 0.0, 1.0])
-    result = opd_rewards(*six, strategy=strategy, weight=weight)
-    assert not result.rewards[1].any()
-    torch.testing.assert_close(result.rewards[0], 2 * result.rewards[2])
-
-
-@each_strategy
 def test_a_cross_tensor_is_left_out_if_it_is_not_needed(strategy):
     six = dict(zip(SIX, by_hand(), strict=True))
     expected = opd_rewards(**six, strategy=strategy).rewards
@@ -153,14 +141,11 @@ def test_a_cross_tensor_is_left_out_if_it_is_not_needed(strategy):
 
 @pytest.mark.parametrize(("argument", "value", "words", "error"), [
     ("strategy", "x", f"be one of {', '.join(map(repr, STRATEGIES))}, got 'x'", ValueError),
-    ("reward_weight", "x", "be one of 'student', 'teacher', 'none', got 'x'", ValueError),
     ("teacher_topk_ids", torch.zeros(1, 4).long(), "have shape [1, 3], got [1, 4]", ValueError),
     ("student_topk_logprobs", torch.zeros(1, 4), "have shape [1, 3], got [1, 4]", ValueError),
     ("teacher_on_student_logprobs", torch.zeros(2, 3), "have shape [1, 3], got [2, 3]", ValueError),
     ("mask", torch.zeros(2), "have shape [1], got [2]", ValueError),
-    ("weight", torch.zeros(2), "have shape [1], got [2]", ValueError),
     ("student_topk_ids", torch.tensor([[1, 2, 1]]), "hold no id twice in a position, got 1", ValueError),
-    ("teacher_topk_ids", torch.tensor([[4, 4, 1]]).int(), "hold no id twice in a position, got 4", ValueError),
     ("student_topk_ids", torch.zeros(1, 3), "have dtype int32 or int64, got float32", TypeError),
 ])  # fmt: skip
 def test_bad_input(argument, value, words, error):
@@ -169,18 +154,15 @@ def test_bad_input(argument, value, words, error):
     assert str(raised.value) == f"opd_rewards: {argument} must {words}"
 
 
-@each_strategy
-@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (2, 3, 4)], ids=str)
-def test_any_leading_axes(strategy, shape):
-    six = [x[0].expand(*shape, 3) for x in by_hand()]
-    result = check(six, strategy=strategy)
-    m = 6 if strategy in ("union", "symmetric_difference") else 3
-    assert all(x.shape == (*shape, m) for x in result)
-
-
 def test_without_renormalising_an_impossible_candidate_stays_impossible():
     """There is no mass to renormalise, and none is asked for: log q = -inf < log p is a reward of -inf."""
     ids, logprobs = torch.tensor([[[0]], [[1]]]), torch.tensor([[[-0.1]], [[-torch.inf]], [[-torch.inf]], [[-2.0]]])
     options = {"strategy": "symmetric_difference", "reward_weight": "teacher"}
     rewards = opd_rewards(ids[0], logprobs[0], ids[1], logprobs[1], logprobs[2], logprobs[3], **options).rewards
     assert rewards[0, 0] == -torch.inf
+
+
+def test_any_leading_axes():
+    for shape, strategy in zip([(), (0,), (2, 0), (2, 3, 4)], STRATEGIES[1:], strict=True):
+        result = check([x[0].expand(*shape, 3) for x in by_hand()], strategy=strategy)
+        assert all(x.shape == (*shape, 3 if strategy in STRATEGIES[:3] else 6) for x in result)
