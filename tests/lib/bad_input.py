@@ -27,11 +27,7 @@ def logits(*names, shape="[..., V]", too_few=((),)):
     for bad in too_few:
         yield {names[0]: zeros(*bad)}, f"{names[0]} must have shape {shape}, got {list(bad)}"
     for name in names:
-        for dtype in (torch.int64, torch.complex64):
-            words = f"{name} must have dtype {LOGITS}, got {str(dtype)[6:]}"
-            yield {name: zeros(2, 8, 64, dtype=dtype)}, words, TypeError
-        strided = zeros(2, 8, 128)[..., ::2]
-        yield {name: strided}, f"{name} must have stride 1 on its last axis, got 2"
+        yield {name: ids(2, 8, 64)}, f"{name} must have dtype {LOGITS}, got int64", TypeError
         yield {name: zeros(2, 8, 1).expand(2, 8, 64)}, f"{name} must have stride 1 on its last axis, got 0"
         yield {name: [[0.0]]}, f"{name} must be a tensor, got list", TypeError
     width = "min(student, teacher) width" if len(names) == 2 else "the logits' width"
@@ -50,7 +46,7 @@ def logits(*names, shape="[..., V]", too_few=((),)):
 
 
 def temperature(name):
-    for value in (0.0, NAN, INF):
+    for value in (0.0, NAN, INF):  # beyond either end of the range, and no number
         yield {name: value}, f"{name} must be finite and > 0, got {value}"
 
 
@@ -63,8 +59,7 @@ def number_of_candidates():
 
 
 def mask():
-    for shape in ((8,), (2, 8, 1)):
-        yield {"mask": zeros(*shape)}, f"mask must have shape [2, 8], got {list(shape)}"
+    yield {"mask": zeros(2, 8, 1)}, "mask must have shape [2, 8], got [2, 8, 1]"
     complex64 = zeros(2, 8, dtype=torch.complex64)
     yield {"mask": complex64}, "mask must have dtype bool, integer or float, got complex64", TypeError
     yield {"mask": zeros(2, 8, device="meta")}, "mask must be on cpu, got meta"
@@ -87,9 +82,8 @@ def token_ids():
 
 
 def dtypes_of_ids(name, shape):
-    for dtype in (torch.float32, torch.int16):
-        words = f"{name} must have dtype int32 or int64, got {str(dtype)[6:]}"
-        yield {name: ids(*shape, dtype=dtype)}, words, TypeError
+    words = f"{name} must have dtype int32 or int64, got int16"
+    yield {name: ids(*shape, dtype=torch.int16)}, words, TypeError
     yield {name: ids(*shape, device="meta")}, f"{name} must be on cpu, got meta"
     yield {name: 3}, f"{name} must be a tensor, got int", TypeError
 
@@ -131,16 +125,14 @@ def responses(packed, tensor, are, axes):
     yield {"cu_seqlens": i32(0, 4, 8)}, f"cu_seqlens must be None when {tensor} {are} [B, T{axes}], got shape [3]"
     for values, words in {
         (1, 16): "start at 0, got 1",
-        (0, 15): "end at N = 16, got 15",
         (0, 17): "end at N = 16, got 17",
         (0,): "end at N = 16, got 0",
-        (0, 9, 4, 16): "be non-decreasing, got 9 before 4",
         (0, 20, 16): "be non-decreasing, got 20 before 16",
         (): "have shape [B + 1], got [0]",
+        ((0, 16),): "have shape [B + 1], got [1, 2]",
     }.items():
         yield {**packed, "cu_seqlens": i32(*values)}, f"cu_seqlens must {words}"
     starts = i32(0, 16)
-    yield {**packed, "cu_seqlens": starts[0]}, "cu_seqlens must have shape [B + 1], got []"
     dtype = "cu_seqlens must have dtype int32 or int64, got int16"
     yield {**packed, "cu_seqlens": starts.short()}, dtype, TypeError
     yield {**packed, "cu_seqlens": starts.to("meta")}, "cu_seqlens must be on cpu, got meta"

@@ -81,7 +81,7 @@ def test_compiled_operator_without_the_checks_of_python(op, arguments, words, er
     check(lambda **given: compiled_alone(op, **given), op, arguments, words, RuntimeError)
 
 
-# One row of each kind for each of the other surfaces: a shape, a dtype, a scalar, a value inside a tensor.
+# One row of each kind for each of the other surfaces: a dtype, a scalar, a value inside a tensor.
 SURFACES = {
     "raw": (raw, OPERATORS),
     "reference": (lambda op: getattr(pruneopd_kernels.reference, op), OPERATORS),
@@ -104,7 +104,6 @@ def test_every_surface_looks_at_them(surface):
     for op in ops:
         name, rule = ("w_drop", ">= 0") if op in ALONG_RESPONSES else (temperature(op), "> 0")
         rows = [
-            ({"mask": bad_input.zeros(2, 7)}, "mask must have shape [2, 8], got [2, 7]", ValueError),
             ({name: -1.0}, f"{name} must be finite and {rule}, got -1.0", ValueError),
             (complex64, "mask must have dtype bool, integer or float, got complex64", TypeError),
         ]
@@ -133,16 +132,12 @@ def test_values_are_never_addresses():
 
 @pytest.mark.parametrize("op", LOGITS)
 def test_float64_logits_are_for_the_reference(op):
-    name = leaf(op)
-    arguments = MODULES[op].BASE | {name: bad_input.zeros(2, 8, 64, dtype=torch.float64)}
-    words = f"{name} must have dtype {bad_input.LOGITS}, got float64"
-    check(getattr(pruneopd_kernels, op), op, arguments, words, TypeError)
-    if op not in LOSSES:
-        check(host(op), op, arguments, words, TypeError)
-    complex64 = arguments | {name: bad_input.zeros(2, 8, 64, dtype=torch.complex64)}
-    words = f"{name} must have dtype {bad_input.FLOATS}, got complex64"
-    check(SURFACES["reference"][0](op), op, complex64, words, TypeError)
-    check(lambda **given: raw(op)(**given, impl="reference"), op, complex64, words, RuntimeError)
+    calls = [(getattr(pruneopd_kernels, op), torch.float64, bad_input.LOGITS)]
+    calls += [(host(op), torch.float64, bad_input.LOGITS)] if op not in LOSSES else []
+    calls += [(SURFACES["reference"][0](op), torch.complex64, bad_input.FLOATS)]
+    for function, dtype, allowed in calls:
+        words = f"{leaf(op)} must have dtype {allowed}, got {str(dtype)[6:]}"
+        check(function, op, MODULES[op].BASE | {leaf(op): bad_input.zeros(2, 8, 64, dtype=dtype)}, words, TypeError)
 
 
 def test_a_subnormal_mask_is_looked_at():
@@ -158,36 +153,28 @@ def test_a_subnormal_mask_is_looked_at():
         torch.set_flush_denormal(False)
 
 
-def test_arguments_that_python_refuses():
-    logits = torch.zeros(2, 8, 64)
-    surfaces = (pruneopd_kernels.reliability, logits), (pruneopd_kernels.host.reliability, logits.numpy())
-    for function, given in surfaces:
-        with pytest.raises(TypeError, match="positional"):
-            function(given, given, None, None)
-        with pytest.raises(TypeError, match="teacher_logits"):
-            function(given)
-        with pytest.raises(TypeError, match="unknown"):
-            function(given, given, unknown=3)
-        with pytest.raises(TypeError, match="student_logits"):
-            function(given, given, student_logits=given)
+@pytest.mark.parametrize("function", [pruneopd_kernels.reliability, pruneopd_kernels.host.reliability])
+def test_arguments_that_python_refuses(function):
+    x = np.zeros((2, 8, 64), np.float32)
+    x = x if function is pruneopd_kernels.host.reliability else torch.from_numpy(x)
+    for args, kwargs, words in (
+        ((x, x, None, None), {}, "positional"), ((x,), {}, "teacher_logits"), ((x, x), {"unknown": 3}, "unknown")
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=words):
+            function(*args, **kwargs)
 
 
 # --- the NumPy functions alone ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_threads", [0, -1])
-def test_num_threads(num_threads):
-    arguments = MODULES["reliability"].BASE | {"num_threads": num_threads}
-    check(host("reliability"), "reliability", arguments, f"num_threads must be >= 1, got {num_threads}", ValueError)
-
-
-@pytest.mark.parametrize("name", ["student_logits", "teacher_logits"])
-def test_arrays_that_the_host_refuses(name):
+def test_what_the_host_refuses():
     base = {n: x.numpy() for n, x in MODULES["token_stats"].BASE.items()}
-    for dtype in (np.longdouble, ">f4", object):
-        array = np.zeros((2, 8, 64), dtype)
-        words = f"{name} must have dtype {bad_input.LOGITS}, got {array.dtype.name if dtype != '>f4' else '>f4'}"
-        check(pruneopd_kernels.host.token_stats, "token_stats", base | {name: array}, words, TypeError)
+    rows = [({"num_threads": 0}, "num_threads must be >= 1, got 0", ValueError)]
+    for dtype, name in ((np.longdouble, np.dtype(np.longdouble).name), (">f4", ">f4"), (object, "object")):
+        words = f"teacher_logits must have dtype {bad_input.LOGITS}, got {name}"
+        rows.append(({"teacher_logits": np.zeros((2, 8, 64), dtype)}, words, TypeError))
     backwards = np.zeros((2, 8, 64), ml_dtypes.bfloat16)[..., ::-1]
-    words = f"{name} must have stride 1 on its last axis, got -1"
-    check(pruneopd_kernels.host.token_stats, "token_stats", base | {name: backwards}, words, ValueError)
+    words = "student_logits must have stride 1 on its last axis, got -1"
+    rows.append(({"student_logits": backwards}, words, ValueError))
+    for change, words, error in rows:
+        check(pruneopd_kernels.host.token_stats, "token_stats", base | change, words, error)

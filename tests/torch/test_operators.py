@@ -8,7 +8,6 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
 import pruneopd_kernels
 from comparison import differing, same_bits
@@ -105,11 +104,11 @@ def test_signatures_and_schemas(op):
 
 @every_layout
 def test_raw_operator_equals_function(op, packed):
+    """With its tensors by position."""
     arguments = example(op, packed=packed)
-    expected = computed(op, function(op), arguments)
-    assert differing(computed(op, raw(op), arguments), expected) == []
-    args, kwargs = by_position(op, arguments)
-    assert same_bits(fields(op, raw(op)(*args, **kwargs)).values(), [expected[name] for name in DECLARED[op].fields])
+    args, scalars = by_position(op, arguments)
+    expected = named(function(op)(**arguments))
+    assert differing(fields(op, raw(op)(*args, **scalars)), expected) == []
 
 
 # --- torch.library ---------------------------------------------------------------------------------------------------
@@ -212,14 +211,12 @@ def test_compiles_to_one_graph_for_all_shapes(op, packed):
     assert counts == {"forward": 1, "backward": int(op in LOSSES)}
 
 
-@pytest.mark.parametrize("op", [op for op in LOGITS if op not in LOSSES])
-def test_compiles_beside_something_that_is_differentiable(op):
-    arguments = example(op)
+def test_compiles_beside_something_that_is_differentiable():
+    arguments = example("reliability")
     student = arguments.pop("student_logits").requires_grad_()
 
     def step(student):
-        outputs = named(function(op)(student * 1.0, **arguments))
-        return (outputs["overlap"][..., None] * student).sum()
+        return (function("reliability")(student * 1.0, **arguments).overlap[..., None] * student).sum()
 
     compiled = torch.compile(step, fullgraph=True, backend=counting_backend()[0])
     gradient, expected = (torch.autograd.grad(call(student), student)[0] for call in (compiled, step))
@@ -241,11 +238,9 @@ def test_compiles_with_the_default_backend_between_other_operations(op):
         arguments[leaf(op)].requires_grad_()
     (outputs, doubled), (expected, twice) = torch.compile(step, fullgraph=True)(**arguments), step(**arguments)
     assert same_bits([x.detach() for x in outputs], [x.detach() for x in expected])
-    torch.testing.assert_close(doubled, twice)
     if op in LOSSES:
         gradient, wanted = (torch.autograd.grad(x.sum(), arguments[leaf(op)])[0] for x in (doubled, twice))
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-7)
-        assert wanted.any()
 
 
 @every_operator
@@ -279,13 +274,15 @@ def test_only_a_loss_is_differentiable_and_only_in_the_student(op, impl):
 
 @every_loss
 @either_impl
-def test_second_derivatives_raise(op, impl):
+def test_backwards_twice_but_no_second_derivative(op, impl):
+    """The graph is kept, and so is what it saved."""
     arguments = example(op)
     logits = arguments[leaf(op)].requires_grad_()
     loss = total(op, named(function(op)(**arguments, impl=impl)))
-    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    first, second = (torch.autograd.grad(loss, logits, create_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
     with pytest.raises(RuntimeError, match="the gradient of a loss cannot be differentiated a second time"):
-        gradient.square().sum().backward()
+        first.square().sum().backward()
 
 
 @every_operator
@@ -308,24 +305,6 @@ def test_no_mode_changes_a_number(op):
 
 
 @every_loss
-def test_backwards_twice_and_in_chunks(op):
-    """The graph is kept, and so is what it saved. Through a head, as a trainer does."""
-    arguments = example(op, (4, 5))
-    hidden, head = torch.randn(4, 5, 8), torch.randn(8, 70, requires_grad=True)
-
-    def loss(part):
-        given = {name: x[part] if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
-        return total(op, named(function(op)(**given | {leaf(op): hidden[part] @ head})))
-
-    whole = loss(slice(None))
-    first, second = (torch.autograd.grad(whole, head, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second) and first.any()
-    for part in (slice(0, 1), slice(1, 4)):
-        loss(part).backward()
-    torch.testing.assert_close(head.grad, first, rtol=1e-5, atol=1e-5)
-
-
-@every_loss
 def test_what_the_backward_pass_reads_must_be_as_it_was(op):
     """A change in between is an error and no wrong number; of what it does not read, none."""
     for name in (name for name in example(op) if name in DECLARED[op].tensors):
@@ -341,24 +320,6 @@ def test_what_the_backward_pass_reads_must_be_as_it_was(op):
         else:
             loss.backward()
             assert logits.grad.any()
-
-
-@every_loss
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing(op, use_reentrant):
-    arguments = example(op)
-    expected = computed(op, function(op), arguments)
-    logits = arguments[leaf(op)].requires_grad_()
-
-    def step(*values):
-        outputs = named(function(op)(**dict(zip(arguments, values, strict=True))))
-        return tuple(outputs[name] for name in DECLARED[op].differentiable)
-
-    losses = checkpoint(step, *arguments.values(), use_reentrant=use_reentrant)
-    losses = dict(zip(DECLARED[op].differentiable, losses, strict=True))
-    total(op, losses).backward()
-    assert same_bits([x.detach() for x in losses.values()], [expected[name] for name in losses])
-    assert same_bits([logits.grad], [expected["gradient"]])
 
 
 @every_operator
