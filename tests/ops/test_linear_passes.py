@@ -2,17 +2,14 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
-import linear_memory
 from hidden_states import LOSSES, OF_SERVERS, REDUCTIONS, STUDENT, H, V, at_once, from_server, problem, with_gradients
-from processes import ROOT, run
+from processes import TESTS, run
 from pruneopd_kernels import linear_opd_loss, linear_reliability, linear_selected_logprobs, reference
 from pruneopd_kernels.linear._products import Head, head_of
 from reads import counted
@@ -161,36 +158,24 @@ def test_logits_are_read_once_without_a_gradient():
 @pytest.mark.thorough
 def test_memory_beyond_inputs_outputs_and_gradients():
     """Logits of both sides and their gradient, for one chunk, and hardly anything else."""
-    script = Path(linear_memory.__file__)
-    lines = run(script, root=f"{ROOT}:{script.parent}").splitlines()
-    cases = [json.loads(line) for line in lines]
+    cases = [json.loads(line) for line in run(TESTS / "lib" / "memory_peaks.py", "linear").splitlines()]
     assert len(cases) == 7
     for case in cases:
         spare = (4 if case["dtype"] == "torch.float32" else 12) * 2**20
         most, least = 3 * case["chunk"], (3 if case["reduction"] == "sum" else 2) * case["chunk"]
-        assert case["extra"] <= most + spare, case
-        assert case["extra"] >= least - 2**20, f"not measured: {case}"
+        assert least - 2**20 <= case["extra"] <= most + spare, case
 
 
 # --- more than one backward pass --------------------------------------------------------------------------------------
 
 
-@each_pass
-def test_gradients_add_up_over_calls(loss, reduction):
-    wanting, leaves = problem().wanting(*STUDENT)
-    arguments = wanting.arguments(loss=loss, reduction=reduction)
-    linear_opd_loss(**arguments).loss.sum().backward()
-    once = [leaf.grad.clone() for leaf in leaves]
-    (3 * linear_opd_loss(**arguments).loss.sum()).backward()
-    check_gradients([leaf.grad for leaf in leaves], [4 * gradient for gradient in once])
-
-
 @each_loss
 def test_reduction_none_goes_back_twice(loss):
+    """The second time by three times as much."""
     wanting, leaves = problem().wanting(*STUDENT)
     out = linear_opd_loss(**wanting.arguments(loss=loss)).loss.sum()
-    first, second = torch.autograd.grad(out, leaves, retain_graph=True), torch.autograd.grad(out, leaves)
-    assert all(map(torch.equal, first, second))
+    first = torch.autograd.grad(out, leaves, retain_graph=True)
+    check_gradients(torch.autograd.grad(3 * out, leaves), [3 * gradient for gradient in first])
 
 
 def test_reduction_sum_says_that_it_goes_back_once():
@@ -206,21 +191,14 @@ def test_reduction_sum_says_that_it_goes_back_once():
 
 
 @each_reduction
-def test_second_derivatives_raise(reduction):
-    wanting, leaves = problem().wanting(*STUDENT)
-    out = linear_opd_loss(**wanting.arguments(reduction=reduction)).loss.sum()
-    for gradient in torch.autograd.grad(out, leaves, create_graph=True):
-        with pytest.raises(RuntimeError) as raised:
-            torch.autograd.grad(gradient.sum(), leaves, retain_graph=True)
-        assert str(raised.value) == "linear_opd_loss: the gradient of a loss cannot be differentiated a second time"
-
-
-@each_reduction
-def test_only_the_loss_is_differentiable(reduction):
+def test_only_the_loss_is_differentiable_and_only_once(reduction):
     wanting, _ = problem().wanting(*STUDENT, "teacher_hidden", "teacher_weight", "teacher_bias")
     out = linear_opd_loss(**wanting.arguments(reduction=reduction))
     assert [name for name in out._fields if getattr(out, name).requires_grad] == ["loss"]
     assert not any(x.requires_grad for x in linear_reliability(**wanting.arguments()))
+    (gradient,) = torch.autograd.grad(out.loss.sum(), wanting.student_weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="the gradient of a loss cannot be differentiated a second time"):
+        gradient.sum().backward()
 
 
 def test_a_teacher_that_changes_before_the_backward_pass_is_noticed():
@@ -241,13 +219,9 @@ def test_teacher_from_inference_mode(loss, reduction):
     expected, gradients = with_gradients(given, **options)
     with torch.inference_mode():
         teacher = {name: x.clone() for name, x in vars(given).items() if name.startswith("teacher_") and x is not None}
-    inferred = replace(given, **teacher)
-    out, got = with_gradients(inferred, **options)
-    assert all(map(torch.equal, got, gradients))
-    with torch.inference_mode():
-        inside = linear_opd_loss(**inferred.arguments(**options))
-    assert torch.equal(inside.loss, out.loss)
-    assert torch.equal(out.loss, expected.loss)
+        inside = linear_opd_loss(**given.arguments(**options))
+    out, got = with_gradients(replace(given, **teacher), **options)
+    assert all(map(torch.equal, (out.loss, inside.loss, *got), (expected.loss, expected.loss, *gradients)))
 
 
 @pytest.mark.parametrize(
@@ -354,20 +328,6 @@ def test_on_a_gpu(loss, reduction, autocast, dtype):
         torch.testing.assert_close(one.cpu().double(), other, rtol=0, atol=float(8 * unit * other.abs().max()))
 
 
-@pytest.mark.parametrize(("loss", "reduction", "reentrant"), combinations(LOSSES, REDUCTIONS, [True, False]))
-def test_activation_checkpointing(loss, reduction, reentrant):
-    given = problem()
-
-    def loss_of(hidden, weight, bias):
-        wanting = replace(given, student_hidden=hidden.tanh(), student_weight=weight, student_bias=bias)
-        return linear_opd_loss(**wanting.arguments(loss=loss, reduction=reduction)).loss.sum()
-
-    leaves = given.wanting(*STUDENT)[1]
-    expected = torch.autograd.grad(loss_of(*leaves), leaves)
-    checkpoint(loss_of, *leaves, use_reentrant=reentrant).backward()
-    assert all(torch.equal(leaf.grad, gradient) for leaf, gradient in zip(leaves, expected, strict=True))
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch hides it, from itself
 @each_reduction
 def test_under_compile_the_call_breaks_the_graph_and_is_right(reduction):
@@ -377,19 +337,17 @@ def test_under_compile_the_call_breaks_the_graph_and_is_right(reduction):
         wanting = replace(given, student_hidden=torch.tanh(hidden), student_weight=weight)
         return linear_opd_loss(**wanting.arguments(reduction=reduction)).loss.sum() * 2
 
-    graphs = []
+    targets = []
 
     def backend(graph, inputs):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
+        targets.extend(str(node.target) for node in graph.graph.nodes)
         return graph.forward
 
     leaves = given.wanting(*STUDENT[:2])[1]
     expected = torch.autograd.grad(step(*leaves), leaves)
     torch.compiler.reset()
-    got = torch.autograd.grad(torch.compile(step, backend=backend)(*leaves), leaves)
-    check_gradients(got, expected)
-    targets = " ".join(target for graph in graphs for target in graph)
-    assert "tanh" in targets and "pruneopd" not in targets and "mm" not in targets
+    check_gradients(torch.autograd.grad(torch.compile(step, backend=backend)(*leaves), leaves), expected)
+    assert "tanh" in " ".join(targets) and "pruneopd" not in " ".join(targets)
     torch.compiler.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(step, backend=backend, fullgraph=True)(*leaves)
