@@ -1,5 +1,6 @@
 """What a rank does in the tests of `pruneopd_kernels.parallel`: importable by its process, which imports no tests."""
 
+import functools
 import warnings
 from contextlib import ExitStack
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import torch
 from torch import distributed as dist
 
+from pruneopd_kernels import linear_opd_loss
 from pruneopd_kernels.ops import OPERATORS
 
 SLICED = ("student_logits", "teacher_logits", "logits")
@@ -20,14 +22,16 @@ def outputs_of(group, op, arguments):
     return dict(zip(OPERATORS[op].fields, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
 
 
-def sliced(group, op, widths, arguments, device=None):
-    """The arguments with this rank's slices, those that have a gradient as a leaf that wants one.
-
-    What a teacher has more goes to the last rank.
-    """
+def own(group, widths):
+    """This rank's part of the vocabulary. What a teacher has more goes to the last rank."""
     rank = dist.get_rank(group)
-    begin, end = sum(widths[:rank]), sum(widths[: rank + 1]) if rank < len(widths) - 1 else None
-    arguments = {name: x[..., begin:end] if name in SLICED else x for name, x in arguments.items()}
+    return slice(sum(widths[:rank]), sum(widths[: rank + 1]) if rank < len(widths) - 1 else None)
+
+
+def sliced(group, op, widths, arguments, device=None):
+    """The arguments with this rank's slices, those that have a gradient as a leaf that wants one."""
+    part = own(group, widths)
+    arguments = {name: x[..., part] if name in SLICED else x for name, x in arguments.items()}
     arguments = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     if OPERATORS[op].saved:
         leaf = OPERATORS[op].tensors[0]
@@ -61,16 +65,17 @@ STUDENT = ("student_hidden", "student_weight", "student_bias")
 def linear(group, widths, arguments, wanted=STUDENT):
     """The outputs of `linear_opd_loss` by name, and the gradients of the loss's sum by what is wanted.
 
-    Each rank has its rows of the heads. What a teacher has more goes to the last rank.
+    Each rank has its rows of the heads; without any widths, one process has them all.
     """
     from pruneopd_kernels import parallel
 
-    rank = dist.get_rank(group)
-    begin, end = sum(widths[:rank]), sum(widths[: rank + 1]) if rank < len(widths) - 1 else None
-    arguments = {n: x[begin:end] if n in HEADS and x is not None else x for n, x in arguments.items()}
+    if widths:
+        part = own(group, widths)
+        arguments = {n: x[part] if n in HEADS and x is not None else x for n, x in arguments.items()}
     wanted = [name for name in wanted if arguments[name] is not None]
     arguments |= {name: arguments[name].detach().clone().requires_grad_() for name in wanted}
-    outputs = parallel.linear_opd_loss(**arguments, group=group)._asdict()
+    function = functools.partial(parallel.linear_opd_loss, group=group) if widths else linear_opd_loss
+    outputs = function(**arguments)._asdict()
     gradients = torch.autograd.grad(outputs["loss"].sum(), [arguments[name] for name in wanted]) if wanted else ()
     return {name: x.detach() for name, x in outputs.items()}, dict(zip(wanted, gradients, strict=True))
 

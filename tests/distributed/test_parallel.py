@@ -4,7 +4,6 @@ Its values are tested with all the other implementations' (tests/lib/implementat
 """
 
 import inspect
-import math
 import re
 
 import pytest
@@ -112,22 +111,12 @@ def test_a_slice_of_minus_infinity_is_no_broken_row(ranks):
     student, teacher = (cases.randn(3, 4, 30, seed=n) for n in (1, 2))
     student[0, :, :10], teacher[1, :, :10], student[2, :, :10], teacher[2, :, :10] = [-torch.inf] * 4
     student[1, :, :10] -= 2000.0  # a share that underflows
-    arguments = {"student_logits": student, "teacher_logits": teacher, "k": 4, "token_ids": torch.full((3, 4), 12)}
-    result = on_ranks(ranks, "token_stats", [10, 20], **arguments)
-    assert result["forward_kl"][0].isinf().all() and result["reverse_kl"][1].isinf().all()
-    assert result["reverse_kl"][2].isfinite().all()
-    comparison.check(result, operators.answer("token_stats", **arguments))
-
-
-def test_a_divergence_that_no_float32_holds_is_not_infinite(ranks):
-    """Of one slice, which has no mass; or of the whole row, until it is weighted."""
-    student, teacher = torch.full((1, 1, 20), -3e38), torch.full((1, 1, 20), -3e38)
-    student[..., 3], teacher[..., 3], teacher[..., 15] = 3e38, 3e38, 3e38  # ids 3 and 15: half of the mass each
-    result = on_ranks(ranks, "token_stats", [10, 10], student_logits=student, teacher_logits=teacher, k=2)
-    torch.testing.assert_close(result["reverse_kl"], torch.full((1, 1), math.log(2)))
-    teacher[..., 3] = -3e38
-    arguments = {"student_logits": student, "teacher_logits": teacher, "weight": torch.full((1, 1), 0.25)}
-    torch.testing.assert_close(on_ranks(ranks, "reverse_kl", [10, 10], **arguments)["loss"], torch.full((1, 1), 1.5e38))
+    huge, others = torch.full((1, 1, 30), -3e38), torch.full((1, 1, 30), -3e38)
+    huge[..., 3], others[..., 3], others[..., 15] = 3e38, 3e38, 3e38  # half of the mass each, and a KL of ln 2
+    for pair in ((student, teacher), (huge, others)):
+        arguments = {"student_logits": pair[0], "teacher_logits": pair[1], "k": 4}
+        result = on_ranks(ranks, "token_stats", [10, 20], **arguments)
+        comparison.check(result, operators.answer("token_stats", **arguments))
 
 
 @each_op
@@ -216,17 +205,13 @@ def test_another_operator_on_another_rank(ranks):
     assert raised(ranks, "token_stats", {}, {"op": "reliability"}) == expected
 
 
-# What one rank finds by itself, in the words of one rank's operator: of each kind of check one.
+# What one rank finds by itself, in the words of one rank's operator: a tensor, a shape, a scalar and a value.
 OWN_ERRORS = [
     ("reliability", {"student_logits": [1.0]}, TypeError, "student_logits must be a tensor, got list"),
     ("reliability", {"student_logits": HALF[0, 0]}, ValueError,
      "student_logits must have shape [B, T, V] or [N, V], got [42]"),
-    ("reliability", {"teacher_logits": HALF.mT.contiguous().mT}, ValueError,
-     "teacher_logits must have stride 1 on its last axis, got 3"),
     ("token_stats", {"vocab_size": 0}, ValueError,
      "vocab_size must be between 1 and min(student, teacher) width = 42, got 0"),
-    ("token_stats", {"impl": "fastest"}, ValueError,
-     "impl must be one of 'auto', 'reference', 'cpp', 'cuda', 'triton', got 'fastest'"),
     ("topk_policy_loss", {"topk_ids": torch.full((2, 3, 5), 99), "vocab_size": 40}, ValueError,
      "topk_ids must be below vocab_size = 40 where the position is valid, got 99"),
 ]  # fmt: skip
@@ -241,19 +226,15 @@ def test_what_a_rank_does_wrong_is_an_error_on_each(ranks, op, change, kind, wor
 
 
 def test_an_implementation_that_one_rank_has_not(ranks):
-    one, other = raised(ranks, "token_stats", {}, {"impl": "triton"})
-    assert one[0] == other[0] == "RuntimeError"
-    assert other[1].startswith("token_stats: impl='triton' is not usable here: ")
-    assert one[1].startswith("token_stats: rank 1: impl='triton' is not usable here: ")
+    (kind, one), other = raised(ranks, "token_stats", {}, {"impl": "triton"})
+    assert kind == "RuntimeError" and one.startswith("token_stats: rank 1: impl='triton' is not usable here: ")
+    assert other == (kind, one.replace("rank 1: ", ""))
 
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"k": 43}, "k must be between 1 and min(vocab_size, 256) = 42, got 43"),
-    ({"vocab_size": 43}, "vocab_size must be between 1 and min(student, teacher) width = 42, got 43"),
-    (
-        {"token_ids": torch.full((2, 3), 42), "metric": "top_p"},
-        "token_ids must be between 0 and vocab_size - 1 = 41 where the position is valid, got 42",
-    ),
+    ({"token_ids": torch.full((2, 3), 42), "metric": "top_p"},
+     "token_ids must be between 0 and vocab_size - 1 = 41 where the position is valid, got 42"),
 ])  # fmt: skip
 def test_what_only_the_whole_vocabulary_shows(ranks, change, words):
     assert raised(ranks, "reliability", change, change) == [("ValueError", f"reliability: {words}")] * 2

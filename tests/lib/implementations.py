@@ -225,7 +225,7 @@ CUDA_EMULATED = Unregistered("cuda-emulated", run_emulated)
 TRITON_INTERPRETED = Unregistered("triton-interpreted", interpreted.run)
 # One slice has half as much as the other; or the first one id, and another none.
 PARALLEL = [
-    OnRanks("parallel", lambda width: [width // 3, width - width // 3]),
+    OnRanks("parallel", lambda width: [-(-width // 3), width * 2 // 3]),
     OnRanks("parallel-3", lambda width: [min(width, 1), 0, width - min(width, 1)], (pytest.mark.thorough,)),
 ]
 # The package for AMD's GPUs is called cuda too, and has no CUDA.
