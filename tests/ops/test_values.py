@@ -13,7 +13,7 @@ import operators
 from implementations import DECLARED, LOGITS, LOSSES, REFERENCE, each, leaf, named, quick, references, temperature
 from operators import MODULES, example, of_positions
 
-OF_CANDIDATES = [op for op in LOSSES if "teacher_logits" not in DECLARED[op].tensors]
+OF_CANDIDATES = [op for op in LOSSES if {"token_ids", "topk_ids", "teacher_topk_ids"} & {*DECLARED[op].tensors[:2]}]
 
 
 @operators.each_sample()
