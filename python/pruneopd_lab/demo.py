@@ -22,7 +22,7 @@ from pruneopd_trainer.config import PRESETS
 from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.models import Pair, encode, gguf_file, make_pair, model_folder
 from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
-from pruneopd_trainer.run_folder import RunFolder
+from pruneopd_trainer.run_folder import RunFolder, make_folder
 
 from . import demo_pictures, samples
 from .prompts import PROMPTS
@@ -56,11 +56,9 @@ def demo(model_dir: Path | None, out: Path, length: int, w_drop: float, seed: in
     folder = smollm2_folder() if model_dir is None else model_folder(model_dir)
     try:
         config = PruneConfig(w_drop=w_drop)
-        out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         raise TrainerError(str(error)) from error
-    except OSError as error:
-        raise TrainerError(f"the folder {out} cannot be made: {error.strerror}") from error
+    make_folder(out)
     console, messages, results = Console(highlight=False), Console(stderr=True), []
     if not console.is_terminal:
         console.width = 120

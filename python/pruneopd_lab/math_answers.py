@@ -17,6 +17,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pruneopd_trainer.errors import TrainerError
@@ -85,9 +86,11 @@ class MathAnswers:
             return bool(reply == "true")
 
     def _start(self) -> None:
+        # Isolated: no module of the working directory takes the place of another.
+        paths = [path for path in sys.path if path] + [str(Path(__file__).parents[1])]
+        code = f"import sys; sys.path[:] = {paths!r}; from {__name__} import serve; serve()"
         process: Any = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            [sys.executable, "-I", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

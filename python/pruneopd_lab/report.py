@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.errors import TrainerError, reason
 
 from .figures import draw
 from .run_groups import Comparison, Group, Run, comparisons, find_runs
@@ -45,8 +45,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> str:
             pictures += draw(comparison, out / "figures", suffix)
         links = [f"![{file.stem.replace('_', ' ')}](figures/{file.name})" for file in pictures]
         (out / "report.md").write_text("\n\n".join([text.rstrip(), *links]) + "\n")
-    except OSError as error:
-        raise TrainerError(f"the report in {out} cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"the report in {out} cannot be written: {reason(error)}") from error
     return text
 
 

@@ -77,7 +77,7 @@ def evaluate_run(out: Path, prompts: int | None = None, samples: int | None = No
         TrainerError: There is no run or no checkpoint, or it cannot be read.
     """
     folder = RunFolder.open(out)
-    checkpoint = folder.latest()
+    checkpoint = folder.checkpoint()
     if checkpoint is None:
         raise TrainerError(f"{out} has no checkpoint yet")
     changes = {"eval_prompts": prompts, "eval_samples": samples}

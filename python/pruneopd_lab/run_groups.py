@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from pruneopd_trainer.config import BANDS, PRESETS, Method, TrainConfig, read_config
-from pruneopd_trainer.errors import TrainerError
+from pruneopd_trainer.errors import TrainerError, shown
 
 SUBJECT = ("preset", "pair", "student", "teacher", "data")
 """What is trained on what: runs that differ in one of these are never compared."""
@@ -94,7 +95,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Read the runs that are in or below these folders, each once."""
     found: dict[Path, Run] = {}
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # False for a name that no folder can have
             raise TrainerError(f"the folder {folder} is not there")
         files = sorted(folder.rglob("metrics.jsonl"))
         if not files:
@@ -138,8 +139,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         metrics = None
     if not isinstance(metrics, dict):
-        shown = line if len(line) <= 60 else line[:57] + "..."
-        raise TrainerError(f"{place}: it must be a JSON object, got {shown!r}")
+        raise TrainerError(f"{place}: it must be a JSON object, got {shown(line)}")
     return metrics
 
 
@@ -147,8 +147,8 @@ def _check(metrics: dict[str, Any], place: str) -> None:
     """Raise TrainerError for a value that a report needs and that is missing or of another kind."""
 
     def wrong(name: str, rule: str) -> TrainerError:
-        got = repr(metrics[name]) if name in metrics else "nothing"
-        return TrainerError(f"{place}: {name} must be {rule}, got {got if len(got) <= 60 else got[:57] + '...'}")
+        got = shown(metrics[name]) if name in metrics else "nothing"
+        return TrainerError(f"{place}: {name} must be {rule}, got {got}")
 
     if not (_is_number(metrics.get("step")) and isinstance(metrics["step"], int)):
         raise wrong("step", "an integer")

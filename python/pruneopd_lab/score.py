@@ -25,6 +25,7 @@ from pruneopd_trainer.data import Line, read_lines
 from pruneopd_trainer.errors import TrainerError
 from pruneopd_trainer.models import Pair, check_context, encode, load_model, load_tokenizer, make_pair
 from pruneopd_trainer.rollouts import Rollouts, sample, uniforms
+from pruneopd_trainer.run_folder import make_folder
 from pruneopd_trainer.scoring import follow
 
 BANDS = 8
@@ -266,10 +267,7 @@ def open_scores(out: Path | None) -> Iterator[TextIO | None]:
         yield None
         return
     path = out / "scores.jsonl"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainerError(f"{path} cannot be written: {error.strerror}") from error
+    make_folder(out)
     if os.path.exists(path):
         raise TrainerError(f"{path} cannot be written: {os.strerror(errno.EEXIST)}")
     with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from pruneopd_kernels import PruneConfig
 from pruneopd_kernels.checks import Metric, RewardWeight
 from pruneopd_kernels.rewards import Strategy
 
-from .errors import TrainerError
+from .errors import TrainerError, reason, shown
 
 Method = Literal["opd", "truncate", "random", "prune", "prefix", "prune+grpo"]
 Match = Literal["tokens", "mass"]
@@ -94,7 +94,7 @@ class TrainConfig:
 
         def need(name: str, allowed: bool, rule: str) -> None:
             if not allowed:
-                raise TrainerError(f"TrainConfig: {name} must {rule}, got {getattr(self, name)!r}")
+                raise TrainerError(f"TrainConfig: {name} must {rule}, got {shown(getattr(self, name))}")
 
         for name, least in _AT_LEAST.items():
             need(name, getattr(self, name) >= least, f"be at least {least}")
@@ -103,6 +103,8 @@ class TrainConfig:
             need(name, 0 < getattr(self, name) < math.inf, "be finite and > 0")
         for name in ("weight_decay", "group_advantage"):
             need(name, 0 <= getattr(self, name) < math.inf, "be finite and >= 0")
+        for name in ("learning_rate", "max_grad_norm", "temperature", "weight_decay", "group_advantage"):
+            need(name, getattr(self, name) <= LARGEST, f"be at most {LARGEST:g}")
         for name, choices in _CHOICES.items():
             need(name, getattr(self, name) in choices, f"be one of {', '.join(choices)}")
         most = self.maximum_length
@@ -137,6 +139,7 @@ _AT_LEAST = dict.fromkeys(["seed", "margin", "warmup_steps"], 0) | dict.fromkeys
 _LENGTHS = {"initial_length": None, "minimum_length": None, "truncate_length": "truncate", "final_length": "prefix"}
 """Lengths that the maximum bounds, and the only method that uses the length, if there is one."""
 MAX_SEED = 2**63 - 1
+LARGEST = 1e15  # of a factor: the product of two still fits into a float32
 _CHOICES: dict[str, tuple[str, ...]] = {
     **{"preset": ("tiny", "smollm2"), "tracker": ("none", "trackio", "wandb"), "method": get_args(Method)},
     **{"match": get_args(Match), "strategy": get_args(Strategy)},
@@ -157,7 +160,7 @@ def with_values(config: TrainConfig, values: dict[str, Any], source: str) -> Tra
     kinds = {field.name: str(field.type) for field in fields(TrainConfig)}
     for name in values:
         if name not in kinds:
-            raise TrainerError(f"{source}: there is no option {name!r}")
+            raise TrainerError(f"{source}: there is no option {shown(name)}")
     return replace(config, **{name: _of_kind(name, value, kinds[name], source) for name, value in values.items()})
 
 
@@ -173,7 +176,7 @@ def _of_kind(name: str, value: Any, kind: str, source: str) -> Any:
     if kind not in ("float", "Path") and type(value) is {"int": int, "bool": bool}.get(kind, str):
         return value
     article = {"int": "an integer", "bool": "true or false", "float": "a number"}.get(kind, "text")
-    raise TrainerError(f"{source}: {name} must be {article}, got {value!r}")
+    raise TrainerError(f"{source}: {name} must be {article}, got {shown(value)}")
 
 
 def read_config(file: Path) -> TrainConfig:
@@ -181,13 +184,13 @@ def read_config(file: Path) -> TrainConfig:
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise TrainerError(f"the configuration {file} cannot be read: {reason}") from error
+        raise TrainerError(f"the configuration {file} cannot be read: {reason(error)}") from error
     if not isinstance(values, dict):
         raise TrainerError(f"the configuration {file} must hold options with values, got {type(values).__name__}")
     preset = values.get("preset", "tiny")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise TrainerError(f"the configuration {file}: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        rule = f"be one of {', '.join(PRESETS)}"
+        raise TrainerError(f"the configuration {file}: preset must {rule}, got {shown(preset)}")
     return with_values(PRESETS[preset], values, f"the configuration {file}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .errors import TrainerError
+from .errors import TrainerError, shown
 
 Grader = Callable[[str, str], float]  # grader(answer, response) in [0, 1], of a decoded response
 SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which JSON can hold but no tokenizer reads
@@ -97,8 +97,9 @@ def read_lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
     """Read some keys of a JSONL file, each a text; every line must have a "prompt", blank lines are skipped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = "it is no path" if "\0" in str(path) else reason
         raise TrainerError(f"the prompts {path} cannot be read: {reason}") from error
     lines = enumerate(text.split("\n"), start=1)
     return [Line(number, _parse(line, keys, f"{path}, line {number}")) for number, line in lines if line.strip()]
@@ -106,8 +107,7 @@ def read_lines(path: Path, keys: tuple[str, ...]) -> list[Line]:
 
 def _parse(line: str, keys: tuple[str, ...], place: str) -> dict[str, str]:
     def wrong(rule: str, found: object) -> TrainerError:
-        shown = repr(found)
-        return TrainerError(f"{place}: {rule}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+        return TrainerError(f"{place}: {rule}, got {shown(found)}")
 
     try:
         parsed: Any = json.loads(line)

@@ -16,7 +16,7 @@ from pruneopd_kernels import topk_policy_loss
 
 from .config import TrainConfig
 from .data import Example, Task
-from .errors import TrainerError
+from .errors import TrainerError, reason
 from .methods import Advantages, LengthRule, advantages, group_advantages, kept_by_prune
 from .metrics import Sums, peak_memory_mib
 from .models import Pair, check_context, encode
@@ -35,6 +35,10 @@ class Batch(NamedTuple):
     group: Tensor | None  # [B]: group advantages, if the method needs them
 
 
+class NotFiniteError(TrainerError):
+    """Training has failed: a loss, a gradient or the student's logits are not finite."""
+
+
 class Trainer:
     """Everything that a step needs and changes."""
 
@@ -49,9 +53,11 @@ class Trainer:
         teacher: nn.Module = pair.teacher
         place = config.teacher_device or self.device
         try:
+            if torch.device(place).type == "meta":
+                raise RuntimeError("tensors have no values there")
             teacher.to(place)
         except (AssertionError, RuntimeError) as error:  # the device is unknown, absent or full
-            raise TrainerError(f"the teacher cannot be on {place}: {str(error).splitlines()[0]}") from error
+            raise TrainerError(f"the teacher cannot be on {place}: {reason(error)}") from error
         self.model = accelerator.prepare(pair.student)
         self.student = accelerator.unwrap_model(self.model)
         rates: Any = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
@@ -62,7 +68,7 @@ class Trainer:
         self.last: tuple[Rollouts, Scores, Advantages, list[Example]] | None = None
 
     def train_step(self, status: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-        """Do one step and return its record; a loss that is not finite raises TrainerError before anything changes."""
+        """Do one step and return its record; raise NotFiniteError before anything changes if the loss is not finite."""
         started = time.perf_counter()
         step, sums = self.step + 1, Sums(self.config.maximum_length)
         sampled, trained = self.lengths.sampled, self.lengths.trained
@@ -79,7 +85,7 @@ class Trainer:
         loss = measured["loss"]
         if not (math.isfinite(grad_norm) and math.isfinite(loss)):
             self.optimizer.zero_grad()
-            raise TrainerError(f"step {step}: loss and gradient norm must be finite, got {loss} and {grad_norm}")
+            raise NotFiniteError(f"step {step}: loss and gradient norm must be finite, got {loss} and {grad_norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -91,6 +97,17 @@ class Trainer:
         record |= {"budget": budget, "hit_ratio": float(hits) / self.config.batch_size, "trained_length": trained}
         last = {"grad_norm": grad_norm, "learning_rate": learning_rate, "peak_memory_mib": peak_memory_mib(self.device)}
         return record | measured | last
+
+    @torch.no_grad()
+    def require_finite_logits(self) -> None:
+        """Raise NotFiniteError if the student can no longer compute its last responses: it is not worth saving."""
+        if self.last is None:
+            return
+        with self.autocast():
+            logits = response_logits(self.student, self.last[0])[..., : self.pair.vocab_size]
+        broken = int(self.total((~logits.amax(-1).isfinite()).sum()))
+        if broken:
+            raise NotFiniteError(f"step {self.step}: the student's logits must be finite, got {broken} broken rows")
 
     def sample(self, step: int, length: int) -> Batch:
         """Sample responses of up to `length` tokens to this step's prompts (lines 2 and 3)."""

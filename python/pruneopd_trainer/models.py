@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .errors import TrainerError
+from .errors import TrainerError, reason
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -82,6 +84,8 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
     """
     source = _source(folder)
     try:
+        if (settings := folder / "generation_config.json").is_file():
+            json.loads(settings.read_text())  # transformers takes a broken one for none
         config: Any = transformers.AutoConfig.from_pretrained(folder, **source)
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             for name, value in part.to_dict().items():
@@ -94,20 +98,20 @@ def load_model(folder: Path, precision: str) -> PreTrainedModel:
         how = {"dtype": DTYPES[precision], "ignore_mismatched_sizes": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, **how, **source, **unpacked)
     except Exception as error:  # whatever the loader meets in a broken file
-        raise TrainerError(f"the model in {folder} cannot be loaded: {_reason(error)}") from error
+        raise TrainerError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
     model, report = loaded
     mismatched, missing = sorted(report["mismatched_keys"]), sorted(report["missing_keys"])
     broken = [f"{name} must have shape {list(right)}, got {list(found)}" for name, found, right in mismatched]
     broken += [f"{len(missing)} weights are missing: {name}" for name in missing]
     if broken:
         raise TrainerError(f"the model in {folder} cannot be loaded: {broken[0]}")
-    settings = model.generation_config
+    generation = model.generation_config
     try:
-        if settings is not None:
-            settings.validate(strict=True)
+        if generation is not None:
+            generation.validate(strict=True)
     except ValueError:  # transformers would refuse to save it: keep the special tokens only
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        model.generation_config = transformers.GenerationConfig(**{name: getattr(settings, name) for name in ids})
+        model.generation_config = transformers.GenerationConfig(**{name: getattr(generation, name) for name in ids})
     prepared: PreTrainedModel = model.eval()
     return prepared
 
@@ -118,7 +122,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder, **source)
     except Exception as error:  # as above
-        raise TrainerError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from error
+        raise TrainerError(f"the tokenizer in {folder} cannot be loaded: {reason(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one if there are no files
         raise TrainerError(f"the model folder {folder} has no tokenizer")
     if tokenizer.pad_token is None:
@@ -140,7 +144,7 @@ def _source(folder: Path) -> dict[str, Any]:
 
 def model_folder(folder: Path) -> Path:
     """Return the folder if it looks like a model's; raise TrainerError if not."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that no folder can have
         raise TrainerError(f"the model folder {folder} is not there")
     if gguf_file(folder) is None and not (folder / "config.json").is_file():
         raise TrainerError(f"the model folder {folder} has neither a .gguf file nor a config.json")
@@ -150,10 +154,6 @@ def model_folder(folder: Path) -> Path:
 def gguf_file(folder: Path) -> str | None:
     """Return the name of the first .gguf file in the folder, None if there is none."""
     return min((path.name for path in folder.glob("*.gguf")), default=None)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def same_tokenizer(student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase) -> int:
@@ -188,7 +188,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[
             how: Any = {"padding": True, "return_dict": True, "return_tensors": "pt"}
             encoded = tokenizer.apply_chat_template(chats, add_generation_prompt=True, **how)
     except Exception as error:  # a template is a program
-        raise TrainerError(f"the prompts from {prompts[0]!r} on cannot be tokenized: {_reason(error)}") from error
+        raise TrainerError(f"the prompts from {prompts[0]!r} on cannot be tokenized: {reason(error)}") from error
     token_ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()
     for prompt, count in zip(prompts, mask.sum(1).tolist(), strict=True):
         if count == 0:

@@ -1,12 +1,14 @@
 """The folder of a run: its configuration, one record a step, and checkpoints that are complete or absent."""
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from safetensors import SafetensorError
 
 from .atomic import replacing, sync
 from .config import TrainConfig, read_config, write_config
-from .errors import TrainerError
+from .errors import TrainerError, reason
 
+RECORDS, CHECKSUMS = "records.jsonl", "checksums.json"  # in a checkpoint: the records so far, and each file's SHA-256
 ALMOST_FULL = 2**20  # free bytes below which a library that fails to write, without a reason, has found the disk full
 
 
@@ -33,7 +36,7 @@ class RunFolder:
         """Return what `create` would make, without writing; raise TrainerError if the folder contains a run."""
         run = cls(path, config)
         files = run.config_file, run.metrics_file
-        if any(map(os.path.exists, files)) or run.latest():  # os.path: False if it may not look
+        if any(map(os.path.exists, files)) or run.latest():
             raise TrainerError(f"{path} already holds a run: continue it with --resume, or name another folder")
         return run
 
@@ -41,10 +44,8 @@ class RunFolder:
     def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
         """Make the folder and write config.yaml, which proves that it can be written to."""
         run = cls.new(path, config)
-        try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainerError(f"the folder {path} cannot be made: {error.strerror}") from error
+        make_folder(path)
+        make_folder(run.checkpoints)
         with replacing(run.config_file) as beside:
             write_config(config, beside)
         return run
@@ -86,7 +87,7 @@ class RunFolder:
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             record = None
-            with suppress(ValueError):
+            with suppress(RecursionError, ValueError):
                 record = json.loads(line)
             if not (isinstance(record, dict) and type(record.get("step")) is int):
                 shown = line[:40].decode(errors="replace")
@@ -94,24 +95,37 @@ class RunFolder:
             records.append(record)
         return records
 
-    def forget_after(self, step: int) -> None:
-        """Drop the records of later steps, which a run that continues from `step` will write again."""
-        kept = [record for record in self.records() if record["step"] <= step]
+    def restore_records(self, checkpoint: Path | None) -> None:
+        """Replace the records by those of the checkpoint from which a run continues; without one there are none."""
         with replacing(self.metrics_file) as beside:
-            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            beside.write_bytes(b"" if checkpoint is None else (checkpoint / RECORDS).read_bytes())
+
+    def remove(self) -> None:
+        """Remove what `create` and `log` have written."""
+        for file in (self.config_file, self.metrics_file):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path):
+            with suppress(OSError):  # it contains something else
+                folder.rmdir()
 
     def save(self, step: int, write: Callable[[Path], None], keep: int) -> Path:
         """Make the checkpoint of a step, and remove all except the `keep` newest; one that exists is not changed.
 
-        `write` gets an empty folder to write the files into. A failure leaves the older checkpoints unchanged.
+        `write` gets an empty folder to write the files into. The records so far and the files' checksums are added. A
+        failure leaves the older checkpoints unchanged.
         """
         folder = self.checkpoints / f"step-{step:06d}"
         beside = folder.with_name(f".{folder.name}")
         try:
             self._remove_leftovers()
-            if not folder.exists():
+            if folder not in self._checkpoints():
+                if os.path.lexists(folder) and not folder.is_dir():
+                    folder.unlink()  # a stray file, which would stand in the way
                 beside.mkdir(parents=True)
                 write(beside)
+                if self.metrics_file.exists():
+                    shutil.copyfile(self.metrics_file, beside / RECORDS)
+                (beside / CHECKSUMS).write_text(json.dumps(checksums(beside), indent=1))
                 for path in [*beside.rglob("*"), beside]:
                     sync(path)
                 os.rename(beside, folder)
@@ -129,6 +143,22 @@ class RunFolder:
         """Return the folder of the newest checkpoint, None if there is none."""
         return next(reversed(self._checkpoints()), None)
 
+    def checkpoint(self) -> Path | None:
+        """Return the newest checkpoint; raise TrainerError if a file in it is not as it was saved."""
+        folder = self.latest()
+        if folder is None:
+            return None
+        try:
+            now, saved = checksums(folder), json.loads((folder / CHECKSUMS).read_bytes())
+        except (OSError, RecursionError, ValueError) as error:
+            now, saved = {CHECKSUMS: ""}, {CHECKSUMS: reason(error)}
+        if now != saved:
+            name = min(now.items() ^ saved.items())[0] if isinstance(saved, dict) else CHECKSUMS
+            others = [path.name for path in self._checkpoints()[:-1]]
+            instead = f"remove it to continue from {others[-1]}" if others else "there is no other"
+            raise TrainerError(f"the checkpoint {folder} is damaged: {name} is not as it was saved; {instead}")
+        return folder
+
     def left(self) -> str:
         """Say what there is to continue from."""
         latest = self.latest()
@@ -136,7 +166,8 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Return the folder of every checkpoint, the oldest first."""
-        folders = [path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+        named = [name for name in names_in(self.checkpoints) if re.fullmatch(r"step-\d{6,}", name)]
+        folders = [self.checkpoints / name for name in named if names_in(self.checkpoints / name)]
         return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
     def _remove_leftovers(self) -> None:
@@ -146,9 +177,50 @@ class RunFolder:
 
     def _failed(self, path: Path, error: Exception) -> TrainerError:
         """Name what cannot be written, why, and what there is to continue from."""
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, OSError):
-            reason = error.strerror or reason
-        elif shutil.disk_usage(self.path).free < ALMOST_FULL:
-            reason = os.strerror(errno.ENOSPC)
-        return TrainerError(f"{path} cannot be written: {reason}; {self.left()}")
+        why = reason(error)
+        if not isinstance(error, OSError) and shutil.disk_usage(self.path).free < ALMOST_FULL:
+            why = os.strerror(errno.ENOSPC)
+        return TrainerError(f"{path} cannot be written: {why}; {self.left()}")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # the latter: a NUL
+        raise TrainerError(f"the folder {path} cannot be made: {reason(error)}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if it is not there; raise TrainerError if one is in it."""
+    make_folder(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise TrainerError(f"another process is writing to {path}: wait until it has ended") from error
+    finally:
+        os.close(descriptor)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none if it is no folder, or cannot be read."""
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):
+        return []
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a folder, except of the checksums themselves."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+            found[str(path.relative_to(folder))] = digest.hexdigest()
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +15,11 @@ from accelerate import Accelerator
 
 from .config import TrainConfig
 from .data import PromptFile, Task
-from .errors import TrainerError
+from .errors import TrainerError, reason, shown
 from .evaluate import evaluate
-from .loop import Trainer
+from .loop import NotFiniteError, Trainer
 from .models import Pair, load_pair
-from .run_folder import RunFolder
+from .run_folder import RunFolder, locked
 
 Load = Callable[[TrainConfig, Path | None], tuple[Pair, Task]]
 """Loads models and task of a configuration; a folder is a checkpoint's student, in place of the configuration's."""
@@ -63,24 +63,36 @@ def train(
     Ctrl-C, or a SIGTERM, ends a run after the current step, with a checkpoint.
     """
     accelerator = Accelerator()
-    writes = accelerator.is_main_process
-    folder, checkpoint = open_folder(config, out, resume)
-    torch.manual_seed(config.seed)
-    pair, task = load(config, None if checkpoint is None else checkpoint / "student")
-    if config.method == "prune+grpo" and not task.graded:
-        source = config.data or f"the preset {config.preset}"
-        raise TrainerError(f"TrainConfig: method prune+grpo needs answers to grade by, got none from {source}")
-    trainer = Trainer(config, pair, task, accelerator)
-    if checkpoint is not None:
-        restore(trainer, checkpoint)
-    if writes and resume:
-        folder.forget_after(-1 if checkpoint is None else trainer.step)
-    elif writes:  # not before: what cannot begin leaves no run behind
-        RunFolder.create(out, config)
-    accelerator.wait_for_everyone()
-    continued = None if checkpoint is None else trainer.step
-    watching = watch(trainer, folder, continued) if watch and writes else nullcontext(Watcher())
+    with ExitStack() as held:
+        if accelerator.is_main_process and resume:
+            held.enter_context(locked(RunFolder.open(out).path))
+        folder, checkpoint = open_folder(config, out, resume)
+        torch.manual_seed(config.seed)
+        pair, task = load(config, None if checkpoint is None else checkpoint / "student")
+        if config.method == "prune+grpo" and not task.graded:
+            source = config.data or f"the preset {config.preset}"
+            raise TrainerError(f"TrainConfig: method prune+grpo needs answers to grade by, got none from {source}")
+        trainer = Trainer(config, pair, task, accelerator)
+        if checkpoint is not None:
+            restore(trainer, checkpoint)
+        if accelerator.is_main_process and resume:
+            folder.restore_records(checkpoint)
+        elif accelerator.is_main_process:  # not before: what cannot begin leaves no run behind
+            held.enter_context(locked(out))
+            RunFolder.create(out, config)
+        accelerator.wait_for_everyone()
+        try:
+            return run_steps(trainer, folder, checkpoint is None, watch)
+        except TrainerError:
+            if accelerator.is_main_process and not resume and trainer.step == 0:
+                folder.remove()  # the corrected command may name the same folder
+            raise
 
+
+def run_steps(trainer: Trainer, folder: RunFolder, is_new: bool, watch: Watch | None) -> tuple[dict[str, Any], bool]:
+    """Run the steps that are left; return what `train` returns."""
+    config, accelerator, writes = trainer.config, trainer.accelerator, trainer.accelerator.is_main_process
+    watching = watch(trainer, folder, None if is_new else trainer.step) if watch and writes else nullcontext(Watcher())
     record: dict[str, Any] = {}
     with watching as watcher, interruption() as interrupted:
 
@@ -89,7 +101,7 @@ def train(
                 folder.log(record)
                 watcher.log(record)
 
-        if checkpoint is None:
+        if is_new:
             watcher.status("evaluating the student as it is")
             record = {"step": 0, "method": config.method, "time_s": 0.0, **evaluate(trainer)}
             log(record)
@@ -97,20 +109,22 @@ def train(
         while trainer.step < config.steps and not stopped:
             try:
                 record = trainer.train_step(watcher.status)
-            except TrainerError as problem:
+                last = trainer.step == config.steps
+                if last or trainer.step % config.eval_every == 0:
+                    watcher.status("evaluating")
+                    trainer.require_finite_logits()
+                    record |= evaluate(trainer)
+                log(record)
+                stopped = bool(trainer.total(torch.tensor(float(bool(interrupted)))))
+                if last or stopped or trainer.step % config.save_every == 0:
+                    watcher.status("saving")
+                    trainer.require_finite_logits()
+                    if writes:
+                        folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
+                    accelerator.wait_for_everyone()
+            except NotFiniteError as problem:
                 raise TrainerError(f"{problem}; {folder.left()}") from problem
-            last = trainer.step == config.steps
-            if last or trainer.step % config.eval_every == 0:
-                watcher.status("evaluating")
-                record |= evaluate(trainer)
-            log(record)
-            stopped = bool(trainer.total(torch.tensor(float(bool(interrupted)))))
-            if last or stopped or trainer.step % config.save_every == 0:
-                watcher.status("saving")
-                if writes:
-                    folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
-                accelerator.wait_for_everyone()
-    return record, trainer.step == config.steps
+    return record, trainer.step >= config.steps
 
 
 def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder, Path | None]:
@@ -121,8 +135,9 @@ def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder
     given = config.to_dict()
     for name, value in folder.config.to_dict().items():
         if given[name] != value:
-            raise TrainerError(f"the run in {out} can be continued with {name} = {value!r} only, got {given[name]!r}")
-    return folder, folder.latest()
+            rule = f"can be continued with {name} = {shown(value)} only"
+            raise TrainerError(f"the run in {out} {rule}, got {shown(given[name])}")
+    return folder, folder.checkpoint()
 
 
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
@@ -137,8 +152,8 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     try:
         trainer.load_state_dict(torch.load(checkpoint / "training.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # whatever it meets in a broken file
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {reason.splitlines()[0]}") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise TrainerError(f"the checkpoint {checkpoint} cannot be read: {why}") from error
 
 
 @contextmanager

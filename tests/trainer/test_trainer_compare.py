@@ -208,4 +208,4 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
     assert not (tmp_path / "journal").exists()
     (tmp_path / "file").touch()
     said = refusal(compare, BASE, ["opd"], [0], tmp_path / "file", command=COMMAND)
-    assert said == f"the run in {tmp_path / 'file' / 'opd' / 'seed-0'} cannot be started: Not a directory"
+    assert said == f"the folder {tmp_path / 'file'} cannot be made: File exists"

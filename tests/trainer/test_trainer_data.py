@@ -97,7 +97,7 @@ GOOD = {"prompt": "p", "answer": "1"}
 WRONG_LINES = {
     "no JSON": ("{", "each line must be a JSON object, got '{'"),
     "no object": ("[1]", "each line must be a JSON object, got '[1]'"),
-    "nested too deeply": ("[" * 100_000, f"each line must be a JSON object, got '{'[' * 56}..."),
+    "nested too deeply": ("[" * 100_000, f"each line must be a JSON object, got '{'[' * 27}...{'[' * 28}'"),
     "no prompt": ({"answer": "1"}, 'each line must have a "prompt", got \'{"answer": "1"}\''),
     "an empty prompt": ({"prompt": " "}, "\"prompt\" must be text, got ' '"),
     "half a character": ('{"prompt": "\\ud800"}', "\"prompt\" must be text, got '\\ud800'"),

@@ -41,6 +41,7 @@ def train(file, folder, options):
             output.write(json.dumps(metrics) + "\n")
         if step:
             (folder / "checkpoints" / f"step-{step:06}").mkdir(parents=True)
+            (folder / "checkpoints" / f"step-{step:06}" / "training.pt").touch()
 
 
 def journal(**entry):
