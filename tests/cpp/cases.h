@@ -12,7 +12,7 @@
 #include "naive.h"
 #include "tensors.h"
 
-// The tests of Python hold the numbers to float64 with error budgets; here a wrong path, not a rounding, has to show.
+// Python tests hold the numbers to float64 with error budgets. These tests detect a wrong path, not a rounding.
 inline constexpr double kTolerance = 2e-5;
 
 struct RowKind {
@@ -51,7 +51,7 @@ inline const std::vector<int64_t> kWidths = {1,   2,   7,   8,   9,   15,  16,  
 inline const std::vector<Scalar> kRealTypes = {Scalar::kF32, Scalar::kF64, Scalar::kBF16, Scalar::kF16};
 inline const std::vector<Scalar> kIdTypes = {Scalar::kI32, Scalar::kI64};
 
-/// A call with random arguments, which are the same each time that an operator reads them.
+/// A call with random arguments; each read of an argument returns the same values.
 class RandomCall : public Call {
  public:
   /// `longest`: the most positions of a response.
@@ -106,7 +106,7 @@ class RandomCall : public Call {
     return texts_.try_emplace(name, random_.pick<std::string>({"student", "teacher", "none"})).first->second;
   }
 
-  /// The arguments of the operator, with outputs of their own that hold -7.
+  /// Returns the arguments of the operator, with new outputs that hold -7.
   template <class Args>
   Args arguments() {
     outputs.clear();
@@ -165,7 +165,7 @@ class RandomCall : public Call {
     return make_topk_ids(of_k);
   }
 
-  /// With gaps between rows or not, in order or backwards. Ids beyond the vocabulary are the largest.
+  /// Rows may have gaps and lie backwards. The ids beyond the vocabulary have the largest logits.
   Tensor make_logits() {
     if (!row_ || random_.chance(.7)) row_ = &kRows[static_cast<size_t>(random_.integer(0, std::ssize(kRows) - 1))];
     const RowKind& row = *row_;
@@ -189,7 +189,7 @@ class RandomCall : public Call {
     });
   }
 
-  /// No id twice in a row, but padding. Few, so that some are common.
+  /// A row has no id twice, except padding. Few ids, so that both sides share some.
   Tensor make_topk_ids(const Shape& shape) {
     const Scalar type = random_.pick(kIdTypes);
     const bool astray = random_.chance(.2);
@@ -218,11 +218,11 @@ class RandomCall : public Call {
   std::map<std::string, std::string> texts_;
 };
 
-/// The outputs of a call against the oracle's. A state is what the backward pass is tested by.
+/// Compares the outputs of a call with the oracle's. The backward pass tests the state.
 inline void check_outputs(const std::string& where, const RandomCall& call, const std::vector<Tensor>& want) {
   const size_t states = call.has_state();
   for (size_t n = 0; n + states < want.size(); ++n) {
-    // Along a response nothing may differ; an overlap is exact, too.
+    // Results along a response are exact, and so is an overlap.
     const bool exact = (call.what.starts_with("reliability") || call.what.starts_with("opd_scores")) && n < 7;
     const View &got = call.outputs[n].view, &expected = want[n].view;
     const double tolerance = !exact && (got.type == Scalar::kF32 || got.type == Scalar::kF64) ? kTolerance : 0;
@@ -244,8 +244,7 @@ inline void check_same_bits(const std::string& where, const std::vector<Tensor>&
 
 // ---- Backward passes.
 
-/// What a forward pass has written, handed to the backward pass at other strides against a page not to be touched: of
-/// each position's row its first `columns`.
+/// Copies the first `columns` of each position's saved row to other strides, against a guard page.
 inline Tensor moved(Random& random, const double* saved, int64_t positions, int64_t each, int64_t columns) {
   int64_t n = 0;
   return make_tensor(random, Scalar::kF64, {positions, columns}, true, [&] {
@@ -254,7 +253,7 @@ inline Tensor moved(Random& random, const double* saved, int64_t positions, int6
   });
 }
 
-/// A gradient against the oracle's: within a rounding of its type, and one of float32 where terms cancel.
+/// Compares a gradient with the oracle's: within a rounding of its type, and one of float32 where terms cancel.
 inline void check_gradient(const std::string& where, const Tensor& gradient, int64_t vocab_size,
                            const naive::Gradients& want) {
   const Scalar type = gradient.view.type;
@@ -280,7 +279,7 @@ inline Tensor new_gradient(const Logits& student, int64_t positions, int64_t wid
   return Tensor(student.rows.type, {positions, width}, {width, 1}, garbage, true);
 }
 
-/// What the gradients are to be multiplied by: 0 for positions that do not count.
+/// Makes the factors of the gradients: 0 for positions that do not count.
 inline Tensor make_scale(Random& random, const Shape& shape, const std::function<bool(int64_t)>& counts) {
   int64_t at = 0;
   const int64_t each = shape.size() == 2 ? shape[1] : 1;
@@ -292,7 +291,7 @@ inline Tensor make_scale(Random& random, const Shape& shape, const std::function
   });
 }
 
-/// logprobs_backward of a forward pass that has left `each` numbers a position; returns the gradient.
+/// Checks logprobs_backward after a forward pass that saved `each` numbers per position; returns the gradient.
 template <class Compute>
 Tensor check_logprobs_backward(const std::string& where, const Logits& logits, int64_t width, const double* state,
                                int64_t each, bool has_mean, int64_t positions, uint64_t seed,
@@ -328,7 +327,7 @@ Tensor check_divergence_backward(const std::string& where, const Logits& student
   return gradient;
 }
 
-/// The backward passes on what a forward pass has written; returns the gradients.
+/// Checks the backward pass on what the forward pass saved; returns the gradients.
 template <class Args, class Compute>
 std::vector<Tensor> check_backward(const std::string& where, const Args& args, int64_t width, uint64_t seed,
                                    const Compute& compute) {
@@ -372,7 +371,7 @@ void check_call(RandomCall call, uint64_t seed, const Ways& in_each_way, const C
   });
 }
 
-/// cu_seqlens with any values lead nowhere outside of the outputs.
+/// No values of cu_seqlens lead outside the outputs.
 template <class Compute>
 void check_lying_layouts(const Compute& compute) {
   Random random(7);
@@ -391,19 +390,11 @@ void check_lying_layouts(const Compute& compute) {
     const ScanOutputs scan{counts.data(), floats.data(), floats.data() + positions, lengths.data()};
     compute(ReliabilityFromDriftArgs{drift.view, View{}, responses, ScanRule{}, scan});
     for (const int32_t length : lengths) CHECK(length >= 0 && length <= positions);
-    const Logits logits{x.view, 1, 7};
-    compute(ReliabilityArgs{logits,
-                            logits,
-                            View{},
-                            View{},
-                            View{},
-                            responses,
-                            2,
-                            DriftRule{},
-                            ScanRule{},
-                            RewardWeight::kNone,
-                            false,
-                            false,
-                            {floats.data() + 2 * positions, drifts, scan, ids.data(), floats.data() + 3 * positions}});
+    ReliabilityArgs reliability;
+    reliability.student = reliability.teacher = {x.view, 1, 7};
+    reliability.responses = responses;
+    reliability.k = 2;
+    reliability.out = {floats.data() + 2 * positions, drifts, scan, ids.data(), floats.data() + 3 * positions};
+    compute(reliability);
   }
 }

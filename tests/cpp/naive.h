@@ -1,5 +1,5 @@
-// The operators from their definitions, in float64 and one position after another: the oracle of the C++ tests, for the
-// CPU and for CUDA. Nothing here knows what a forward pass saves for its backward pass.
+// The oracle of the C++ tests, for the CPU and CUDA: the operators from their definitions, in float64, one position at
+// a time. Nothing here depends on what a forward pass saves for its backward pass.
 #pragma once
 
 #include <algorithm>
@@ -66,7 +66,7 @@ struct Row {
   double lse = 0, entropy = 0;
   bool broken = false;
 
-  /// The candidates that are no empty slots.
+  /// The candidates without empty slots.
   std::vector<int64_t> filled() const {
     std::vector<int64_t> ids = topk;
     std::erase_if(ids, [&](int64_t id) { return logits[static_cast<size_t>(id)] == -kInf; });
@@ -120,7 +120,7 @@ inline double kl(const Row& p, const Row& q) {
   return std::max(sum, 0.0);
 }
 
-/// Of candidates that are no empty slots.
+/// Takes candidates without empty slots.
 inline double overlap_of(const std::vector<int64_t>& student, const std::vector<int64_t>& teacher) {
   const auto common = std::count_if(student.begin(), student.end(), [&](int64_t id) {
     return std::find(teacher.begin(), teacher.end(), id) != teacher.end();
@@ -128,8 +128,8 @@ inline double overlap_of(const std::vector<int64_t>& student, const std::vector<
   return common ? static_cast<double>(common) / static_cast<double>(std::max(student.size(), teacher.size())) : 0;
 }
 
-/// Whether the token is in the shortest prefix of the candidates whose mass is at least top_p - 1e-6, with top_p = 1
-/// all of them.
+/// Whether the token is in the shortest prefix of the candidates whose mass is at least top_p - 1e-6; top_p = 1 takes
+/// all candidates.
 inline bool in_nucleus(const std::vector<int64_t>& ids, const std::vector<double>& logprobs, int64_t token,
                        double top_p) {
   double mass = 0;
@@ -156,7 +156,7 @@ inline double logprob_of(const Row& row, int64_t id) {
   return id >= 0 && id < static_cast<int64_t>(row.logprobs.size()) ? row.logprobs[static_cast<size_t>(id)] : kNaN;
 }
 
-/// Where response b begins, if cu_seqlens are good.
+/// The first position of response b, if cu_seqlens are valid.
 inline int64_t begin_of(const Responses& responses, int64_t b) {
   return responses.cu_seqlens ? id(responses.cu_seqlens, b) : b * (responses.positions / responses.count);
 }
@@ -330,7 +330,7 @@ inline void compute(const ReverseKlArgs& args) {
 
 // ---- Backward passes.
 
-/// Gradients by the logits, and of each row how large the numbers are that its gradient is a difference of.
+/// Gradients by the logits, and for each row the size of the terms whose difference its gradient is.
 struct Gradients {
   std::vector<std::vector<double>> rows;
   std::vector<double> terms;
@@ -374,9 +374,9 @@ inline Gradients backward(const LogprobsBackwardArgs& args) {
   return out;
 }
 
-/// The derivative of scale * KL(p‖q) by p's logits: p times what log p/q exceeds its mean by. Of an id that has most of
-/// the mass that is a sum of small differences, not the difference of large sums. Where `weight` is 0 nothing is, where
-/// weight * KL is no finite float32 it is NaN.
+/// The derivative of scale * KL(p‖q) by p's logits: p times the excess of log p/q over its mean. For an id with most of
+/// the mass this is a sum of small differences, not a difference of large sums. It is 0 if `weight` is 0, and NaN if
+/// weight * KL is not a finite float32.
 inline Gradients backward(const ReverseKlBackwardArgs& args, const std::function<double(int64_t)>& weight) {
   Gradients out;
   const double t = args.student.temperature, u = args.teacher.temperature;

@@ -1,5 +1,5 @@
-// Tensors for the tests, each between two pages that must not be touched: a read or write beyond either end dies on the
-// spot, also where a masked vector instruction escapes AddressSanitizer.
+// Tensors between two guard pages: a read or write beyond either end crashes, even in masked vector instructions, which
+// AddressSanitizer does not see.
 #pragma once
 
 #include <sys/mman.h>
@@ -60,9 +60,9 @@ class Tensor {
     mprotect(base, page, PROT_NONE);
     mprotect(base + (pages + 1) * page, page, PROT_NONE);
     memory_ = std::shared_ptr<char>(base, [size](char* p) { munmap(p, size); });
-    // What lies between the elements is NaN, or an id out of range, or a true flag.
+    // Gaps between elements hold NaN, an id out of range, or a true flag.
     std::memset(base + page, 0xff, pages * page);
-    // Against the far page: that is the end that a vector loop overruns.
+    // Against the far page, because vector loops overrun that end.
     data_ = base + (pages + 1) * page - bytes - static_cast<int64_t>(item) * lowest;
 
     const size_t axes = shape.size() - (rows ? 1 : 0);
@@ -75,7 +75,7 @@ class Tensor {
     }
   }
 
-  /// The same as a caller's tensor.
+  /// Returns it as a caller's tensor.
   Array array() const {
     static constexpr const char* kNames[] = {"bool",  "uint8",   "int8",     "int16",   "int32",
                                              "int64", "float16", "bfloat16", "float32", "float64"};

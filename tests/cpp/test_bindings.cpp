@@ -1,4 +1,4 @@
-// What the calls of torch and of NumPy share: guards, and how work is shared out.
+// What the bindings of torch and NumPy share: guards, and how work is shared among threads.
 #include <atomic>
 #include <stdexcept>
 

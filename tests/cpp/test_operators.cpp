@@ -88,7 +88,7 @@ TEST(a_peak_keeps_a_gradient_of_its_own) {
   });
 }
 
-/// factor * exp(0) at every id of a row, whole steps and what is left of one, must be `want`.
+/// Checks that factor * exp(0) is `want` at every id of a row, in whole steps and in the rest.
 void check_rounding(const Tensor& zeros, int64_t width, float factor, double want) {
   float room[64];
   row_kernels().softmax_gradient({zeros.view.data, zeros.view.type, 1}, width, RowState{0, 1, 0}, factor, 0, room);
@@ -101,7 +101,7 @@ void check_rounding(const Tensor& zeros, int64_t width, float factor, double wan
   }
 }
 
-/// Each value of a type that has an upper neighbour, and what lies at and about the middle of both.
+/// Checks each value of a type that has an upper neighbour, and values at and around their middle.
 void check_roundings(Scalar type, uint16_t infinity, double (*value)(uint16_t), uint16_t (*bits)(float)) {
   const int64_t width = 37;
   const Tensor zeros(type, {1, width}, {width, 1}, std::vector<double>(static_cast<size_t>(width)), true);
@@ -136,7 +136,7 @@ TEST(a_state_that_lies_is_no_address) {
   const Row row{zeros.view.data, Scalar::kF32, 1};
   with_each_instruction_set([&](const std::string&) {
     std::vector<float> gradient(37, -7);
-    // Its mass says that the reference has a logit of its own, greater than all others.
+    // Its mass claims that one logit is greater than all others.
     row_kernels().divergence_gradient(row, row, 37, DivergenceState{-1, 1, 0, 0, 50}, 1, gradient.data());
     for (const float g : gradient) CHECK(close(g, std::exp(1), kTolerance));
   });

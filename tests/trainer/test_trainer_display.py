@@ -136,13 +136,13 @@ def response_of(file):
 
 def test_a_token_tells_position_weight_overlap_and_drift(tmp_path):
     file = tmp_path / "samples.html"
-    shown = sample([" 7", "."], weights=[1.5, 0.0], overlaps=[0.875, 0.25], drifts=[False, True])
+    shown = sample([" 7", "."], weights=[0.75, 0.0], overlaps=[0.875, 0.25], drifts=[False, True])
     write_html([shown], file, "step 20", w_base=0.5)
     text = file.read_text()
-    first = f"<span style='background:{COLOURS[-1]}' title='position 0, weight 1.500, overlap 0.875'> 7</span>"
+    first = f"<span style='background:{COLOURS[2]}' title='position 0, weight 0.750, overlap 0.875'> 7</span>"
     title = "position 1, weight 0.000, overlap 0.250, drift"
     assert f"{first}<span class='drift' style='background:{COLOURS[0]}' title='{title}'>.</span>" in text
-    assert "2 tokens, finished, 1 drifts, mean weight 0.75, answer 21, grade 1" in text
+    assert "2 tokens, finished, 1 drifts, mean weight 0.38, answer 21, grade 1" in text
     assert "http" not in text and "src=" not in text and "url(" not in text
     assert list(tmp_path.iterdir()) == [file]
 
