@@ -150,7 +150,7 @@ def test_a_group_advantage_needs_grades(numbered, tmp_path):
         ("72", "it is 72", 0.0),
         ("72", r"\boxed{72}, and \boxed{2", 1.0),
         ("72", r"\boxed{1} or \boxed{\boxed{72}}", 1.0),
-        ("north", r"\boxed{ north }", 1.0),
+        ("$", r"\boxed{ $ }", 1.0),  # which math-verify cannot parse
         ("1" * 1001, r"\boxed{" + "1" * 1001 + "}", 0.0),
     ],
 )
