@@ -29,14 +29,9 @@ print(of(schema), *map(default, (pruneopd_kernels.reliability, host.reliability,
       parallel.reliability)))
 print(*{line(inspect.getdoc(x)) for x in (pruneopd_kernels.reliability, host.reliability, reference.reliability)},
       sep="|")
-print(refusal(pruneopd_kernels.reliability, logits, logits))
-print(refusal(torch.ops.pruneopd.reliability, logits, logits))
-print(refusal(reference.reliability, logits, logits))
+for function in (pruneopd_kernels.reliability, torch.ops.pruneopd.reliability, reference.reliability):
+    print(refusal(function, logits, logits))
 print(refusal(host.reliability, arrays, arrays))
-student = torch.arange(20.0).expand(1, 3, 20)
-drifting = [student, student.flip(-1)]
-print(*(float(call(*drifting, k=1)[3][0, 0]) for call in (pruneopd_kernels.reliability, torch.ops.pruneopd.reliability,
-      reference.reliability)), float(host.reliability(*(x.numpy() for x in drifting), k=1).reliability[0, 0]))
 """
 
 
@@ -52,9 +47,7 @@ def test_a_default_and_a_rule_change_in_one_place(tmp_path):
     processes.copy_package(tmp_path)
     before = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
     assert before[0].split() == ["0.01"] * 5 and len(before[1].split("|")) == 1
-    assert before[2:6] == ["None"] * 4
-    assert before[6].split() == ["0.9900000095367432"] * 4
-
+    assert before[2:] == ["None"] * 4
     for path, old, new in (
         ("config.py", "    w_drop: float = 0.01\n", "    w_drop: float = 0.25\n"),  # whose fields are the defaults
         ("ops/reliability.py", "        w_drop: ", "        w_drop: In this copy, "),
@@ -66,5 +59,4 @@ def test_a_default_and_a_rule_change_in_one_place(tmp_path):
     after = processes.run(code=CODE, root=tmp_path, cwd=tmp_path).splitlines()
     assert after[0].split() == ["0.25"] * 5
     assert len(after[1].split("|")) == 1 and after[1].startswith("w_drop: In this copy, ")
-    assert after[2:6] == ["reliability: threshold must be at most 0.8, got 0.9"] * 4
-    assert after[6].split() == ["0.75"] * 4
+    assert after[2:] == ["reliability: threshold must be at most 0.8, got 0.9"] * 4

@@ -37,11 +37,8 @@ def with_entropy(student, teacher):
 STEPS = {
     "reliability, then topk_policy_loss": (scored_policy, "SSSTW"),
     "reliability, then reverse_kl": (scored_kl, "SSSTTTW"),
-    "opd_loss by its candidates": (fused, "SSTW"),
     "opd_loss by its candidates, and entropies": (partial(fused, entropies=True), "SSTW"),
-    "opd_loss by reverse KL": (partial(fused, loss="reverse_kl"), "SSTTW"),
     "opd_loss by reverse KL, and entropies": (partial(fused, loss="reverse_kl", entropies=True), "SSTTW"),
-    "selected_logprobs": (lambda student, teacher: selected_logprobs(student, IDS).logprobs, "SSW"),
     "selected_logprobs and the entropy": (with_entropy, "SSW"),
     "topk_forward_kl": (lambda student, teacher: topk_forward_kl(student, IDS, LOGPROBS).loss, "SSW"),
 }
