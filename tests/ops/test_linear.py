@@ -122,11 +122,10 @@ def test_empty_batches(shape):
     given = replace(given, student_hidden=hidden, teacher_hidden=teacher, cu_seqlens=cu_seqlens)
     for reduction in REDUCTIONS:
         out, gradients = with_gradients(given, reduction=reduction)
-        assert out.overlap.shape == out.entropy.shape == shape
-        assert out.topk_ids.shape == (*shape, K)
+        assert (out.entropy.shape, out.topk_ids.shape) == (shape, (*shape, K))
         assert out.effective_length.shape == ((shape[0] if len(shape) == 2 else 0),)
-        assert [x.shape for x in gradients] == [getattr(given, name).shape for name in STUDENT]
-        assert not any(x.any() for x in gradients)
+        for name, gradient in zip(STUDENT, gradients, strict=True):
+            assert torch.equal(gradient, torch.zeros_like(getattr(given, name)))
 
 
 def test_strides_of_hidden_states_are_free():
@@ -260,8 +259,8 @@ def test_a_gradient_below_half_precision_comes_back_through_a_grad_scaler(impl, 
         torch.testing.assert_close(leaf.grad.double(), exact, rtol=2e-3, atol=0)
 
 
-@each_pass
-def test_a_broken_row_stays_where_it_is(loss, reduction):
+@each_loss
+def test_a_broken_row_stays_where_it_is(loss):
     """NaN in one position's hidden state is NaN in its loss and gradient; other positions' are as without it."""
     given = problem(mask="none")
     spoilt = replace(given, student_hidden=given.student_hidden.clone())
@@ -271,10 +270,6 @@ def test_a_broken_row_stays_where_it_is(loss, reduction):
     assert out.loss[1, 4].isnan() and out.entropy[1, 4].isnan() and got[1, 4].isnan().all()
     exactly(got[0], expected[0])
     exactly(got[1, :4], expected[1, :4])
-    # and where it has no part, it does not matter
-    masked = replace(spoilt, mask=torch.ones(given.student_hidden.shape[:-1]))
-    masked.mask[1, 4] = 0
-    assert all(x.isfinite().all() for x in with_gradients(masked, loss=loss, reduction=reduction)[1])
 
 
 @pytest.mark.parametrize(("loss", "side"), [*itertools.product(LOSSES, ["student", "teacher"]), (OF_SERVERS, "server")])
@@ -303,7 +298,7 @@ def test_a_loss_beyond_float32_has_a_gradient_of_nan(loss):
 def test_what_has_no_weight_has_no_part(loss, reduction):
     """Where L is 0, a teacher's broken row gives a loss and a gradient of 0; so does a scale of 0, or a mask."""
     given = problem()
-    given.teacher_hidden[1] = torch.nan
+    given.teacher_hidden[1] = given.student_hidden[~given.mask] = torch.nan
     drift_count = torch.tensor([0, 9, 0], dtype=torch.int32)
     out, gradients = with_gradients(given, w_base=0.0, drift_count=drift_count, loss=loss, reduction=reduction)
     assert out.loss.isfinite().all() and all(x.isfinite().all() for x in gradients) and not gradients[0][1].any()
@@ -320,13 +315,10 @@ EXHAUSTING = {"w_drop": 0.5, "w_base": 0.0, "threshold": 0.9}  # R is 0 exactly,
 
 def exhausted_by_hand(given):
     """The mask without what lies behind the first R of 0 of each response."""
-    mask = torch.ones(given.student_hidden.shape[:-1], dtype=torch.bool) if given.mask is None else given.mask.clone()
-    scored = reference.reliability(*given.logits(), mask, k=K, **EXHAUSTING)
-    for response in range(mask.shape[0]):
-        zeros = [t for t in range(mask.shape[1]) if mask[response, t] and scored.reliability[response, t] == 0]
-        if zeros:
-            mask[response, zeros[0] + 1 :] = False
-    return mask
+    mask = torch.ones(given.student_hidden.shape[:-1], dtype=torch.bool) if given.mask is None else given.mask
+    kept = reference.reliability(*given.logits(), mask, k=K, **EXHAUSTING).reliability
+    is_zero = (mask & (kept == 0)).int()
+    return mask & (is_zero.cumsum(1) - is_zero == 0)
 
 
 @pytest.mark.parametrize(
