@@ -36,22 +36,16 @@ def ties(width=V, scale=2, **kwargs):
     return randn(B, T, width, seed=7, scale=scale).round(), randn(B, T, width, seed=8, scale=scale).round(), kwargs
 
 
-def negative_nan():
-    return torch.tensor([-(2**31) + 0x7FC00001], dtype=torch.int32).view(F32)
+NEGATIVE_NAN = torch.tensor([-(2**31) + 0x7FC00001], dtype=torch.int32).view(F32).item()
 
 
-def nan_positive(s, t):
-    s[0, 0, 700], s[0, 1, -1], t[0, 1, 0], t[1, 0, 512] = NAN, NAN, NAN, NAN
-
-
-def nan_negative(s, t):
-    for row, i in [(s[0, 0], 700), (s[0, 1], -1), (t[0, 1], 0), (t[1, 0], 512)]:
-        row[i] = negative_nan()
+def some_nan(s, t, value):
+    s[0, 0, 700], s[0, 1, -1], t[0, 1, 0], t[1, 0, 512] = value, value, value, value
 
 
 def nan_many(s, t):
     s[0, 0, 3::30] = NAN  # more than k
-    s[0, 0, 3::60] = negative_nan()
+    s[0, 0, 3::60] = NEGATIVE_NAN
     t[0, 0] = NAN
     s[1, 2, 5:9], s[1, 2, 100] = NAN, INF
 
@@ -163,8 +157,8 @@ CASES = {
     "ramps": lambda: from_pair(ramps),
     "equal_pair": lambda: from_pair(lambda s, t: t.copy_(s)),
     "tiled": lambda: from_pair(tiled),
-    "nan_positive": lambda: from_pair(nan_positive),
-    "nan_negative": lambda: from_pair(nan_negative),
+    "nan_positive": lambda: from_pair(lambda s, t: some_nan(s, t, NAN)),
+    "nan_negative": lambda: from_pair(lambda s, t: some_nan(s, t, NEGATIVE_NAN)),
     "nan_many": lambda: from_pair(nan_many),
     "plus_inf": lambda: from_pair(plus_inf),
     "minus_inf_some": lambda: from_pair(minus_inf_some),

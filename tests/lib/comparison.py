@@ -52,9 +52,7 @@ def check(result, answer, least_size=0.0):
         assert answer.eager[name].dtype == torch.float32, name
         size = max(least_size, answer.sizes.get(name, greatest(expected)))
         rounded = torch.from_numpy(expected).to(got.dtype).double().numpy()
-        check_within_budget(
-            name, got.double().numpy(), expected, answer.eager[name].numpy(), size, rounding, rounded=rounded
-        )
+        check_within_budget(name, got.double().numpy(), expected, answer.eager[name].numpy(), size, rounding, rounded)
 
 
 def greatest(array):

@@ -183,28 +183,14 @@ def by_logits_of(log_p, ids, coefficients, sizes_of_coefficients):
 # --- plain functions -------------------------------------------------------------------------------------------------
 
 
-def opd_rewards(
-    student_topk_ids,
-    student_topk_logprobs,
-    teacher_topk_ids,
-    teacher_topk_logprobs,
-    teacher_on_student_logprobs=None,
-    student_on_teacher_logprobs=None,
-    mask=None,
-    *,
-    strategy="student",
-    reward_weight="student",
-    weight=None,
-):
-    shape, k = student_topk_ids.shape[:-1], student_topk_ids.shape[-1]
+def opd_rewards(ids_s, p_s, ids_t, q_t, q_s, p_t, mask, weight, strategy="student", reward_weight="student"):
+    """S and T, log p of S, log q of T, and what each side gives the other's."""
+    shape, k = ids_s.shape[:-1], ids_s.shape[-1]
     valid_positions = validity(mask, shape)
     all_ids, all_rewards, all_valid = [], [], []
     for n in np.ndindex(shape):
-        all_s, all_t = student_topk_ids[n], teacher_topk_ids[n]
-        a_s, b_t = student_topk_logprobs[n], teacher_topk_logprobs[n]
+        all_s, all_t, a_s, b_t, b_s, a_t = (None if x is None else x[n] for x in (ids_s, ids_t, p_s, q_t, q_s, p_t))
         s, t = np.where(a_s == -math.inf, -1, all_s), np.where(b_t == -math.inf, -1, all_t)
-        b_s = None if teacher_on_student_logprobs is None else teacher_on_student_logprobs[n]
-        a_t = None if student_on_teacher_logprobs is None else student_on_teacher_logprobs[n]
         if strategy == "student":
             ids, valid, a, b = all_s, s >= 0, a_s, b_s
         elif strategy == "teacher":
