@@ -80,13 +80,21 @@ test-cpp: build
 	$(cpp_tests)/core_tests
 	$(bin)/python scripts/variants.py build/inplace-*
 
-# The CUDA sources, run on the CPU by an emulator of blocks and warps: no GPU, no CUDA. Also the module for Python's tests.
+# The CUDA sources, run on the CPU by an emulator of blocks and warps: no GPU, no CUDA. The same with the PTX that nvcc
+# makes of them. Also the modules for Python's tests.
 test-cuda: $(cuda_tests)/build.ninja
 	@$(bin)/cmake --build $(cuda_tests)
 	$(cuda_tests)/cuda_tests_address
 	$(bin)/python tests/cuda/races.py $(cuda_tests)/cuda_tests_thread
+	@if [ -x $(cuda_tests)/cuda_tests_ptx ]; then $(cuda_tests)/cuda_tests_ptx; \
+		else echo "the compiled PTX is not tested: there is no nvcc, and PyPI's nvidia-cuda-nvcc is not installed"; fi
 
-$(cuda_tests)/build.ninja: $(stamps)/build
+# The machine's nvcc, or PyPI's, which needs no toolkit beside it. Without either, the tests of PTX are left out.
+$(stamps)/nvcc: $(stamps)/build
+	-@command -v nvcc > /dev/null || $(pip) nvidia-cuda-nvcc
+	@touch $@
+
+$(cuda_tests)/build.ninja: $(stamps)/nvcc
 	@$(bin)/cmake --log-level=WARNING -G Ninja -S tests/cuda -B $(cuda_tests) -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) \
 		-DPython_EXECUTABLE=$(abspath $(bin)/python) -Dpybind11_DIR=$$($(bin)/python -m pybind11 --cmakedir) > /dev/null
 

@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 
+import cuda_emulated
 import tiers
 
 # A script's background job is started with SIGINT ignored, and so would be every process that a test interrupts.
@@ -41,8 +42,12 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config):
+    missing = []
     if not torch.cuda.is_available():
-        return "no GPU that torch sees: tests that need one are left out"
+        missing.append("no GPU that torch sees: tests that need one are left out")
+    if tiers.ALL and not cuda_emulated.has_ptx():
+        missing.append("`make test-cuda` found no nvcc: tests of the compiled PTX are left out")
+    return missing
 
 
 def pytest_collection_modifyitems(config, items):

@@ -75,6 +75,9 @@ const std::function<void()>* body;
 char failure[1000];
 char launched, finished;  // tags
 
+Counter* counter;  // of the kernel that was compiled elsewhere and ran last
+Issued issued;
+
 struct Fence {
   const char* name;
   Place place;
@@ -250,7 +253,10 @@ void run_block(size_t set, unsigned threads, const std::vector<unsigned>& order)
   threadIdx.x = order[0];
   release(&launched);
   running->fibre.switch_from(*host);
-  if (!*failure && block.left == block.threads) return;
+  if (!*failure && block.left == block.threads) {
+    if (counter) counter->end_block();
+    return;
+  }
 
   acquire(&finished);
   const std::string what = *failure ? failure : deadlock();
@@ -364,6 +370,63 @@ std::vector<std::string> take_fences() {
   fences.clear();
   return names;
 }
+
+}  // namespace emulator
+
+// --- kernels that were compiled elsewhere --------------------------------------------------------------------------
+
+namespace emulator {
+namespace {
+
+struct Entry {
+  const void* kernel;
+  Body body;
+};
+std::vector<Entry>& entries() {
+  static std::vector<Entry> all;
+  return all;
+}
+
+}  // namespace
+
+Compiled::Compiled(const void* kernel, Body body) { entries().push_back({kernel, body}); }
+
+Body body_of(const void* kernel) {
+  for (const Entry& entry : entries())
+    if (entry.kernel == kernel) return entry.body;
+  if (!entries().empty()) throw std::logic_error("a kernel has no PTX");
+  return nullptr;
+}
+
+void misaligned(uint64_t address, int bytes) {
+  fail("thread %d of block %u: an access of %d bytes at 0x%llx", running->id, blockIdx.x, bytes,
+       static_cast<unsigned long long>(address));
+}
+
+Counter::Counter(std::span<const Issued> basic_blocks)
+    : basic_blocks_(basic_blocks), counts_(kMostThreads * basic_blocks.size()) {}
+
+uint32_t* Counter::of_thread() {
+  counter = this;
+  return &counts_[static_cast<size_t>(running->id) * basic_blocks_.size()];
+}
+
+void Counter::end_block() {
+  const size_t size = basic_blocks_.size();
+  for (int warp = 0; warp < block.threads; warp += kWarpSize)
+    for (size_t n = 0; n < size; ++n) {
+      uint64_t most = 0;
+      for (int lane = 0; lane < std::min(kWarpSize, block.threads - warp); ++lane) {
+        const uint32_t count = std::exchange(counts_[static_cast<size_t>(warp + lane) * size + n], 0);
+        most = std::max<uint64_t>(most, count);
+        issued.of_threads += basic_blocks_[n].instructions * count;
+      }
+      issued.instructions += most * basic_blocks_[n].instructions;
+      issued.float64 += most * basic_blocks_[n].float64;
+    }
+}
+
+Issued take_issued() { return std::exchange(issued, {}); }
 
 }  // namespace emulator
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <source_location>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -61,5 +62,42 @@ uint64_t reduce(const char* name, uint32_t mask, uint64_t value, uint64_t (*join
 void thread_fence(Place place);
 /// Follows an atomic operation, which makes known to other blocks what a fence has ordered.
 void note_atomic(const void* at);
+
+// --- kernels that were compiled elsewhere: the PTX of nvcc (see ptx/) ------------------------------------------------
+
+/// Runs one thread; takes the addresses of the kernel's parameters.
+using Body = void (*)(void* const* parameters);
+
+/// From now on the kernel's body. If any kernel has one, every kernel that is launched must.
+struct Compiled {
+  Compiled(const void* kernel, Body body);
+};
+/// A kernel's body; null: its source.
+Body body_of(const void* kernel);
+
+[[noreturn]] void misaligned(uint64_t address, int bytes);
+
+/// Instructions: issued by warps, those of them that compute in float64, and executed by threads.
+struct Issued {
+  uint64_t instructions = 0, float64 = 0, of_threads = 0;
+};
+
+/// Counts how often each thread reaches each of a kernel's basic blocks. A warp issues a basic block as often as the
+/// lane that reaches it most often.
+class Counter {
+ public:
+  explicit Counter(std::span<const Issued> basic_blocks);
+  /// Where the thread that runs counts.
+  uint32_t* of_thread();
+  /// Adds up what the block's warps have issued.
+  void end_block();
+
+ private:
+  std::span<const Issued> basic_blocks_;
+  std::vector<uint32_t> counts_;
+};
+
+/// What all warps have issued since the last call.
+Issued take_issued();
 
 }  // namespace emulator

@@ -4,6 +4,7 @@ What the tests know of the package's insides stands here.
 """
 
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -181,10 +182,10 @@ def to_gpu(value, device="cuda"):
     return copy.set_(memory.untyped_storage(), value.storage_offset(), value.shape, value.stride())
 
 
-def run_emulated(op, arguments):
-    """The CUDA sources on the CPU; the module takes and returns NumPy arrays."""
+def run_emulated(op, arguments, module=cuda_emulated.SOURCE):
+    """The CUDA kernels on the CPU; the module takes and returns NumPy arrays."""
     arrays = {name: as_array(value) for name, value in arguments.items()}
-    outputs = getattr(cuda_emulated.module(), op)(**arrays, num_threads=0)
+    outputs = getattr(cuda_emulated.module(module), op)(**arrays, num_threads=0)
     return [as_tensor(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
@@ -222,6 +223,8 @@ REFERENCE_OPERATOR = Implementation("reference-operator")
 COMPILED = [Implementation("cpp", name) for name in INSTRUCTION_SETS]
 HOST = Implementation("host")
 CUDA_EMULATED = Unregistered("cuda-emulated", run_emulated)
+CUDA_PTX = Unregistered("cuda-ptx", partial(run_emulated, module=cuda_emulated.PTX))
+EMULATED = [CUDA_EMULATED, *([CUDA_PTX] if cuda_emulated.has_ptx() else [])]
 TRITON_INTERPRETED = Unregistered("triton-interpreted", interpreted.run)
 # One slice has half as much as the other; or the first one id, and another none.
 PARALLEL = [
@@ -234,9 +237,7 @@ ON_GPU = ON_GPU if torch.cuda.is_available() else []
 
 
 # What takes the values inside tensors as they are.
-UNCHECKED = [
-    pytest.param(impl, marks=impl.marks, id=repr(impl)) for impl in (CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU)
-]
+UNCHECKED = [pytest.param(impl, marks=impl.marks, id=repr(impl)) for impl in (*EMULATED, TRITON_INTERPRETED, *ON_GPU)]
 
 
 def quick(op):
@@ -245,7 +246,7 @@ def quick(op):
 
 
 def every(op):
-    return [*quick(op), CUDA_EMULATED, TRITON_INTERPRETED, *ON_GPU, *(PARALLEL if op in LOGITS else [])]
+    return [*quick(op), *EMULATED, TRITON_INTERPRETED, *ON_GPU, *(PARALLEL if op in LOGITS else [])]
 
 
 def of_one_process(op):

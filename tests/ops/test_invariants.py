@@ -188,7 +188,8 @@ def test_nobody_asks_for_the_gradient_of_some(op, impl):
 
 # --- determinism -----------------------------------------------------------------------------------------------------
 
-SPLIT = {"cuda-emulated": (5, 33001), "triton-interpreted": (5, 70003)}  # a row over three blocks or programs
+# A row over three blocks or programs.
+SPLIT = {"cuda-emulated": (5, 33001), "cuda-ptx": (5, 33001), "triton-interpreted": (5, 70003)}
 
 
 @each()

@@ -178,8 +178,12 @@ template <class... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 threads, void** arguments,
                              size_t shared_bytes = 0, cudaStream_t = nullptr) {
   return [&]<size_t... n>(std::index_sequence<n...>) {
-    return emulator_launch(reinterpret_cast<const void*>(kernel), grid, threads, shared_bytes,
-                           [&] { kernel(*static_cast<std::remove_reference_t<Parameters>*>(arguments[n])...); });
+    const auto* const key = reinterpret_cast<const void*>(kernel);
+    const emulator::Body body = emulator::body_of(key);
+    return emulator_launch(key, grid, threads, shared_bytes, [&] {
+      if (body) return body(arguments);
+      kernel(*static_cast<std::remove_reference_t<Parameters>*>(arguments[n])...);
+    });
   }(std::index_sequence_for<Parameters...>());
 }
 
