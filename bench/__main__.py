@@ -14,6 +14,7 @@ python -m bench parallel         a vocabulary that is split over several process
 python -m bench step             a training step from logits: `opd_loss`, PyTorch, `torch.compile`
 python -m bench trl, verl        losses of other people's trainers
 python -m bench sampled_drift    drift by the sampled token against drift by overlap, on real models
+python -m bench count            counts the instructions that the CUDA kernels execute
 python -m bench sass             counts instructions in the kernels' machine code
 python -m bench predict          computes from them what the kernels should take
 """
@@ -41,7 +42,7 @@ from bench.report import chart, tables, targets
 from bench.report import rows as results
 
 OTHERS = {name: f"bench.studies.{name}" for name in ("linear", "parallel", "sampled_drift", "step", "trl", "verl")}
-OTHERS |= {"sass": "bench.count.machine_code", "predict": "bench.count.predictions"}
+OTHERS |= {"count": "bench.count.executed", "sass": "bench.count.machine_code", "predict": "bench.count.predictions"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

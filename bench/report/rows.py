@@ -28,6 +28,7 @@ from bench.operators import LOGIT_OPS, OPERATORS, TOPK_OPS
 
 FOLDER = Path(__file__).parent.parent / "results"
 PREDICTIONS = "predictions.jsonl"  # in the same folder: what bench/count/predictions.py expects of a GPU
+COUNTS = "counts.jsonl"  # the same: what bench/count/executed.py counts
 LOAD_AVERAGE = round(os.getloadavg()[0], 1)  # of the last minute, before this program added to it
 BUSY = 0.5  # a load average above it means that other programs were running
 Row = dict[str, Any]
@@ -146,7 +147,7 @@ def key(row: Row) -> tuple[object, ...]:
 
 def saved() -> list[Path]:
     """Return the files of all machines whose results are kept."""
-    return sorted(path for path in FOLDER.glob("*.jsonl") if path.name != PREDICTIONS)
+    return sorted(path for path in FOLDER.glob("*.jsonl") if path.name not in (PREDICTIONS, COUNTS))
 
 
 def load(path: Path) -> list[Row]:
