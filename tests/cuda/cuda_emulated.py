@@ -31,10 +31,13 @@ def module(name=SOURCE):
 
 
 @contextmanager
-def device(multiprocessors=132, seed=1, name=SOURCE):
+def device(multiprocessors=132, seed=1):
     """How many it has, which is what splits few rows over several blocks; the order of threads and blocks."""
-    module(name).set_emulator(multiprocessors, seed)
+    modules = [module(name) for name in ([SOURCE, PTX] if has_ptx() else [SOURCE])]
+    for each in modules:
+        each.set_emulator(multiprocessors, seed)
     try:
         yield
     finally:
-        module(name).set_emulator(132, 1)
+        for each in modules:
+            each.set_emulator(132, 1)

@@ -399,7 +399,7 @@ Body body_of(const void* kernel) {
 }
 
 void misaligned(uint64_t address, int bytes) {
-  fail("thread %d of block %u: an access of %d bytes at 0x%llx", running->id, blockIdx.x, bytes,
+  fail("thread %d of block %u: a misaligned access of %d bytes at 0x%llx", running->id, blockIdx.x, bytes,
        static_cast<unsigned long long>(address));
 }
 

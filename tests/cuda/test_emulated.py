@@ -5,11 +5,12 @@ import torch
 
 import cuda_emulated
 from comparison import differing
-from implementations import BACKWARD_PASSES, CUDA_EMULATED, LOGITS, LOSSES, REFERENCE, leaf, run_emulated
+from implementations import BACKWARD_PASSES, EMULATED, LOGITS, LOSSES, REFERENCE, leaf
 from operators import example
 from pruneopd_kernels import formulas
 
 pytestmark = pytest.mark.thorough
+KERNELS = EMULATED[-1]  # as nvcc compiles them, if it is there
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -24,7 +25,7 @@ def test_neither_the_split_nor_the_order_changes_a_bit(op, dtype):
     results, upstream = [], torch.tensor([[1.0], [-0.3], [2.0]])
     for multiprocessors, seed in ((1, 1), (4, 2), (132, 3), (132, 4)):
         with cuda_emulated.device(multiprocessors, seed):
-            results.append(CUDA_EMULATED.run(op, upstream, **arguments))
+            results.append(KERNELS.run(op, upstream, **arguments))
     assert [differing(results[0], result) for result in results[1:]] == [[]] * 3
 
 
@@ -37,20 +38,19 @@ def test_alignment_changes_no_bit(op, dtype):
         arguments["mask"] = None
         if dtype == "mixed" and "teacher_logits" in arguments:
             arguments["teacher_logits"] = arguments["teacher_logits"].float()
-        expected = CUDA_EMULATED.run(op, **arguments)
+        expected = KERNELS.run(op, **arguments)
         for offset in (1, 3, 6):
             for name in [name for name in arguments if name.endswith("logits")]:
                 logits = arguments[name]
                 memory = torch.zeros(1, 3, width + offset, dtype=logits.dtype)
                 arguments[name] = memory[..., offset:].copy_(logits)
-            assert differing(CUDA_EMULATED.run(op, **arguments), expected) == [], (width, offset)
+            assert differing(KERNELS.run(op, **arguments), expected) == [], (width, offset)
 
 
 def logprobs_backward(**arguments):
     arguments = {"entropy_coefficient": None} | arguments
-    (gradient,) = run_emulated(
-        "logprobs_backward", BACKWARD_PASSES["logprobs_backward"].arguments((), arguments)._asdict()
-    )
+    op = "logprobs_backward"
+    (gradient,) = KERNELS.kernel(op, BACKWARD_PASSES[op].arguments((), arguments)._asdict())
     return gradient, torch.ops.pruneopd._logprobs_backward(**arguments, impl="reference")
 
 
@@ -58,7 +58,7 @@ def test_candidates_that_do_not_exist():
     """They spoil a loss; in the backward pass, where another rank may have them, they count in the sum."""
     student, ids = torch.randn(2, 300), torch.tensor([[5, 400, 2**40, 5], [299, 298, 7, 7]])
     call = {"student_logits": student, "topk_ids": ids, "advantages": torch.ones(2, 4), "vocab_size": 299}
-    result = CUDA_EMULATED.run("topk_policy_loss", **call)
+    result = KERNELS.run("topk_policy_loss", **call)
     assert result["loss"].isnan().all() and result["gradient"][:, :299].isnan().all()
     assert not result["gradient"][:, 299].any()
     away = (student - student.amax(-1, True)).double()
@@ -89,8 +89,8 @@ def test_of_an_id_given_twice_the_first_counts():
     other = {"student_topk_ids": torch.tensor([[1, 3, 4, 5], [2, 5, 7, 8]]), "cu_seqlens": torch.tensor([0, 2])}
     other |= {"token_ids": torch.tensor([1, 5]), "metric": "top_p"}
     expected = REFERENCE.run(op, **other, **teacher | first)
-    assert differing(CUDA_EMULATED.run(op, **other, **teacher), CUDA_EMULATED.run(op, **other, **teacher | first)) == []
-    assert torch.equal(CUDA_EMULATED.run(op, **other, **teacher)["overlap"], expected["overlap"])
+    assert differing(KERNELS.run(op, **other, **teacher), KERNELS.run(op, **other, **teacher | first)) == []
+    assert torch.equal(KERNELS.run(op, **other, **teacher)["overlap"], expected["overlap"])
 
 
 def test_repetitions_are_empty_slots_of_topk_forward_kl():

@@ -11,6 +11,7 @@
 
 #include "../cpp/harness.h"
 #include "emulator.h"
+#include "ptx/machine.h"
 
 namespace pruneopd::cuda {
 extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -385,6 +386,35 @@ TEST(numbers_are_as_in_cuda) {
   CHECK(__popc(0xf0f0u) == 8 && __clz(1) == 31 && __clz(0) == 32 && __ffs(0) == 0 && __ffs(8) == 4);
   CHECK(__funnelshift_r(0x11223344, 0xaabbccdd, 8) == 0xdd112233 && __funnelshift_r(1, 2, 32) == 1);
   CHECK(min(3, 5l) == 3 && max(3u, 5u) == 5 && min(2.f, NAN) == 2 && max(NAN, 2.) == 2);
+}
+
+TEST(numbers_are_as_in_ptx) {
+  using namespace ptx;
+  using Halves = Pair<pruneopd::Half>;
+  CHECK((extreme<true, false>(NAN, 2.f) == 2 && std::isnan(extreme<true, true>(2.f, NAN)) &&
+         extreme<false, false>(3, 5) == 3));
+  CHECK((!std::signbit(extreme<true, true>(-0.f, 0.f)) && std::signbit(extreme<false, true>(0.f, -0.f))));
+  CHECK((as<uint32_t>(extreme<true, true>(Halves::of(2, NAN), Halves::of(-1, 1))) == 0x40007fff));
+  CHECK((as<uint32_t>(Pair<pruneopd::BFloat16>::of(1, -2)) == 0x3f80c000 &&
+         converted<float>(pruneopd::Half{0x3c00}) == 1));
+  CHECK((to_integer<int32_t>(-2.9f) == -2 && to_integer<int32_t>(3e9) == INT32_MAX &&
+         to_integer<int64_t>(NAN) == INT64_MIN));
+  CHECK(shifted_left(1u, 32) == 0 && shifted_right(-8, 40) == -1 && shifted_right(8u, 2) == 2);
+  CHECK(insert_bits(0xffu, 0u, 4, 8) == 0xff0 && insert_bits(0ull, ~0ull, 60, 8) == ~0ull >> 4);
+  CHECK(permuted_bytes(0x03020100, 0x07060584, 0x7c40) == 0x07ff8400 && reversed(6) == 0x60000000);
+  CHECK((high_product(1 << 30, -4) == -1 && high_product(~0ull, 2ull) == 1 && exp2_approximately(-127) == 0));
+}
+
+__global__ void load_4(const float* from, float* to) {
+  *to = ptx::address<float, 4>(reinterpret_cast<uint64_t>(from), sizeof(float) * threadIdx.x)[0];
+}
+
+TEST(misaligned_accesses_of_ptx_are_reported) {
+  alignas(16) const float from[8] = {1};
+  float to = 0;
+  CHECK(launch(load_4, 1, 1, 0, +from, &to) == cudaSuccess && to == 1);
+  CHECK(contains(error_of([&] { launch(load_4, 1, 2, 0, +from, &to); }),
+                 "thread 1 of block 0: a misaligned access of 16 bytes at 0x"));
 }
 
 }  // namespace

@@ -110,8 +110,8 @@ T high_product(T a, T b) {
 template <class T>
 T insert_bits(T bits, T into, uint32_t first, uint32_t count) {
   const T ones = count >= sizeof(T) * 8 ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << count) - 1);
-  const T mask = shifted_left(ones, first & 0xff);
-  return static_cast<T>((into & ~mask) | (shifted_left(bits, first & 0xff) & mask));
+  const T mask = shifted_left(ones, first);
+  return static_cast<T>((into & ~mask) | (shifted_left(bits, first) & mask));
 }
 inline uint32_t reversed(uint32_t x) {
   uint32_t y = 0;
