@@ -46,6 +46,9 @@ MUTATIONS = [
     Mutation("csrc/cuda/scan.cuh", "[parity][warp] = drifts;\n    __syncthreads();", "[parity][warp] = drifts;"),
     Mutation("csrc/cuda/scan.cuh", "__popc(ballot & here_included)", "__popc(ballot)"),
     Mutation("csrc/cuda/selection.cuh", "filter.id_bits) >= filter.least;", "filter.id_bits) > filter.least;"),
+    # In the assembly that only nvcc compiles
+    Mutation("csrc/cuda/ptx.cuh", '"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"'),
+    Mutation("csrc/cuda/ptx.cuh", '"max.NaN.f16x2 %0, %1, %2;"', '"min.NaN.f16x2 %0, %1, %2;"'),
     # Triton
     Mutation(f"{PYTHON}/triton/scan.py", "(left > eps)", "(left >= eps)"),
     Mutation(f"{PYTHON}/triton/scan.py", "tl.where(factor == 0, 0.0, reward)", "reward"),
