@@ -32,12 +32,13 @@ def module(name=SOURCE):
 
 @contextmanager
 def device(multiprocessors=132, seed=1):
-    """How many it has, which is what splits few rows over several blocks; the order of threads and blocks."""
-    modules = [module(name) for name in ([SOURCE, PTX] if has_ptx() else [SOURCE])]
-    for each in modules:
-        each.set_emulator(multiprocessors, seed)
+    """How many it has, which is what splits few rows over several blocks; the order of threads and blocks.
+
+    It runs PTX, if there is an nvcc.
+    """
+    set_emulator = module(PTX if has_ptx() else SOURCE).set_emulator
+    set_emulator(multiprocessors, seed)
     try:
         yield
     finally:
-        for each in modules:
-            each.set_emulator(132, 1)
+        set_emulator(132, 1)
