@@ -17,7 +17,7 @@ extern unsigned char shared_memory[];
 namespace ptx {
 
 const uint64_t shared = reinterpret_cast<uint64_t>(pruneopd::cuda::shared_memory);
-inline const emulator::Place kBarrier = emulator::Place::current();  // one for all: nvcc may copy a barrier
+const emulator::Place kBarrier = emulator::Place::current();  // one for all: nvcc may copy a barrier
 
 template <class To, class From>
 To as(From bits) {
