@@ -113,9 +113,10 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
     const Peak peak = find_peak(orders + side_of_warp * args.tiles, args.tiles, lane);
     if (lane == 0) summaries.peaks[side_of_warp] = peak;
   } else if (task == 2 && kSelects) {
-    choose_tiles<T>(orders + side_of_warp * args.tiles, args.tiles, args.k, lane, selection.tiles[side_of_warp],
-                    selection.tile_count[side_of_warp], selection.bound[side_of_warp], selection.top[side_of_warp]);
-    if (lane == 0) selection.found_count[side_of_warp] = 0;
+    uint32_t* const tiles = selection.parts[side_of_warp][0];
+    const int chosen = choose<T>(orders + side_of_warp * args.tiles, args.tiles, args.k, args.k, lane,
+                                 [&](int slot, int tile) { tiles[slot] = static_cast<uint32_t>(tile); });
+    if (lane == 0) selection.count[side_of_warp] = chosen;
   }
   __syncthreads();
   if constexpr (kSelects) select<T>(row_of(thread_in_block() / (kThreads / kSides)), args.k, selection);

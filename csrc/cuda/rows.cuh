@@ -115,12 +115,12 @@ struct Vectors<T> {
   __device__ void load(const Row& row, int id, int stride, int first, int last) {
     load_vectors(row, id, stride, first, last, vectors);
   }
-  /// The greatest logit, or the least one.
+  /// The greatest logit, or the least one: of vectors [begin, end).
   template <bool kLeast>
-  __device__ float extreme() const {
-    uint32_t word = vectors[0].x;
+  __device__ float extreme(int begin = 0, int end = kCount) const {
+    uint32_t word = vectors[begin].x;
 #pragma unroll
-    for (int j = 0; j < kCount; ++j)
+    for (int j = begin; j < end; ++j)
       for (const uint32_t other : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
         word = extreme_2<T, kLeast>(word, other);
     float low, high;
@@ -149,10 +149,10 @@ struct Vectors<float> {
     load_vectors(row, id, stride, first, last, vectors);
   }
   template <bool kLeast>
-  __device__ float extreme() const {
-    float found = bits_float(vectors[0].x);
+  __device__ float extreme(int begin = 0, int end = kCount) const {
+    float found = bits_float(vectors[begin].x);
 #pragma unroll
-    for (int j = 0; j < kCount; ++j)
+    for (int j = begin; j < end; ++j)
       for (const uint32_t word : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
         found = cuda::extreme<kLeast>(found, bits_float(word));
     return found;
