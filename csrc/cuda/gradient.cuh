@@ -131,7 +131,7 @@ struct GradientShare {
       uint4 vectors[kSides][kCount];
 #pragma unroll
       for (int side = 0; side < kSides; ++side)
-        load_vectors_inside(rows[side], v * kIds, kThreads * kIds, vectors[side]);
+        rows[side].load_inside([&](int j) { return (v + j * kThreads) * kIds; }, vectors[side]);
 #pragma unroll
       for (int j = 0; j < kCount; ++j) {
         float x[kSides][kIds];
@@ -143,8 +143,12 @@ struct GradientShare {
 #pragma unroll 1
     for (; v < end; v += kThreads) {
       float x[kSides][kIds];
+      uint4 vector[1];
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) V::logits(rows[side].load_inside(v * kIds), x[side]);
+      for (int side = 0; side < kSides; ++side) {
+        rows[side].load_inside([&](int) { return v * kIds; }, vector);
+        V::logits(vector[0], x[side]);
+      }
       write(x, v * kIds);
     }
     for_edges([&](int64_t id) { set_one(id, one); });

@@ -49,18 +49,30 @@ template <int kSides>
 struct alignas(16) PositionMemory {
   Selection<kSides> selection;
   Summaries<kSides> summaries;
-  const void* logits[kSides];             // of the position
-  double values[kSides][kMaxCandidates];  // for what follows
+  const void* logits[kSides];                         // of the position
+  alignas(16) double values[kSides][kMaxCandidates];  // for what follows
   bool is_last;
 
   __device__ static PositionMemory& get() { return *reinterpret_cast<PositionMemory*>(shared_memory); }
 
   __device__ float logit(int side, int j) const { return candidate_logit(selection.best[side][j]); }
   __device__ int id(int side, int j) const { return candidate_id(selection.best[side][j]); }
-  /// How many of the k slots are not empty: the first ones.
+  /// Whether an id is among the first `count` candidates of row 1; for a thread that does not ask, no. By the block.
+  __device__ bool is_in_row_1(bool asks, unsigned id, int count) {
+    auto* const ids = reinterpret_cast<unsigned*>(values[0]);
+    ids[thread_in_block()] = thread_in_block() < count ? this->id(1, thread_in_block()) : ~0u;
+    __syncthreads();
+    bool hit = false;
+    for (int i = 0; asks && i < count; i += 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(ids + i);
+      hit |= four.x == id || four.y == id || four.z == id || four.w == id;
+    }
+    return hit;
+  }
+  /// How many of the k slots are not empty: the first ones. By the block.
   __device__ int filled(int side, int k) const {
-    while (k > 0 && logit(side, k - 1) == -INFINITY) --k;
-    return k;
+    const int j = thread_in_block();
+    return __syncthreads_count(j < k && logit(side, j) != -INFINITY);
   }
   /// Of a row relative to its greatest logit.
   __device__ RowSummary summary(const Rows<kSides>& args, int side) const {
@@ -94,7 +106,7 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
   constexpr bool kHasStats = kStats != Stats::kNone;
   PositionMemory<kSides>& memory = PositionMemory<kSides>::get();
   auto* const orders = reinterpret_cast<uint32_t*>(pass.tile_max());
-  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads) orders[i] = order_of(pass.tile_max()[i]);
+  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads) orders[i] = short_order<Vectors<T>>(pass.tile_max()[i]);
   __syncthreads();
 
   Selection<kSides>& selection = memory.selection;
@@ -110,13 +122,18 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
                        summaries.sums[side_of_warp], summaries.partner_misses[side_of_warp],
                        summaries.partner_origins[side_of_warp]);
   } else if (task == 1) {
-    const Peak peak = find_peak(orders + side_of_warp * args.tiles, args.tiles, lane);
+    const Peak peak = find_peak<Vectors<T>>(orders + side_of_warp * args.tiles, args.tiles, lane);
     if (lane == 0) summaries.peaks[side_of_warp] = peak;
   } else if (task == 2 && kSelects) {
-    uint32_t* const tiles = selection.parts[side_of_warp][0];
-    const int chosen = choose<T>(orders + side_of_warp * args.tiles, args.tiles, args.k, args.k, lane,
-                                 [&](int slot, int tile) { tiles[slot] = static_cast<uint32_t>(tile); });
-    if (lane == 0) selection.count[side_of_warp] = chosen;
+    uint32_t low = 0;
+    const int chosen = choose(orders + side_of_warp * args.tiles, args.tiles, args.k, args.k, lane, low,
+                              [&](int slot, int tile) {
+                                selection.parts[side_of_warp][0][slot] = static_cast<uint32_t>(tile);
+                              });
+    if (lane == 0) {
+      selection.count[side_of_warp] = chosen;
+      selection.low[side_of_warp] = low;
+    }
   }
   __syncthreads();
   if constexpr (kSelects) select<T>(row_of(thread_in_block() / (kThreads / kSides)), args.k, selection);
@@ -126,18 +143,19 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
   const bool by_definition = kHasStats && !some_broken && (lost_digits(0) || lost_digits(kSides - 1));
 #pragma unroll 1
   for (int side = 0; side < kSides; ++side) {
-    RowSummary summary;
+    RowSummary& summary = summaries.rows[side];  // the first thread's
     const Peak peak = summaries.peaks[side];
+    const bool is_first = thread_in_block() == 0;
     if (peak.broken()) {
-      summary = RowSummary::of_broken(peak.logit);
+      if (is_first) summary = RowSummary::of_broken(peak.logit);
     } else if (lost_digits(side)) {
-      summary = summarize_exactly(row_of(side), peak.logit, args.temperature(side), summaries);
+      const RowSummary exact = summarize_exactly(row_of(side), peak.logit, args.temperature(side), summaries);
+      if (is_first) summary = exact;
     } else {
       set_peak_apart<T, kHasStats>(row_of(side), row_of(kSides - 1 - side), records_of(side),
                                    records_of(kSides - 1 - side), record_count, side, summaries);
-      summary = RowSummary(summaries.sums[side], args.temperature(side));
+      if (is_first) summary = RowSummary(summaries.sums[side], args.temperature(side));
     }
-    if (thread_in_block() == 0) summaries.rows[side] = summary;
   }
   __syncthreads();
   if constexpr (kHasStats && kSides == 2) {
@@ -222,12 +240,13 @@ int64_t pass_bytes(int64_t vocab_size) {
 }
 
 /// The workspace that slices may take.
-constexpr int64_t kWorkspaceBytes = 1 << 20;
+constexpr int64_t kWorkspaceBytes = 8 << 20;
 
-/// Blocks a position: several where the positions would not fill the device.
+/// Blocks a position: several if there are so few positions that the last round of blocks would leave most of the
+/// device idle.
 inline int slices_for(int64_t positions, int64_t units, int64_t bytes, const Queue& queue) {
-  const int64_t wanted = 2 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
-  if (positions >= wanted / 2 || positions * (bytes + static_cast<int64_t>(sizeof(unsigned))) > kWorkspaceBytes)
+  const int64_t wanted = 8 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
+  if (positions > wanted * 3 / 4 || positions * (bytes + static_cast<int64_t>(sizeof(unsigned))) > kWorkspaceBytes)
     return 1;
   return static_cast<int>(std::min(units, (wanted + positions - 1) / positions));
 }

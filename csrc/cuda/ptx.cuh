@@ -130,6 +130,8 @@ __device__ __forceinline__ uint4 load_once(const uint4* address) {
 #endif
 }
 
+__device__ __forceinline__ uint2 load_once(const uint2* address) { return *address; }
+
 /// 16 aligned bytes that nobody will soon read.
 __device__ __forceinline__ void store_once(uint4* address, const uint4& v) {
 #ifdef __CUDA_ARCH__

@@ -84,14 +84,11 @@ struct Reliability {
     PositionMemory<2>& memory = PositionMemory<2>::get();
     const int k = rows.k, j = thread_in_block();
     const int student_size = memory.filled(0, k), teacher_size = memory.filled(1, k);
-    bool hit = false;
-    if (j < k) {
-      const int id = memory.id(0, j);
-      out.topk_ids[rows.slot(n, j)] = id;
-      for (int i = 0; i < teacher_size; ++i) hit |= memory.id(1, i) == id;
-    }
+    const int id = j < k ? memory.id(0, j) : 0;
+    if (j < k) out.topk_ids[rows.slot(n, j)] = id;
+    const bool hit = memory.is_in_row_1(j < student_size, id, teacher_size);
     const bool broken = memory.broken(), by_overlap = drift_rule.metric == Metric::kOverlap;
-    const int hits = __syncthreads_count(hit && j < student_size);
+    const int hits = __syncthreads_count(hit);
     const double overlap = broken ? 0 : overlap_of(hits, student_size, teacher_size);
     const bool accepted = token_ids && (out.accepted || !by_overlap) && !broken && accepts(n, teacher_size, memory);
     if (thread_in_block() == 0) {

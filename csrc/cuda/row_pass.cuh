@@ -31,7 +31,10 @@ struct Cut {
   static constexpr int kUnitSteps = 16384 / kStep;
   static constexpr int kUnit = kStep * kUnitSteps;
 
-  PRUNEOPD_FORMULA static int tiles(int64_t vocab_size) { return static_cast<int>((vocab_size + kTile - 1) / kTile); }
+  /// A multiple of 4, so that maxima are read 4 at a time.
+  PRUNEOPD_FORMULA static int tiles(int64_t vocab_size) {
+    return static_cast<int>((vocab_size + 4 * kTile - 1) / (4 * kTile) * 4);
+  }
   PRUNEOPD_FORMULA static int units(int64_t vocab_size) { return static_cast<int>((vocab_size + kUnit - 1) / kUnit); }
 };
 
@@ -149,7 +152,7 @@ __device__ __forceinline__ void sum_step(const Vectors<T> (&vectors)[kSides], Si
   if constexpr (kStats != Stats::kNone)
 #pragma unroll
     for (int side = 0; side < kSides; ++side)
-      least = fminf(least, vectors[side].template extreme<true>() * sides[side].scale);
+      least = fminf(least, Vectors<T>::template extreme<true>(vectors[side].vectors) * sides[side].scale);
   if (least > kLeast) {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
@@ -236,7 +239,8 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
                                            const float (&scales)[kSides], int begin, int end,
                                            const PassOutputs<kSides>& out) {
   using C = Cut<T>;
-  constexpr int kStride = kTileThreads * Vectors<T>::kIds;
+  using V = Vectors<T>;
+  constexpr int kStride = kTileThreads * V::kIds;
   const int tile_of_step = threadIdx.x / kTileThreads, thread_of_tile = threadIdx.x % kTileThreads;
   const int vocab_size = rows[0].vocab_size;
   Side sides[kSides];
@@ -248,13 +252,19 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
     for (int side = 0; side < kSides; ++side) sides[side].start_unit();
     for (int first = unit * C::kUnit; first < min((unit + 1) * C::kUnit, vocab_size); first += C::kStep) {
       const int tile = first / C::kTile + tile_of_step;
-      const int id = tile * C::kTile + thread_of_tile * Vectors<T>::kIds, last = first + C::kStep - Vectors<T>::kIds;
-      Vectors<T> vectors[kSides];
+      const int id = tile * C::kTile + thread_of_tile * V::kIds, last = first + C::kStep - V::kIds;
+      V vectors[kSides];
       float max[kSides];
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) vectors[side].load(rows[side], id, kStride, first, last);
+      for (int side = 0; side < kSides; ++side) {
+        const auto id_of = [&](int j) { return id + j * kStride; };
+        if (rows[side].has_around(first, last))
+          rows[side].load_inside(id_of, vectors[side].vectors);
+        else
+          rows[side].load(id_of, vectors[side].vectors);
+      }
 #pragma unroll
-      for (int side = 0; side < kSides; ++side) max[side] = vectors[side].template extreme<false>();
+      for (int side = 0; side < kSides; ++side) max[side] = V::template extreme<false>(vectors[side].vectors);
 #pragma unroll
       for (int side = 0; side < kSides; ++side)
         if (!(sides[side].distance(max[side]) <= Side::kHeadroom))

@@ -37,6 +37,7 @@ struct RowStats {
         logprob = memory.summaries.rows[0].logprob(row.logit(static_cast<int>(id)), rows.temperatures[0]);
       out.logprobs[int64_t{n} * m + j] = logprob;
     }
+    const int filled = kSelects ? memory.filled(0, rows.k) : 0;
     if constexpr (kSelects)
       for (int j = thread_in_block(); j < rows.k; j += kThreads) out.topk_ids[rows.slot(n, j)] = memory.id(0, j);
     if (thread_in_block() != 0) return;
@@ -46,7 +47,7 @@ struct RowStats {
     state_at<RowState>(out.state, n) = state;
     out.entropy[n] = kStats == Stats::kNone ? 0 : static_cast<float>(summary.entropy());
     out.lse[n] = static_cast<float>(summary.lse);
-    out.filled[n] = kSelects ? memory.filled(0, rows.k) : 0;
+    out.filled[n] = filled;
   }
 };
 

@@ -16,41 +16,115 @@ constexpr uint32_t kNegativeInfinity = sizeof(T) == 4                ? 0xff80000
                                        : std::is_same_v<T, BFloat16> ? 0xff80u
                                                                      : 0xfc00u;
 
-/// Bytes [offset, offset + 16) of two neighbours. `offset` is the same for the whole block.
-__device__ __forceinline__ uint4 join(uint4 low, uint4 high, unsigned offset) {
-  uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+/// Words from kFirst on of two neighbours, moved down by `shift` bits: 0 or 16.
+template <int kFirst, class Word>
+__device__ __forceinline__ Word join(const Word& low, const Word& high, unsigned shift) {
+  constexpr int kCount = sizeof(Word) / sizeof(uint32_t);
+  uint32_t words[2 * kCount], joined[kCount];
+  __builtin_memcpy(words, &low, sizeof low);
+  __builtin_memcpy(words + kCount, &high, sizeof high);
 #pragma unroll
-  for (int i = 0; i < 6; ++i) words[i] = offset & 8 ? words[i + 2] : words[i];
-#pragma unroll
-  for (int i = 0; i < 5; ++i) words[i] = offset & 4 ? words[i + 1] : words[i];
-  const unsigned shift = (offset & 2) * 8;
-  return {__funnelshift_r(words[0], words[1], shift), __funnelshift_r(words[1], words[2], shift),
-          __funnelshift_r(words[2], words[3], shift), __funnelshift_r(words[3], words[4], shift)};
+  for (int i = 0; i < kCount; ++i) joined[i] = __funnelshift_r(words[kFirst + i], words[kFirst + i + 1], shift);
+  Word word;
+  __builtin_memcpy(&word, joined, sizeof word);
+  return word;
 }
 
-/// The logits of one row, in one type.
-template <class T>
+/// The logits of one row, in one type, read in vectors of a Word: uint4 or uint2.
+template <class T, class Word = uint4>
 struct TypedRow {
-  static constexpr int kIds = 16 / sizeof(T);  // in 16 bytes
+  static constexpr int kIds = sizeof(Word) / sizeof(T);  // in a vector
 
   const T* logits;
   int vocab_size;
 
   /// The row without its first ids.
   __device__ TypedRow from(int id) const { return {logits + id, vocab_size - id}; }
-  __device__ unsigned misalignment() const { return reinterpret_cast<uintptr_t>(logits) & 15; }
-  /// Whether 16 bytes from any id in [first, last] on lie in the row, with the aligned words that hold them.
+  __device__ unsigned misalignment() const { return reinterpret_cast<uintptr_t>(logits) & (sizeof(Word) - 1); }
+  /// Whether a vector from any id in [first, last] on lies in the row, with the aligned words that hold it.
   __device__ bool has_around(int first, int last) const {
     return misalignment() ? first >= kIds && last + 2 * kIds <= vocab_size : last + kIds <= vocab_size;
   }
-  __device__ uint4 load_aligned(int id) const { return load_once(reinterpret_cast<const uint4*>(logits + id)); }
-  __device__ uint4 load_misaligned(int id) const {
-    const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<uintptr_t>(logits + id) & ~uintptr_t{15});
-    return join(aligned[0], aligned[1], misalignment());
+  /// The first of the aligned words that hold the vector from an id on.
+  __device__ const Word* word(int id) const {
+    return reinterpret_cast<const Word*>(reinterpret_cast<uintptr_t>(logits + id) & ~uintptr_t{sizeof(Word) - 1});
   }
-  /// One by one; beyond the end there is -inf.
-  __device__ uint4 load_edge(int id) const {
-    uint32_t words[4] = {};
+  /// Shifts misaligned vectors into place; each comes as the aligned words that hold it.
+  template <int kCount>
+  __device__ __forceinline__ void join_all(Word (&low)[kCount], const Word (&high)[kCount]) const {
+    const unsigned first = misalignment() / 4, shift = (misalignment() & 2) * 8;
+    const auto join_from = [&]<int kFirst>() {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) low[j] = join<kFirst>(low[j], high[j], shift);
+    };
+    if (first == 0) return join_from.template operator()<0>();
+    if constexpr (sizeof(Word) == 16) {
+      if (first == 2) return join_from.template operator()<2>();
+      if (first == 3) return join_from.template operator()<3>();
+    }
+    join_from.template operator()<1>();
+  }
+  /// Vectors from the ids id_of(0), id_of(1), ... on, where the row has_around.
+  template <int kCount, class IdOf>
+  __device__ __forceinline__ void load_inside(const IdOf& id_of, Word (&vectors)[kCount]) const {
+    if (!misalignment()) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) vectors[j] = load_once(reinterpret_cast<const Word*>(logits + id_of(j)));
+    } else {
+      Word high[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        vectors[j] = word(id_of(j))[0];
+        high[j] = word(id_of(j))[1];
+      }
+      join_all(vectors, high);
+    }
+  }
+  /// The same anywhere: beyond the end there is -inf.
+  template <int kCount, class IdOf>
+  __device__ __forceinline__ void load(const IdOf& id_of, Word (&vectors)[kCount]) const {
+    bool has_edge = false;
+    const auto start = [&](int j, const auto& load_word) {
+      const int id = id_of(j);
+      const bool inside = has_around(id, id);
+      vectors[j] = nothing();
+      if (inside) load_word(word(id));
+      has_edge |= !inside && id < vocab_size;
+    };
+    if (!misalignment()) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) start(j, [&](const Word* at) { vectors[j] = at[0]; });
+    } else {
+      Word high[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        high[j] = nothing();
+        start(j, [&](const Word* at) {
+          vectors[j] = at[0];
+          high[j] = at[1];
+        });
+      }
+      join_all(vectors, high);
+    }
+    if (!has_edge) return;
+#pragma unroll 1
+    for (int j = 0; j < kCount; ++j) {
+      const int id = id_of(j);
+      if (!has_around(id, id) && id < vocab_size) put(vectors, j, load_edge(id));
+    }
+  }
+  /// A vector beyond the end.
+  __device__ static Word nothing() {
+    uint32_t words[sizeof(Word) / 4];
+#pragma unroll
+    for (uint32_t& word : words) word = kNegativeInfinity<T> * (sizeof(T) == 2 ? 0x10001u : 1);
+    Word word;
+    __builtin_memcpy(&word, words, sizeof word);
+    return word;
+  }
+  /// One by one.
+  __device__ Word load_edge(int id) const {
+    uint32_t words[sizeof(Word) / 4] = {};
 #pragma unroll
     for (int i = 0; i < kIds; ++i) {
       uint32_t bits = kNegativeInfinity<T>;
@@ -60,44 +134,31 @@ struct TypedRow {
         else
           bits = reinterpret_cast<const uint32_t*>(logits)[id + i];
       }
-      words[i / (kIds / 4)] |= bits << (i % (kIds / 4) * 16);
+      words[i * sizeof(T) / 4] |= bits << (i * sizeof(T) % 4 * 8);
     }
-    return {words[0], words[1], words[2], words[3]};
+    Word word;
+    __builtin_memcpy(&word, words, sizeof word);
+    return word;
   }
-  __device__ uint4 load_inside(int id) const { return misalignment() ? load_misaligned(id) : load_aligned(id); }
-  __device__ uint4 load(int id) const { return has_around(id, id) ? load_inside(id) : load_edge(id); }
   __device__ float logit(int id) const { return to_float(logits[id]); }
 };
-
-/// Vectors of 16 bytes: from `id`, `id + stride`, ... on, where the row has_around.
-template <class Row, int kCount>
-__device__ __forceinline__ void load_vectors_inside(const Row& row, int id, int stride, uint4 (&vectors)[kCount]) {
-  if (row.misalignment()) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_misaligned(id + j * stride);
-  } else {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) vectors[j] = row.load_aligned(id + j * stride);
-  }
-}
-
-/// The same anywhere. `first` to `last` are the ids of the whole block.
-template <class Row, int kCount>
-__device__ __forceinline__ void load_vectors(const Row& row, int id, int stride, int first, int last,
-                                             uint4 (&vectors)[kCount]) {
-  if (!row.has_around(first, last)) {
-#pragma unroll 1
-    for (int j = 0; j < kCount; ++j) put(vectors, j, row.load(id + j * stride));
-  } else {
-    load_vectors_inside(row, id, stride, vectors);
-  }
-}
 
 /// One word of several vectors.
 template <int kCount>
 __device__ __forceinline__ uint32_t word_of(const uint4 (&vectors)[kCount], int word) {
   const uint4 vector = pick(vectors, word / 4);
   return pick({vector.x, vector.y, vector.z, vector.w}, word % 4);
+}
+
+/// An order without the bits that are the same in every order of T, and the whole of it again.
+template <class V>
+__device__ __forceinline__ uint32_t short_order(float x) {
+  return order_of(x) >> V::kOrderShift;
+}
+template <class V>
+__device__ __forceinline__ uint32_t whole_order(uint32_t order) {
+  const bool is_negative = !(order >> (31 - V::kOrderShift));
+  return order << V::kOrderShift | (is_negative ? (1u << V::kOrderShift) - 1 : 0);
 }
 
 /// What a thread holds of a row in one step: kCount vectors of kIds neighbours.
@@ -112,15 +173,12 @@ struct Vectors<T> {
 
   uint4 vectors[kCount];
 
-  __device__ void load(const Row& row, int id, int stride, int first, int last) {
-    load_vectors(row, id, stride, first, last, vectors);
-  }
-  /// The greatest logit, or the least one: of vectors [begin, end).
-  template <bool kLeast>
-  __device__ float extreme(int begin = 0, int end = kCount) const {
-    uint32_t word = vectors[begin].x;
+  /// The greatest logit, or the least one.
+  template <bool kLeast, int kVectors>
+  __device__ static float extreme(const uint4 (&vectors)[kVectors]) {
+    uint32_t word = vectors[0].x;
 #pragma unroll
-    for (int j = begin; j < end; ++j)
+    for (int j = 0; j < kVectors; ++j)
       for (const uint32_t other : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
         word = extreme_2<T, kLeast>(word, other);
     float low, high;
@@ -144,15 +202,11 @@ struct Vectors<float> {
 
   uint4 vectors[kCount];
 
-  template <class AnyOfRows>
-  __device__ void load(const AnyOfRows& row, int id, int stride, int first, int last) {
-    load_vectors(row, id, stride, first, last, vectors);
-  }
-  template <bool kLeast>
-  __device__ float extreme(int begin = 0, int end = kCount) const {
-    float found = bits_float(vectors[begin].x);
+  template <bool kLeast, int kVectors>
+  __device__ static float extreme(const uint4 (&vectors)[kVectors]) {
+    float found = bits_float(vectors[0].x);
 #pragma unroll
-    for (int j = begin; j < end; ++j)
+    for (int j = 0; j < kVectors; ++j)
       for (const uint32_t word : {vectors[j].x, vectors[j].y, vectors[j].z, vectors[j].w})
         found = cuda::extreme<kLeast>(found, bits_float(word));
     return found;
@@ -168,36 +222,56 @@ struct Vectors<float> {
   }
 };
 
-/// A row of a type that is known only when the kernel runs. It is read as float32, and each load looks at its address.
+/// A row of a type that is known only when the kernel runs. It is read as float32: vectors of 4 ids in any type.
 struct AnyRow {
   const void* data;
   Scalar type;
   int vocab_size;
 
-  template <class T>
-  __device__ TypedRow<T> as() const {
-    return {static_cast<const T*>(data), vocab_size};
+  /// visit(row) with the row in its type.
+  template <class Visit>
+  __device__ __forceinline__ auto in_type(const Visit& visit) const {
+    if (type == Scalar::kF32) return visit(TypedRow<float>{static_cast<const float*>(data), vocab_size});
+    if (type == Scalar::kBF16)
+      return visit(TypedRow<BFloat16, uint2>{static_cast<const BFloat16*>(data), vocab_size});
+    return visit(TypedRow<Half, uint2>{static_cast<const Half*>(data), vocab_size});
   }
   __device__ AnyRow from(int id) const {
     return {static_cast<const char*>(data) + id * bytes_of(type), type, vocab_size - id};
   }
-  __device__ unsigned misalignment() const { return 0; }
-  __device__ bool has_around(int, int) const { return false; }
-  __device__ uint4 load_aligned(int id) const { return load(id); }
-  __device__ uint4 load_misaligned(int id) const { return load(id); }
-  __device__ uint4 load_inside(int id) const { return load(id); }
-  __device__ uint4 load(int id) const {
-    if (type == Scalar::kF32) return as<float>().load(id);
-    float x[8];
-    const int first = id / 8 * 8;
-    if (type == Scalar::kBF16)
-      Vectors<BFloat16>::logits(as<BFloat16>().load(first), x);
-    else
-      Vectors<Half>::logits(as<Half>().load(first), x);
-    const auto bits = [&](int i) { return float_bits(id == first ? x[i] : x[i + 4]); };
-    return {bits(0), bits(1), bits(2), bits(3)};
+  __device__ unsigned misalignment() const {
+    return in_type([](const auto& row) { return row.misalignment(); });
+  }
+  __device__ bool has_around(int first, int last) const {
+    return in_type([&](const auto& row) { return row.has_around(first, last); });
+  }
+  template <int kCount, class IdOf>
+  __device__ __forceinline__ void load_inside(const IdOf& id_of, uint4 (&vectors)[kCount]) const {
+    in_type([&](const auto& row) { load_wide(vectors, [&](auto& own) { row.load_inside(id_of, own); }, row); });
+  }
+  template <int kCount, class IdOf>
+  __device__ __forceinline__ void load(const IdOf& id_of, uint4 (&vectors)[kCount]) const {
+    in_type([&](const auto& row) { load_wide(vectors, [&](auto& own) { row.load(id_of, own); }, row); });
   }
   __device__ float logit(int id) const { return static_cast<float>(load_real(data, type, id)); }
+
+ private:
+  template <int kCount, class Load>
+  __device__ static void load_wide(uint4 (&vectors)[kCount], const Load& load, const TypedRow<float>&) {
+    load(vectors);
+  }
+  template <int kCount, class Load, class T>
+  __device__ static void load_wide(uint4 (&vectors)[kCount], const Load& load, const TypedRow<T, uint2>&) {
+    uint2 halves[kCount];
+    load(halves);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      float x[4];
+      unpack<T>(halves[j].x, x[0], x[1]);
+      unpack<T>(halves[j].y, x[2], x[3]);
+      vectors[j] = {float_bits(x[0]), float_bits(x[1]), float_bits(x[2]), float_bits(x[3])};
+    }
+  }
 };
 
 template <>

@@ -10,6 +10,8 @@
 namespace pruneopd::cuda {
 
 constexpr int kScanThreads = 256, kScanWarps = kScanThreads / kWarpSize;
+/// Positions that a block scans at a time.
+constexpr int kScanChunk = 4 * kScanThreads;
 
 struct Scan {
   DeviceView mask, drift;  // drift is an argument, or what another kernel has written
@@ -37,14 +39,56 @@ struct Scan {
 struct ScanMemory {
   int32_t drifts[2][kScanWarps];  // of the warps' positions; two, so that one barrier a chunk is enough
   int32_t effective_length;
+  double weights[kScanChunk];  // of the rewards
 
   __device__ static ScanMemory& get() { return *reinterpret_cast<ScanMemory*>(shared_memory); }
 };
 
+/// Multiplies the rewards of `count` positions from `first` on by the weights: vectors of 4 where they are aligned, of
+/// which a thread loads several before it stores one.
+__device__ __forceinline__ void weight_rewards(const Scan& scan, int64_t first, int count) {
+  constexpr int kIds = 4, kAhead = 4, kStep = kIds * kScanThreads;
+  const double* const weights = ScanMemory::get().weights;
+  const int64_t base = first * scan.k, end = base + int64_t{count} * scan.k;
+  const int64_t begin = min((base + kIds - 1) / kIds * kIds, end), stop = max(end / kIds * kIds, begin);
+  const int before = static_cast<int>(begin - base), thread = threadIdx.x;
+  if (thread < before + (end - stop)) {
+    const int64_t slot = thread < before ? base + thread : stop + thread - before;
+    scan.rewards[slot] = weighted_reward(weights[(slot - base) / scan.k], __ldcg(scan.unweighted + slot));
+  }
+#pragma unroll 1
+  for (int64_t slot = begin + thread * kIds; slot < stop; slot += kAhead * kStep) {
+    uint4 loaded[kAhead][2];
+#pragma unroll
+    for (int i = 0; i < 2 * kAhead; ++i) {
+      const int64_t at = slot + i / 2 * kStep;
+      if (at < stop) loaded[i / 2][i % 2] = __ldcg(reinterpret_cast<const uint4*>(scan.unweighted + at) + i % 2);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t at = slot + i * kStep;
+      if (at >= stop) break;
+      double rewards[kIds];
+      __builtin_memcpy(rewards, loaded[i], sizeof rewards);
+      int position = static_cast<int>(at - base) / scan.k, j = static_cast<int>(at - base) % scan.k;
+      uint32_t weighted[kIds];
+#pragma unroll
+      for (int e = 0; e < kIds; ++e) {
+        weighted[e] = float_bits(weighted_reward(weights[position], rewards[e]));
+        if (++j == scan.k) {
+          j = 0;
+          ++position;
+        }
+      }
+      *reinterpret_cast<uint4*>(scan.rewards + at) = {weighted[0], weighted[1], weighted[2], weighted[3]};
+    }
+  }
+}
+
 /// The positions [begin, end) of response b. What other blocks have written is read past the L1 cache.
 __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
   ScanMemory& memory = ScanMemory::get();
-  constexpr int kRounds = 4, kWarpPositions = kRounds * kWarpSize, kChunk = kScanWarps * kWarpPositions;
+  constexpr int kRounds = kScanChunk / kScanThreads, kWarpPositions = kRounds * kWarpSize;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t begin = scan.responses.begin(b), end = scan.responses.end(b);
   int64_t carried = scan.drift_count ? scan.drift_count.id(b) : 0;
@@ -52,7 +96,7 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
   if (threadIdx.x == 0) memory.effective_length = 0;
 
   int parity = 0;
-  for (int64_t chunk = begin; chunk < end; chunk += kChunk, parity ^= 1) {
+  for (int64_t chunk = begin; chunk < end; chunk += kScanChunk, parity ^= 1) {
     const int64_t first = chunk + warp * kWarpPositions + lane;
     unsigned valid[kRounds], drifting[kRounds];  // a bit a position
     int32_t drifts = 0;                          // of this warp
@@ -79,28 +123,22 @@ __device__ __forceinline__ void scan_response(const Scan& scan, int64_t b) {
       const int64_t n = first + round * kWarpSize;
       const bool is_valid = pick(valid, round) >> lane & 1;
       const unsigned ballot = pick(drifting, round);
-      double weight = 0;  // of the rewards
       if (n < end) {
         const unsigned here_included = 0xffffffffu >> (kWarpSize - 1 - lane);
         const int32_t count = stored_count(count_before + __popc(ballot & here_included));
         const double reliability = reliability_of(count, scan.w_drop);
         const float rounded = is_valid ? static_cast<float>(weight_of(reliability, scan.w_base)) : 0;
-        weight = is_valid && scan.reward_weight ? scan.reward_weight.real(n) : rounded;
+        memory.weights[n - chunk] = is_valid && scan.reward_weight ? scan.reward_weight.real(n) : rounded;
         scan.out.drift_count[n] = count;
         scan.out.reliability[n] = is_valid ? static_cast<float>(reliability) : 0;
         scan.out.weight[n] = rounded;
         effective += is_valid && is_effective(reliability, scan.eps);
       }
       count_before += __popc(ballot);
-      if (scan.rewards) {  // of the 32 positions of this round, which lie side by side
-        const int64_t start = n - lane;
-        const int positions = static_cast<int>(min(int64_t{kWarpSize}, end - start));
-        for (int i = lane; i - lane < positions * scan.k; i += kWarpSize) {
-          const double of_reward = __shfl_sync(kWholeWarp, weight, i / scan.k % kWarpSize);
-          const int64_t slot = start * scan.k + i;
-          if (i < positions * scan.k) scan.rewards[slot] = weighted_reward(of_reward, __ldcg(scan.unweighted + slot));
-        }
-      }
+    }
+    if (scan.rewards) {
+      __syncthreads();
+      weight_rewards(scan, chunk, static_cast<int>(min(int64_t{kScanChunk}, end - chunk)));
     }
     carried += of_chunk;
   }

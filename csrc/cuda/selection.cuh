@@ -9,41 +9,49 @@
 
 namespace pruneopd::cuda {
 
+/// Vectors that a thread of the selection loads at a time.
+constexpr int kAtATime = 4;
 /// Maxima that one step of the selection compares.
 constexpr int kMostParts = 8 * kMaxCandidates;
 
 /// The selection's part of the shared memory.
 template <int kSides>
-struct Selection {
+struct alignas(16) Selection {
   static constexpr int kRowThreads = kThreads / kSides;
 
+  uint32_t orders[kSides][kMostParts];        // of the maxima that a step compares: short ones
   Candidate best[kSides][kMaxCandidates];     // the result: the first k, in order
-  Candidate found[kSides][kMaxCandidates];    // the same and perhaps more, in no order
-  uint32_t orders[kSides][kMostParts];        // of the maxima that a step compares
+  Candidate found[kSides][kMaxCandidates];    // the same and perhaps more, by ascending id
   uint32_t parts[kSides][2][kMaxCandidates];  // numbers of chosen parts, ascending: of this step and of the one before
   int count[kSides];                          // of the chosen parts
+  uint32_t low[kSides];                       // an order that k of them reach
 };
 
-/// Chooses parts of a row that hold the k best, from the orders of their maxima: the first k by (order descending, part
-/// ascending), or all that reach some order if these are no more than `most`. Calls take(slot, part) for each, parts
-/// ascending, and returns their number. By one warp.
-template <class T, class Take>
-__device__ __forceinline__ int choose(const uint32_t* orders, int count, int k, int most, int lane, const Take& take) {
-  constexpr int kShift = Vectors<T>::kOrderShift;  // bits that are the same in every order of T
-  uint32_t low = 0xffffffffu, high = 0;
-  for (int part = lane; part < count; part += kWarpSize) {
-    low = min(low, orders[part]);
-    high = max(high, orders[part]);
-  }
-  low = __reduce_min_sync(kWholeWarp, low) >> kShift;
-  high = __reduce_max_sync(kWholeWarp, high) >> kShift;
+/// Chooses parts of a row that hold the k best, from the short orders of their maxima, k of which reach `low`: the
+/// first k by (order descending, part ascending), or all that reach some order if these are no more than `most`. Calls
+/// take(slot, part) for each, parts ascending. Returns their number and raises `low`. By one warp.
+template <class Take>
+__device__ __forceinline__ int choose(const uint32_t* orders, int count, int k, int most, int lane, uint32_t& low,
+                                      const Take& take) {
+  const auto sum_over_orders = [&](const auto& of) {
+    int sum = 0;
+    for (int i = lane; i < count / 4; i += kWarpSize) {
+      const uint4 four = reinterpret_cast<const uint4*>(orders)[i];
+      sum += of(four.x) + of(four.y) + of(four.z) + of(four.w);
+    }
+    return static_cast<int>(__reduce_add_sync(kWholeWarp, sum));
+  };
+  const auto reaching = [&](uint32_t bound) { return sum_over_orders([=](uint32_t order) { return order >= bound; }); };
   // `reach` parts reach `low`, at least k if there are as many; `above` exceed `high`, fewer than k.
-  int reach = count, above = 0;
+  int reach = reaching(low), above = 0;
+  uint32_t high = low;
+  if (reach > most) {
+    for (int part = lane; part < count; part += kWarpSize) high = max(high, orders[part]);
+    high = __reduce_max_sync(kWholeWarp, high);
+  }
   while (reach > most && low < high) {
     const uint32_t middle = high - (high - low) / 2;
-    int reach_middle = 0;
-    for (int part = lane; part < count; part += kWarpSize) reach_middle += orders[part] >> kShift >= middle;
-    reach_middle = __reduce_add_sync(kWholeWarp, reach_middle);
+    const int reach_middle = reaching(middle);
     if (reach_middle >= k) {
       low = middle;
       reach = reach_middle;
@@ -55,41 +63,74 @@ __device__ __forceinline__ int choose(const uint32_t* orders, int count, int k, 
   int ties = reach > most ? k - above : count, taken_count = 0;
   for (int first = 0; first < count; first += kWarpSize) {
     const int part = first + lane;
-    const uint32_t order = part < count ? orders[part] >> kShift : 0;
+    const uint32_t order = part < count ? orders[part] : 0;
     const unsigned ties_here = __ballot_sync(kWholeWarp, order == low);
     const bool take_this = order > low || (order == low && count_before(ties_here, lane) < ties);
-    const unsigned taken = __ballot_sync(kWholeWarp, take_this);
-    if (take_this) take(taken_count + count_before(taken, lane), part);
+    const unsigned taken = __ballot_sync(kWholeWarp, take_this && part < count);
+    if (taken >> lane & 1) take(taken_count + count_before(taken, lane), part);
     ties -= __popc(ties_here);
     taken_count += __popc(taken);
   }
   return taken_count;
 }
 
-/// Writes the orders of maxima in `count` parts of a row of `vectors` vectors each: of each `group` vectors. By the
-/// row's share of the block.
-template <class T, int kRowThreads>
-__device__ __forceinline__ void find_maxima(const typename Vectors<T>::Row& row, const uint32_t* parts, int count,
-                                            int vectors, int group, int thread, uint32_t* orders) {
-  using V = Vectors<T>;
+/// Calls visit(i, vectors) with the vectors i, i + apart, ... of chosen parts, 1 << shift in each; what lies beyond them
+/// is not to be used. By the row's share of the block.
+template <class T, int kRowThreads, class Visit>
+__device__ __forceinline__ void for_vectors(const typename Vectors<T>::Row& row, const uint32_t* parts, int count,
+                                            int shift, int apart, int thread, const Visit& visit) {
+  const int end = count << shift;
 #pragma unroll 1
-  for (int first = thread; first < count * vectors; first += V::kCount * kRowThreads) {
-    V loaded;
+  for (int first = apart == 1 ? kAtATime * thread : thread; first < end; first += kAtATime * kRowThreads) {
+    uint4 vectors[kAtATime];
+    const auto id_of = [&](int j) {
+      const int ahead = first + j * apart, i = ahead < end ? ahead : first;
+      return ((static_cast<int>(parts[i >> shift]) << shift) + (i & ((1 << shift) - 1))) * Vectors<T>::kIds;
+    };
+    bool inside = true;
 #pragma unroll
-    for (int j = 0; j < V::kCount; ++j) {
-      const int i = first + j * kRowThreads, vector = i % vectors;
-      if (i < count * vectors)
-        loaded.vectors[j] = row.load((static_cast<int>(parts[i / vectors]) * vectors + vector) * V::kIds);
-    }
-#pragma unroll
-    for (int j = 0; j < V::kCount; ++j) {
-      const int i = first + j * kRowThreads;
-      if (i >= count * vectors) break;  // whole warps, if they take groups
-      float max = loaded.template extreme<false>(j, j + 1);
-      if (group > 1) max = tile_max(max);
-      if (i % group == 0) orders[i / group] = order_of(max);
-    }
+    for (int j = 0; j < kAtATime; ++j) inside &= row.has_around(id_of(j), id_of(j));
+    if (inside)
+      row.load_inside(id_of, vectors);
+    else
+      row.load(id_of, vectors);
+    visit(first, vectors);
   }
+}
+
+/// Puts the first k of those found in order: a few by counting for each how many precede it, more by a bitonic sort.
+template <int kSides>
+__device__ __forceinline__ void sort_found(int k, int most, int side, int thread, Selection<kSides>& out) {
+  constexpr int kRowThreads = Selection<kSides>::kRowThreads, kFew = 64;
+  Candidate* const found = out.found[side];
+  const int count = out.count[side];
+  if (most <= kFew) {
+    for (int i = thread; i < count; i += kRowThreads) {
+      int rank = 0;
+      for (int j = 0; j < count; ++j) rank += found[j] > found[i];
+      if (rank < k) out.best[side][rank] = found[i];
+    }
+    return;
+  }
+  int size = 2 * kFew;
+  while (size < most) size *= 2;
+  for (int i = count + thread; i < size; i += kRowThreads) found[i] = 0;
+#pragma unroll 1
+  for (int run = 2; run <= size; run *= 2)
+#pragma unroll 1
+    for (int apart = run / 2; apart > 0; apart /= 2) {
+      __syncthreads();
+      for (int i = thread; i < size / 2; i += kRowThreads) {
+        const int a = 2 * i - (i & (apart - 1)), b = a + apart;
+        const Candidate first = found[a], second = found[b];
+        if ((first < second) == !(a & run)) {
+          found[a] = second;
+          found[b] = first;
+        }
+      }
+    }
+  __syncthreads();
+  for (int i = thread; i < k; i += kRowThreads) out.best[side][i] = found[i];
 }
 
 /// The k best of each row, into `out.best`, from the tiles in out.parts[side][0]; a barrier lies between. The caller
@@ -97,50 +138,66 @@ __device__ __forceinline__ void find_maxima(const typename Vectors<T>::Row& row,
 template <class T, int kSides>
 __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int k, Selection<kSides>& out) {
   using V = Vectors<T>;
-  constexpr int kRowThreads = Selection<kSides>::kRowThreads;
+  constexpr int kRowThreads = Selection<kSides>::kRowThreads, kIds = V::kIds;
   const int side = thread_in_block() / kRowThreads, thread = thread_in_block() % kRowThreads;
   const int lane = thread % kWarpSize, most = min(2 * k, static_cast<int>(kMaxCandidates));
   uint32_t* const orders = out.orders[side];
-  int step = 0;
-#pragma unroll 1
-  for (int vectors = Cut<T>::kTile / V::kIds; vectors > 1; step ^= 1) {  // of a part
-    const uint32_t *const parts = out.parts[side][step];
-    const int count = out.count[side], group = count * vectors <= kMostParts ? 1 : kTileThreads;
-    find_maxima<T, kRowThreads>(row, parts, count, vectors, group, thread, orders);
+  // One warp chooses, and its first thread leaves what it has found behind the barrier.
+  const auto choose_of = [&](int parts, const auto& take) {
+    uint32_t low = out.low[side];
     __syncthreads();
     if (thread < kWarpSize) {
-      const int groups = vectors / group;
-      const int chosen = choose<T>(orders, count * groups, k, most, lane, [&](int slot, int i) {
-        out.parts[side][1 - step][slot] = parts[i / groups] * groups + i % groups;
-      });
-      if (lane == 0) out.count[side] = chosen;
+      const int chosen = choose(orders, parts, k, most, lane, low, take);
+      if (lane == 0) {
+        out.count[side] = chosen;
+        out.low[side] = low;
+      }
     }
     __syncthreads();
-    vectors = group;
+  };
+  // From tiles to vectors, by way of 4 vectors at a time where there are many.
+  static_assert(Cut<T>::kTile == kIds << 5 && kAtATime == 1 << 2);
+  int step = 0;
+#pragma unroll 1
+  for (int shift = 5; shift > 0; step ^= 1) {
+    const uint32_t *const parts = out.parts[side][step];
+    const int count = out.count[side], to = count << shift <= kMostParts / 2 ? 0 : 2, by = shift - to, end = count << by;
+    if (to > 0)
+      for_vectors<T, kRowThreads>(row, parts, count, shift, 1, thread, [&](int i, const uint4(&vectors)[kAtATime]) {
+        orders[i / kAtATime] = short_order<V>(V::template extreme<false>(vectors));
+      });
+    else
+      for_vectors<T, kRowThreads>(row, parts, count, shift, kRowThreads, thread,
+                                  [&](int i, const uint4(&vectors)[kAtATime]) {
+#pragma unroll
+                                    for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
+                                      const uint4 vector[1] = {vectors[j]};
+                                      if (i < end) orders[i] = short_order<V>(V::template extreme<false>(vector));
+                                    }
+                                  });
+    choose_of(end, [&](int slot, int i) {
+      out.parts[side][1 - step][slot] = (parts[i >> by] << by) + (i & ((1 << by) - 1));
+    });
+    shift = to;
   }
   const uint32_t* const vectors = out.parts[side][step];
-  const int ids = out.count[side] * V::kIds;
-  const auto id_of = [&](int i) { return vectors[i / V::kIds] * V::kIds + i % V::kIds; };
-#pragma unroll 4
-  for (int i = thread; i < ids; i += kRowThreads) {
-    const int id = static_cast<int>(id_of(i));
-    orders[i] = order_of(id < row.vocab_size ? row.logit(id) : -INFINITY);
-  }
-  __syncthreads();
-  if (thread < kWarpSize) {
-    const int chosen = choose<T>(orders, ids, k, most, lane, [&](int slot, int i) {
-      out.found[side][slot] = static_cast<Candidate>(orders[i]) << 32 | ~id_of(i);
-    });
-    if (lane == 0) out.count[side] = chosen;
-  }
-  __syncthreads();
   const int count = out.count[side];
-  for (int i = thread; i < count; i += kRowThreads) {
-    const Candidate mine = out.found[side][i];
-    int rank = 0;
-    for (int j = 0; j < count; ++j) rank += out.found[side][j] > mine;
-    if (rank < k) out.best[side][rank] = mine;
-  }
+  for_vectors<T, kRowThreads>(row, vectors, count, 0, kRowThreads, thread,
+                              [&](int i, const uint4(&vectors)[kAtATime]) {
+#pragma unroll
+                                for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
+                                  float x[kIds];
+                                  V::logits(vectors[j], x);
+                                  if (i < count)
+#pragma unroll
+                                    for (int e = 0; e < kIds; ++e) orders[i * kIds + e] = short_order<V>(x[e]);
+                                }
+                              });
+  choose_of(count * kIds, [&](int slot, int i) {
+    const uint32_t id = vectors[i / kIds] * kIds + i % kIds;
+    out.found[side][slot] = static_cast<Candidate>(whole_order<V>(orders[i])) << 32 | ~id;
+  });
+  sort_found(k, most, side, thread, out);
 }
 
 }  // namespace pruneopd::cuda

@@ -57,7 +57,8 @@ __device__ __forceinline__ void sum_over_block(double (&values)[kCount], double 
   __syncthreads();
 }
 
-/// The peak from the orders of the tile maxima, by one warp.
+/// The peak from the short orders of the tile maxima, by one warp.
+template <class V>
 __device__ __forceinline__ Peak find_peak(const uint32_t* orders, int count, int lane) {
   Candidate greatest = 0;
   for (int tile = lane; tile < count; tile += kWarpSize) {
@@ -65,7 +66,7 @@ __device__ __forceinline__ Peak find_peak(const uint32_t* orders, int count, int
     greatest = max(greatest, candidate);
   }
   greatest = warp_max(greatest);
-  return {candidate_logit(greatest), static_cast<int>(candidate_id(greatest))};
+  return {logit_of(whole_order<V>(static_cast<uint32_t>(greatest >> 32))), static_cast<int>(candidate_id(greatest))};
 }
 
 /// The sums of a row from its records, but for the one at `left_out`; by one warp. Also where the partner's d are from.
@@ -136,9 +137,8 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
   RowSums &sums = out.sums[side], &partner_sums = out.sums[kSides - 1 - side];
   using C = Cut<T>;
   const Peak peak = out.peaks[side];
-  if (!has_peak(sums, peak)) return;
+  if (!__syncthreads_or(thread_in_block() == 0 && has_peak(sums, peak))) return;
   const auto scale = static_cast<float>(sums.scale), partner_scale = static_cast<float>(partner_sums.scale);
-  __syncthreads();  // everyone has looked
   const int peak_id = peak.tile * C::kTile;
   const int unit = peak_id / C::kUnit, warp = peak_id % C::kStep / C::kWarp, lane = thread_in_block() % kWarpSize;
   if (thread_in_block() < kWarpSize)

@@ -31,7 +31,7 @@ struct TokenStats {
 
   template <class T>
   __device__ void write(int n) const {
-    const PositionMemory<2>& memory = PositionMemory<2>::get();
+    PositionMemory<2>& memory = PositionMemory<2>::get();
     const int k = rows.k, student_size = memory.filled(0, k), teacher_size = memory.filled(1, k);
     const auto logprob = [&](int side, double logit) {
       return static_cast<float>(memory.summaries.rows[side].logprob(logit, rows.temperature(side)));
@@ -40,7 +40,6 @@ struct TokenStats {
       const auto row = make_row<T>(memory.logits[side], rows.type(side), rows.vocab_size);
       return logprob(side, row.logit(static_cast<int>(id)));
     };
-    bool hit = false;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       const int j = thread_in_block();
@@ -50,10 +49,10 @@ struct TokenStats {
       out.topk_ids[side][slot] = id;
       out.topk_logprobs[side][slot] = logprob(side, memory.logit(side, j));
       out.partner_logprobs[side][slot] = logprob_of(1 - side, id);
-      if (side == 0 && j < student_size)
-        for (int i = 0; i < teacher_size; ++i) hit |= memory.id(1, i) == id;
     }
-    const int hits = __syncthreads_count(hit);
+    const int j = thread_in_block();
+    const bool asks = j < student_size;
+    const int hits = __syncthreads_count(memory.is_in_row_1(asks, asks ? memory.id(0, j) : 0, teacher_size));
     if (thread_in_block() != 0) return;
     out.overlap[n] = memory.broken() ? 0 : static_cast<float>(overlap_of(hits, student_size, teacher_size));
     const int64_t token = token_ids ? token_ids.id(n) : -1;
