@@ -106,7 +106,8 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
   constexpr bool kHasStats = kStats != Stats::kNone;
   PositionMemory<kSides>& memory = PositionMemory<kSides>::get();
   auto* const orders = reinterpret_cast<uint32_t*>(pass.tile_max());
-  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads) orders[i] = short_order<Vectors<T>>(pass.tile_max()[i]);
+  for (int i = thread_in_block(); i < kSides * args.tiles; i += kThreads)
+    orders[i] = short_order<Vectors<T>>(pass.tile_max()[i]);
   __syncthreads();
 
   Selection<kSides>& selection = memory.selection;
@@ -126,10 +127,9 @@ __device__ __forceinline__ void summarize_position(const Rows<kSides>& args, con
     if (lane == 0) summaries.peaks[side_of_warp] = peak;
   } else if (task == 2 && kSelects) {
     uint32_t low = 0;
-    const int chosen = choose(orders + side_of_warp * args.tiles, args.tiles, args.k, args.k, lane, low,
-                              [&](int slot, int tile) {
-                                selection.parts[side_of_warp][0][slot] = static_cast<uint32_t>(tile);
-                              });
+    const int chosen =
+        choose(orders + side_of_warp * args.tiles, args.tiles, args.k, args.k, lane, low,
+               [&](int slot, int tile) { selection.parts[side_of_warp][0][slot] = static_cast<uint32_t>(tile); });
     if (lane == 0) {
       selection.count[side_of_warp] = chosen;
       selection.low[side_of_warp] = low;
@@ -245,9 +245,8 @@ constexpr int64_t kWorkspaceBytes = 8 << 20;
 /// Blocks a position: several if there are so few positions that the last round of blocks would leave most of the
 /// device idle.
 inline int slices_for(int64_t positions, int64_t units, int64_t bytes, const Queue& queue) {
-  const int64_t wanted = 8 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
-  if (positions > wanted * 3 / 4 || positions * (bytes + static_cast<int64_t>(sizeof(unsigned))) > kWorkspaceBytes)
-    return 1;
+  const int64_t wanted = 6 * device_attribute(cudaDevAttrMultiProcessorCount, queue);
+  if (positions >= wanted || positions * (bytes + static_cast<int64_t>(sizeof(unsigned))) > kWorkspaceBytes) return 1;
   return static_cast<int>(std::min(units, (wanted + positions - 1) / positions));
 }
 

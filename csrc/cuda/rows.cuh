@@ -43,7 +43,8 @@ struct TypedRow {
   __device__ unsigned misalignment() const { return reinterpret_cast<uintptr_t>(logits) & (sizeof(Word) - 1); }
   /// Whether a vector from any id in [first, last] on lies in the row, with the aligned words that hold it.
   __device__ bool has_around(int first, int last) const {
-    return misalignment() ? first >= kIds && last + 2 * kIds <= vocab_size : last + kIds <= vocab_size;
+    const int margin = misalignment() ? kIds : 0;
+    return first >= margin && last + kIds + margin <= vocab_size;
   }
   /// The first of the aligned words that hold the vector from an id on.
   __device__ const Word* word(int id) const {
@@ -232,8 +233,7 @@ struct AnyRow {
   template <class Visit>
   __device__ __forceinline__ auto in_type(const Visit& visit) const {
     if (type == Scalar::kF32) return visit(TypedRow<float>{static_cast<const float*>(data), vocab_size});
-    if (type == Scalar::kBF16)
-      return visit(TypedRow<BFloat16, uint2>{static_cast<const BFloat16*>(data), vocab_size});
+    if (type == Scalar::kBF16) return visit(TypedRow<BFloat16, uint2>{static_cast<const BFloat16*>(data), vocab_size});
     return visit(TypedRow<Half, uint2>{static_cast<const Half*>(data), vocab_size});
   }
   __device__ AnyRow from(int id) const {

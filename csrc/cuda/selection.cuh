@@ -74,26 +74,32 @@ __device__ __forceinline__ int choose(const uint32_t* orders, int count, int k, 
   return taken_count;
 }
 
-/// Calls visit(i, vectors) with the vectors i, i + apart, ... of chosen parts, 1 << shift in each; what lies beyond them
-/// is not to be used. By the row's share of the block.
-template <class T, int kRowThreads, class Visit>
+/// Calls visit(i, vectors) with kAtATime vectors of chosen parts, 1 << shift in each: vectors i, i + 1, ... of one part
+/// if they are neighbours, else i, i + kRowThreads, ..., of which the last ones may not be there. By the row's share of
+/// the block.
+template <class T, int kRowThreads, bool kNeighbours, class Visit>
 __device__ __forceinline__ void for_vectors(const typename Vectors<T>::Row& row, const uint32_t* parts, int count,
-                                            int shift, int apart, int thread, const Visit& visit) {
+                                            int shift, int thread, const Visit& visit) {
+  constexpr int kIds = Vectors<T>::kIds;
   const int end = count << shift;
+  const auto id_of_vector = [&](int i) {
+    return ((static_cast<int>(parts[i >> shift]) << shift) + (i & ((1 << shift) - 1))) * kIds;
+  };
 #pragma unroll 1
-  for (int first = apart == 1 ? kAtATime * thread : thread; first < end; first += kAtATime * kRowThreads) {
+  for (int first = kNeighbours ? kAtATime * thread : thread; first < end; first += kAtATime * kRowThreads) {
     uint4 vectors[kAtATime];
-    const auto id_of = [&](int j) {
-      const int ahead = first + j * apart, i = ahead < end ? ahead : first;
-      return ((static_cast<int>(parts[i >> shift]) << shift) + (i & ((1 << shift) - 1))) * Vectors<T>::kIds;
-    };
-    bool inside = true;
+    int ids[kAtATime] = {id_of_vector(first)};
+    bool inside = row.has_around(ids[0], kNeighbours ? ids[0] + (kAtATime - 1) * kIds : ids[0]);
 #pragma unroll
-    for (int j = 0; j < kAtATime; ++j) inside &= row.has_around(id_of(j), id_of(j));
+    for (int j = 1; j < kAtATime; ++j) {
+      const int i = first + j * kRowThreads;
+      ids[j] = kNeighbours ? ids[0] + j * kIds : i < end ? id_of_vector(i) : ids[0];
+      if (!kNeighbours) inside &= row.has_around(ids[j], ids[j]);
+    }
     if (inside)
-      row.load_inside(id_of, vectors);
+      row.load_inside([&](int j) { return ids[j]; }, vectors);
     else
-      row.load(id_of, vectors);
+      row.load([&](int j) { return pick(ids, j); }, vectors);
     visit(first, vectors);
   }
 }
@@ -140,7 +146,8 @@ __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int 
   using V = Vectors<T>;
   constexpr int kRowThreads = Selection<kSides>::kRowThreads, kIds = V::kIds;
   const int side = thread_in_block() / kRowThreads, thread = thread_in_block() % kRowThreads;
-  const int lane = thread % kWarpSize, most = min(2 * k, static_cast<int>(kMaxCandidates));
+  // A few more than k save steps of the bisection; many more would be dear in what follows.
+  const int lane = thread % kWarpSize, most = k <= 32 ? 2 * k : k;
   uint32_t* const orders = out.orders[side];
   // One warp chooses, and its first thread leaves what it has found behind the barrier.
   const auto choose_of = [&](int parts, const auto& take) {
@@ -160,21 +167,21 @@ __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int 
   int step = 0;
 #pragma unroll 1
   for (int shift = 5; shift > 0; step ^= 1) {
-    const uint32_t *const parts = out.parts[side][step];
-    const int count = out.count[side], to = count << shift <= kMostParts / 2 ? 0 : 2, by = shift - to, end = count << by;
+    const uint32_t* const parts = out.parts[side][step];
+    const int count = out.count[side], to = count << shift <= kMostParts / 2 ? 0 : 2, by = shift - to,
+              end = count << by;
     if (to > 0)
-      for_vectors<T, kRowThreads>(row, parts, count, shift, 1, thread, [&](int i, const uint4(&vectors)[kAtATime]) {
+      for_vectors<T, kRowThreads, true>(row, parts, count, shift, thread, [&](int i, const uint4(&vectors)[kAtATime]) {
         orders[i / kAtATime] = short_order<V>(V::template extreme<false>(vectors));
       });
     else
-      for_vectors<T, kRowThreads>(row, parts, count, shift, kRowThreads, thread,
-                                  [&](int i, const uint4(&vectors)[kAtATime]) {
+      for_vectors<T, kRowThreads, false>(row, parts, count, shift, thread, [&](int i, const uint4(&vectors)[kAtATime]) {
 #pragma unroll
-                                    for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
-                                      const uint4 vector[1] = {vectors[j]};
-                                      if (i < end) orders[i] = short_order<V>(V::template extreme<false>(vector));
-                                    }
-                                  });
+        for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
+          const uint4 vector[1] = {vectors[j]};
+          if (i < end) orders[i] = short_order<V>(V::template extreme<false>(vector));
+        }
+      });
     choose_of(end, [&](int slot, int i) {
       out.parts[side][1 - step][slot] = (parts[i >> by] << by) + (i & ((1 << by) - 1));
     });
@@ -182,17 +189,16 @@ __device__ __forceinline__ void select(const typename Vectors<T>::Row& row, int 
   }
   const uint32_t* const vectors = out.parts[side][step];
   const int count = out.count[side];
-  for_vectors<T, kRowThreads>(row, vectors, count, 0, kRowThreads, thread,
-                              [&](int i, const uint4(&vectors)[kAtATime]) {
+  for_vectors<T, kRowThreads, false>(row, vectors, count, 0, thread, [&](int i, const uint4(&vectors)[kAtATime]) {
 #pragma unroll
-                                for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
-                                  float x[kIds];
-                                  V::logits(vectors[j], x);
-                                  if (i < count)
+    for (int j = 0; j < kAtATime; ++j, i += kRowThreads) {
+      float x[kIds];
+      V::logits(vectors[j], x);
+      if (i < count)
 #pragma unroll
-                                    for (int e = 0; e < kIds; ++e) orders[i * kIds + e] = short_order<V>(x[e]);
-                                }
-                              });
+        for (int e = 0; e < kIds; ++e) orders[i * kIds + e] = short_order<V>(x[e]);
+    }
+  });
   choose_of(count * kIds, [&](int slot, int i) {
     const uint32_t id = vectors[i / kIds] * kIds + i % kIds;
     out.found[side][slot] = static_cast<Candidate>(whole_order<V>(orders[i])) << 32 | ~id;
