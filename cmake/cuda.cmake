@@ -4,7 +4,7 @@
 # toolkit may have dropped, and does not look again where it once found no compiler.
 
 set(PRUNEOPD_CUDA AUTO CACHE STRING "Build for NVIDIA GPUs: AUTO (where nvcc is found), ON (or fail) or OFF")
-set(PRUNEOPD_CUDA_ARCHITECTURES "" CACHE STRING "Compute capabilities to compile for, as 80;90; empty: 80;90;100")
+set(PRUNEOPD_CUDA_ARCHITECTURES "" CACHE STRING "Compute capabilities to compile for, as 80;90; empty: 80;90;120;100")
 
 unset(why_not)  # what is missing, if anything is, and what would help
 if(PRUNEOPD_CUDA STREQUAL "OFF")
@@ -29,11 +29,12 @@ if(why_not)
   return()
 endif()
 
-# Code for each architecture, and of the last one also PTX, which the driver compiles for what comes after it.
+# Code for each architecture, and of the last one also PTX, which the driver compiles for what comes after it. 10.0 is the
+# last by default, because its PTX runs on 11.0, too.
 execute_process(COMMAND "${CUDAToolkit_NVCC_EXECUTABLE}" --list-gpu-code OUTPUT_VARIABLE known_to_nvcc COMMAND_ERROR_IS_FATAL ANY)
 set(architectures ${PRUNEOPD_CUDA_ARCHITECTURES})
 if(NOT architectures)
-  foreach(architecture 80 90 100)
+  foreach(architecture 80 90 120 100)
     if(known_to_nvcc MATCHES "sm_${architecture}\n")
       list(APPEND architectures ${architecture})
     endif()

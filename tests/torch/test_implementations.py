@@ -13,7 +13,7 @@ from pruneopd_kernels.dispatch import cuda, implementations
 
 CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
 ADDS = "PRUNEOPD_CUDA_ARCHITECTURES={} while building adds it, or "
-BUILT_FOR = ["sm_80", "sm_90", "sm_100", "compute_100"]
+BUILT_FOR = ["sm_80", "sm_90", "sm_120", "sm_100", "compute_100"]
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def test_auto_passes_over_the_library_on_a_gpu_that_it_has_no_code_for(usable):
 @pytest.mark.parametrize(("capability", "built_for", "words"), [
     ((9, 0), BUILT_FOR, None),
     ((8, 9), BUILT_FOR, None),  # runs what is compiled for 8.0
-    ((12, 0), BUILT_FOR, None),  # the driver compiles compute_100
+    ((11, 0), BUILT_FOR, None),  # the driver compiles compute_100
+    ((12, 0), BUILT_FOR, None),
     ((7, 5), BUILT_FOR, "7.5; "),
     ((8, 6), ["sm_89", "sm_90", "compute_90"], f"8.6; {ADDS.format(86)}"),
     ((9, 0), ["sm_80", "sm_100", "compute_100"], f"9.0; {ADDS.format(90)}"),
