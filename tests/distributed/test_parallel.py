@@ -168,7 +168,6 @@ IDS = torch.arange(6).view(2, 3)
 # op, what is passed on rank 0 and what on rank 1 beside an ordinary call, the type, the argument and the values
 DIFFERENCES = [
     ("reliability", {}, {"k": 4}, ValueError, "k", "5", "4"),
-    ("reliability", {"w_drop": 0}, {"w_drop": 1}, ValueError, "w_drop", "0.0", "1.0"),
     ("reliability", {}, {"token_ids": IDS}, ValueError, "token_ids", "None", "int64"),
     ("reliability", {}, {"student_logits": HALF.half()}, TypeError, "student_logits", "float32", "float16"),
     ("token_stats", {}, {"student_logits": HALF[:1], "teacher_logits": HALF[:1], "mask": None}, ValueError,

@@ -77,11 +77,16 @@ def test_products_are_those_that_each_reduction_needs(loss, chunk_size, mask):
         assert without.counts == (2 * n, 0, 0)
 
 
-def test_a_server_saves_the_teachers_products():
+@pytest.mark.parametrize(("reduction", "forward", "backward"), [
+    ("sum", (21, 21, 21), (0, 0, 0)), ("none", (21, 0, 0), (21, 21, 21))
+])  # fmt: skip
+def test_products_that_are_saved(reduction, forward, backward):
+    """A server saves the teacher's; a response that comes exhausted has none."""
     given, sent = from_server(problem(mask="none", bias=False))
-    options = {"loss": OF_SERVERS, **sent}
-    assert products(given, STUDENT[:2], reduction="sum", **options) == ((21, 21, 21), (0, 0, 0))
-    assert products(given, STUDENT[:2], reduction="none", **options) == ((21, 0, 0), (21, 21, 21))
+    assert products(given, STUDENT[:2], reduction=reduction, loss=OF_SERVERS, **sent) == (forward, backward)
+    options = {"skip_exhausted": True, "drift_count": torch.tensor([9, 2, 9], dtype=torch.int32), **EXHAUSTING}
+    whole = problem(mask="none", bias=False)
+    assert products(whole, STUDENT[:2], reduction=reduction, **options) == ((0, 0, 0), (0, 0, 0))
 
 
 @pytest.mark.parametrize(("loss", "chunk_size"), combinations(LOSSES, [1, 3, 40]))
@@ -105,14 +110,6 @@ def test_exhausted_responses_cost_no_product_in_later_chunks(loss, chunk_size):
     # Then it is known exactly.
     again = sum(counted)
     assert (forward, backward) == ((2 * computed, 0, 0), ((2 if loss == "reverse_kl" else 1) * again, again, again))
-
-
-def test_a_response_that_comes_exhausted_costs_no_product():
-    given = problem(mask="none", bias=False)
-    drift_count = torch.tensor([9, 2, 9], dtype=torch.int32)
-    options = {"skip_exhausted": True, "drift_count": drift_count, **EXHAUSTING}
-    for reduction in REDUCTIONS:
-        assert products(given, STUDENT[:2], reduction=reduction, **options) == ((0, 0, 0), (0, 0, 0))
 
 
 # --- reads of logits --------------------------------------------------------------------------------------------------
