@@ -6,7 +6,7 @@ bin := .venv/bin
 stamps := .venv/stamps
 pip = $(bin)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 pytest = $(bin)/python -m pytest -n $(shell nproc) --dist worksteal
-# Three GPU architectures take minutes to compile. DRIVER skips them if no NVIDIA driver is present (setup.py).
+# Four GPU architectures take minutes to compile. DRIVER skips them if no NVIDIA driver is present (setup.py).
 cuda := DRIVER
 sources = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 cpp_tests := build/tests
