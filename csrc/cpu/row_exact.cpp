@@ -12,25 +12,6 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// What decides whether a row is broken.
-struct Extremes {
-  double max = -kInfinity;
-  bool has_nan = false;
-
-  bool broken() const { return has_nan || max == kInfinity || max == -kInfinity; }
-};
-
-template <class T>
-Extremes extremes_of(const T* row, int64_t vocab_size) {
-  Extremes out;
-  for (int64_t i = 0; i < vocab_size; ++i) {
-    const double logit = to_float(row[i]);
-    if (std::isnan(logit)) out.has_nan = true;
-    if (logit > out.max) out.max = logit;
-  }
-  return out;
-}
-
 template <class T>
 void select(const T* row, int64_t vocab_size, int64_t k, Candidate* candidates, int64_t capacity) {
   Candidate kth = 0;
@@ -48,16 +29,26 @@ void select(const T* row, int64_t vocab_size, int64_t k, Candidate* candidates, 
   sort_candidates(candidates, k);
 }
 
+/// The summary of a row, and its k best.
 template <class T>
-RowSummary summarize(const T* row, double temperature, const Extremes& extremes, int64_t vocab_size) {
-  if (extremes.broken()) return RowSummary::of_broken(extremes.has_nan ? kNaN : extremes.max);
+RowSummary summarize(const T* row, double temperature, int64_t vocab_size, int64_t k, Candidate* candidates,
+                     int64_t capacity) {
+  if (k > 0) select(row, vocab_size, k, candidates, capacity);
+  double max = -kInfinity;
+  bool has_nan = false;
+  for (int64_t i = 0; i < vocab_size; ++i) {
+    const double logit = to_float(row[i]);
+    has_nan |= std::isnan(logit);
+    if (logit > max) max = logit;
+  }
+  if (has_nan || std::isinf(max)) return RowSummary::of_broken(has_nan ? kNaN : max);
   double mass = 0, own = 0;
   for (int64_t i = 0; i < vocab_size; ++i) {
-    const double t = (to_float(row[i]) - extremes.max) / temperature, e = std::exp(t);
+    const double t = (to_float(row[i]) - max) / temperature, e = std::exp(t);
     mass += e;
     if (e > 0) own += e * t;
   }
-  return RowSummary(extremes.max, std::log(mass), own / mass, temperature);
+  return RowSummary(max, std::log(mass), own / mass, temperature);
 }
 
 /// KL(p‖q) by its definition.
@@ -76,18 +67,11 @@ double kl_exact(const TP* p_row, const TQ* q_row, const RowSummary& p, const Row
   return kl < 0 ? 0 : kl;
 }
 
-template <class T>
-RowSummary summarize_and_select(const T* row, double temperature, int64_t vocab_size, int64_t k, Candidate* candidates,
-                                int64_t capacity) {
-  if (k > 0) select(row, vocab_size, k, candidates, capacity);
-  return summarize(row, temperature, extremes_of(row, vocab_size), vocab_size);
-}
-
 }  // namespace
 
 RowSummary row_exact(const Row& row, int64_t vocab_size, int64_t k, bool mean, RowScratch& scratch) {
   RowSummary summary = with_logits(row.logits, row.type, [&](auto x) {
-    return summarize_and_select(x, row.temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
+    return summarize(x, row.temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
   });
   if (!mean && !summary.broken) summary.mean = 0;
   return summary;
@@ -98,21 +82,19 @@ RowPairSummary row_pair_exact(const Row& student, const Row& teacher, int64_t vo
   RowPairSummary out;
   with_logits(student, teacher, [&](auto x, auto y) {
     const double p_temperature = student.temperature, q_temperature = teacher.temperature;
-    const RowSummary p =
-        summarize_and_select(x, p_temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
-    const RowSummary q =
-        summarize_and_select(y, q_temperature, vocab_size, k, scratch.teacher_candidates, scratch.capacity);
-    out.student = p;
-    out.teacher = q;
-    if (sums != Sums::kMass) {
-      out.reverse_kl = out.broken() ? kNaN : kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
-      out.forward_kl = out.broken() ? kNaN : kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
-      const auto* const peak =
-          std::find_if(x, x + vocab_size, [&](auto logit) { return to_float(logit) == p.reference; });
-      if (!out.broken())
-        out.peak_excess =
-            p.logprob(p.reference, p_temperature) - q.logprob(to_float(y[peak - x]), q_temperature) - out.reverse_kl;
-    }
+    const RowSummary p = out.student =
+        summarize(x, p_temperature, vocab_size, k, scratch.student_candidates, scratch.capacity);
+    const RowSummary q = out.teacher =
+        summarize(y, q_temperature, vocab_size, k, scratch.teacher_candidates, scratch.capacity);
+    if (sums == Sums::kMass) return;
+    out.reverse_kl = out.forward_kl = kNaN;
+    if (out.broken()) return;
+    out.reverse_kl = kl_exact(x, y, p, q, p_temperature, q_temperature, vocab_size);
+    out.forward_kl = kl_exact(y, x, q, p, q_temperature, p_temperature, vocab_size);
+    const auto* const peak =
+        std::find_if(x, x + vocab_size, [&](auto logit) { return to_float(logit) == p.reference; });
+    out.peak_excess =
+        p.logprob(p.reference, p_temperature) - q.logprob(to_float(y[peak - x]), q_temperature) - out.reverse_kl;
   });
   return out;
 }
