@@ -10,13 +10,6 @@ namespace {
 /// what is left of a greater one may still be one.
 PRUNEOPD_INLINE bool is_tame(double number) { return number > -1e30 && number < 1e30; }
 
-/// The end of a row.
-template <class T>
-using PaddedStep = Padded<T, kStep>;
-
-/// Whether whole vectors may be written past the caches from there on.
-PRUNEOPD_INLINE bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % (sizeof(Vec)) == 0; }
-
 template <bool kStream, bool kInOrder, class T>
 PRUNEOPD_INLINE void store_step(T* p, const Vec (&v)[2]) {
   if constexpr (!kInOrder && std::is_same_v<T, BFloat16>)
@@ -25,27 +18,27 @@ PRUNEOPD_INLINE void store_step(T* p, const Vec (&v)[2]) {
     store_two<kStream>(p, v);
 }
 
-/// One row's gradient, `gradient(i, v)` of the step that begins at id i. The last, short one is computed of padded
-/// copies.
-template <bool kInOrder, class T, class Gradient, class LastGradient>
-PRUNEOPD_INLINE void write_row(int64_t vocab_size, T* out, const Gradient& gradient, const LastGradient& last) {
+/// One row's gradient: `gradient(i, v, rows + i...)` sets v to that of the step that begins at id i. The last, short
+/// step is computed of padded copies.
+template <bool kInOrder, class T, class Gradient, class... Rows>
+PRUNEOPD_INLINE void write_row(int64_t vocab_size, T* out, const Gradient& gradient, const Rows*... rows) {
   const int64_t whole = vocab_size / kStep * kStep;
+  Vec v[2];
   const auto write = [&]<bool kStream>() __attribute__((always_inline)) {
     for (int64_t i = 0; i < whole; i += kStep) {
-      Vec v[2];
-      gradient(i, v);
+      (prefetch_ahead(rows + i), ...);
+      gradient(i, v, rows + i...);
       store_step<kStream, kInOrder>(out + i, v);
     }
   };
-  if (is_aligned(out)) {
+  if (reinterpret_cast<uintptr_t>(out) % sizeof(Vec) == 0) {
     write.template operator()<true>();
     finish_stream();
   } else {
     write.template operator()<false>();
   }
   if (whole == vocab_size) return;
-  Vec v[2];
-  last(whole, v);
+  gradient(whole, v, Padded<Rows, kStep>(rows + whole, vocab_size - whole).data...);
   T rest[kStep];
   store_step<false, kInOrder>(rest, v);
   __builtin_memcpy(out + whole, rest, static_cast<size_t>(vocab_size - whole) * sizeof(T));
@@ -70,38 +63,27 @@ Exceptions write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_siz
   const Vec of_x = broadcast(static_cast<float>(1 / student_temperature));
   const Vec of_y = broadcast(static_cast<float>(-1 / teacher_temperature));
   Exceptions found;
-  const auto gradient = [&](int64_t i, const TX* from_x, const TY* from_y, Vec(&v)[2]) __attribute__((always_inline)) {
+  const auto gradient = [&](int64_t i, Vec(&v)[2], const TX* from_x, const TY* from_y) __attribute__((always_inline)) {
     Vec dx[2], dy[2], e[2];
     const Vec scales[2] = {broadcast(scale), broadcast(scale)};
     load_two<kInOrder>(from_x, dx);
     load_two<kInOrder>(from_y, dy);
     for (int j = 0; j < 2; ++j) {
-      dx[j] = sub(dx[j], broadcast(reference));
-      dy[j] = sub(dy[j], broadcast(teacher_reference));
+      dx[j] -= broadcast(reference);
+      dy[j] -= broadcast(teacher_reference);
     }
     if constexpr (kPeaked)
       if (at_least(max(dx[0], dx[1]), broadcast(0))) [[unlikely]]
         found.peak_step = i;
-    if (!all_below(fma(dx[0], dy[0], mul(dx[1], dy[1])), limit)) [[unlikely]]
+    if (!all_below(fma(dx[0], dy[0], dx[1] * dy[1]), limit)) [[unlikely]]
       found.lost |= loses_terms(from_x, from_y, kStep, reference, teacher_reference, scale, teacher_scale);
     exp2_scaled<false>(dx, scales, e);
     for (int j = 0; j < 2; ++j) {
       const Vec excess = fma(dy[j], of_y, fma(dx[j], of_x, offset));
-      v[j] = where_nonzero(e[j], mul(mul(e[j], factor), excess));
+      v[j] = where_nonzero(e[j], e[j] * factor * excess);
     }
   };
-  write_row<kInOrder>(
-      vocab_size, out,
-      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-        prefetch_ahead(x + i);
-        prefetch_ahead(y + i);
-        gradient(i, x + i, y + i, v);
-      },
-      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-        const PaddedStep<TX> rest_x(x + i, vocab_size - i);
-        const PaddedStep<TY> rest_y(y + i, vocab_size - i);
-        gradient(i, rest_x.data, rest_y.data, v);
-      });
+  write_row<kInOrder>(vocab_size, out, gradient, x, y);
   return found;
 }
 
@@ -109,26 +91,17 @@ Exceptions write_divergence_gradient(const TX* x, const TY* y, int64_t vocab_siz
 template <bool kSlopes, class T>
 void write_softmax_gradient(const T* x, int64_t vocab_size, float reference, float scale, float of_e, float slope,
                             T* out) {
-  const auto gradient = [&](const T* from, Vec(&v)[2]) __attribute__((always_inline)) {
+  const auto gradient = [&](int64_t, Vec(&v)[2], const T* from) __attribute__((always_inline)) {
     Vec d[2], e[2];
     const Vec scales[2] = {broadcast(scale), broadcast(scale)};
     load_two<false>(from, d);
-    for (Vec& one : d) one = sub(one, broadcast(reference));
+    for (Vec& one : d) one -= broadcast(reference);
     exp2_scaled<false>(d, scales, e);
     for (int j = 0; j < 2; ++j)
-      v[j] = kSlopes ? where_nonzero(e[j], mul(e[j], fma(d[j], broadcast(slope), broadcast(of_e))))
-                     : mul(e[j], broadcast(of_e));
+      v[j] =
+          kSlopes ? where_nonzero(e[j], e[j] * fma(d[j], broadcast(slope), broadcast(of_e))) : e[j] * broadcast(of_e);
   };
-  write_row<false>(
-      vocab_size, out,
-      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-        prefetch_ahead(x + i);
-        gradient(x + i, v);
-      },
-      [&](int64_t i, Vec(&v)[2]) __attribute__((always_inline)) {
-        const PaddedStep<T> rest(x + i, vocab_size - i);
-        gradient(rest.data, v);
-      });
+  write_row<false>(vocab_size, out, gradient, x);
 }
 
 }  // namespace

@@ -64,9 +64,6 @@ struct Side {
   }
 };
 
-template <class T>
-using PaddedTile = Padded<T, kTile>;
-
 /// Elements after which a tile's sums are begun anew, so that no lane adds more than 16 in a chain, or of a mass 8
 /// pairs: where logits tie, their roundings all go the same way.
 constexpr int64_t kChain = 16 * kLanes;
@@ -75,12 +72,12 @@ constexpr int64_t kChain = 16 * kLanes;
 struct TileSums {
   Vec max = broadcast(kNegativeInfinity), mass = broadcast(0), own = broadcast(0), other = broadcast(0);
 
-  PRUNEOPD_INLINE Vec all() const { return add(mass, add(own, other)); }
+  PRUNEOPD_INLINE Vec all() const { return mass + (own + other); }
   template <bool kOwn, bool kOther>
   PRUNEOPD_INLINE void add_chain(const TileSums& chain) {
-    mass = add(mass, chain.mass);
-    if constexpr (kOwn) own = add(own, chain.own);
-    if constexpr (kOther) other = add(other, chain.other);
+    mass += chain.mass;
+    if constexpr (kOwn) own += chain.own;
+    if constexpr (kOther) other += chain.other;
   }
   PRUNEOPD_INLINE void accumulate_into(Side& side) const {
     accumulate(mass, side.mass);
@@ -113,43 +110,37 @@ PRUNEOPD_INLINE TileSums sum_tile(const T* row, int64_t count, const Side& side)
       load_two<false>(row + i, x);
       for (int j = 0; j < 2; ++j) {
         sums.max = max(x[j], sums.max);
-        d[j] = sub(x[j], broadcast(side.reference));
+        d[j] = x[j] - broadcast(side.reference);
         if constexpr (!kMean) d[j] = max(broadcast(side.lowest), d[j]);  // NaN stays
       }
       exp2_scaled<!kMean>(d, scale, e);
       for (int j = 0; j < 2; ++j) {
         if constexpr (kCareful) e[j] = where_nonzero(d[j], e[j]);
-        if constexpr (kMean && kCareful) chain.own = add(chain.own, where_nonzero(e[j], mul(e[j], d[j])));
+        if constexpr (kMean && kCareful) chain.own += where_nonzero(e[j], e[j] * d[j]);
         if constexpr (kMean && !kCareful) chain.own = fma(e[j], d[j], chain.own);
       }
-      chain.mass = add(chain.mass, add(e[0], e[1]));
+      chain.mass += e[0] + e[1];
     }
     sums.add_chain<kMean, false>(chain);
   }
   return sums;
 }
 
-template <bool kMean, bool kCareful, class T>
-bool add_tile(const T* row, int64_t count, Side& side, float* tile_max);
-
-/// Again: rare, and kept out of the loop over tiles.
-template <bool kMean, class T>
-__attribute__((noinline)) bool add_tile_carefully(const T* row, int64_t count, Side& side, float* tile_max) {
-  return add_tile<kMean, true>(row, count, side, tile_max);
-}
-
 /// Adds `count` elements, whole steps. False: something in them is not finite.
 template <bool kMean, bool kCareful, class T>
 PRUNEOPD_INLINE bool add_tile(const T* row, int64_t count, Side& side, float* tile_max) {
+  const auto carefully = [=, &side]() __attribute__((noinline)) {  // rare, and kept out of the loop over tiles
+    return add_tile<kMean, true>(row, count, side, tile_max);
+  };
   const TileSums sums = sum_tile<kMean, kCareful>(row, count, side);
   *tile_max = max_lane(sums.max);
   if (side.lags_behind(*tile_max, sums.mass)) [[unlikely]] {
     if (*tile_max == __builtin_inff()) return false;
     side.move_reference(*tile_max, kMean ? kHeadroomStats : kHeadroomMass, nullptr);
-    return add_tile_carefully<kMean>(row, count, side, tile_max);
+    return carefully();
   }
-  if (!all_finite(add(sums.mass, sums.own))) [[unlikely]]
-    return !kCareful && add_tile_carefully<kMean>(row, count, side, tile_max);
+  if (!all_finite(sums.mass + sums.own)) [[unlikely]]
+    return !kCareful && carefully();
   accumulate(sums.mass, side.mass);
   if constexpr (kMean) accumulate(sums.own, side.own);
   if constexpr (kCareful)
@@ -165,7 +156,7 @@ bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
     if (!add_tile<kMean, false>(row + first, kTile, side, tile_max++)) return false;
   const int64_t rest = vocab_size - first;
   if (rest == 0) return true;
-  const PaddedTile<T> last(row + first, rest);
+  const Padded<T, kTile> last(row + first, rest);
   return add_tile<kMean, false>(last.data, whole_steps(rest), side, tile_max);
 }
 
@@ -176,7 +167,7 @@ bool sum_row(const T* row, int64_t vocab_size, Side& side, float* tile_max) {
 template <bool kBoth, bool kCareful>
 PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& teacher, TileSums& s, TileSums& t,
                                  PairFlags& flags, Vec (&e)[2]) {
-  const Vec d[2] = {sub(x, broadcast(student.reference)), sub(y, broadcast(teacher.reference))};
+  const Vec d[2] = {x - broadcast(student.reference), y - broadcast(teacher.reference)};
   const Vec scale[2] = {broadcast(student.scale), broadcast(teacher.scale)};
   flags.products = fma(d[0], d[1], flags.products);
   exp2_scaled<false>(d, scale, e);
@@ -190,10 +181,10 @@ PRUNEOPD_INLINE void add_vectors(Vec x, Vec y, const Side& student, const Side& 
       t.other = fma(e[1], d[0], t.other);
     }
   } else {
-    s.own = add(s.own, where_nonzero(e[0], mul(e[0], d[0])));
-    t.own = add(t.own, where_nonzero(e[1], mul(e[1], d[1])));
-    s.other = add(s.other, where_nonzero(e[0], where_above_negative_infinity(y, mul(e[0], d[1]))));
-    t.other = add(t.other, where_nonzero(e[1], where_above_negative_infinity(x, mul(e[1], d[0]))));
+    s.own += where_nonzero(e[0], e[0] * d[0]);
+    t.own += where_nonzero(e[1], e[1] * d[1]);
+    s.other += where_nonzero(e[0], where_above_negative_infinity(y, e[0] * d[1]));
+    t.other += where_nonzero(e[1], where_above_negative_infinity(x, e[1] * d[0]));
     flags.teacher_misses |= only_first_negative_infinity(y, x);
     flags.student_misses |= only_first_negative_infinity(x, y);
   }
@@ -219,8 +210,8 @@ PRUNEOPD_INLINE PairFlags sum_tile_pair(const TX* x, const TY* y, int64_t count,
         t.max = max(vy[j], t.max);
         add_vectors<kBoth, kCareful>(vx[j], vy[j], student, teacher, chain_s, chain_t, flags, e[j]);
       }
-      chain_s.mass = add(chain_s.mass, add(e[0][0], e[1][0]));
-      chain_t.mass = add(chain_t.mass, add(e[0][1], e[1][1]));
+      chain_s.mass += e[0][0] + e[1][0];
+      chain_t.mass += e[0][1] + e[1][1];
     }
     s.add_chain<true, true>(chain_s);
     t.add_chain<kBoth || kCareful, kBoth || kCareful>(chain_t);
@@ -240,20 +231,13 @@ void add_peaks(const TX* row, const TY* partner_row, int64_t count, Side& side, 
   }
 }
 
-template <bool kBoth, bool kCareful, class TX, class TY>
-bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher, float* student_max,
-                   float* teacher_max);
-
-template <bool kBoth, class TX, class TY>
-__attribute__((noinline)) bool add_tile_pair_carefully(const TX* x, const TY* y, int64_t count, Side& student,
-                                                       Side& teacher, float* student_max, float* teacher_max) {
-  return add_tile_pair<kBoth, true>(x, y, count, student, teacher, student_max, teacher_max);
-}
-
 /// Adds `count` elements of both rows, whole steps. False: float32 cannot hold something that they take.
 template <bool kBoth, bool kCareful, class TX, class TY>
 PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side& student, Side& teacher,
                                    float* student_max, float* teacher_max) {
+  const auto carefully = [=, &student, &teacher]() __attribute__((noinline)) {
+    return add_tile_pair<kBoth, true>(x, y, count, student, teacher, student_max, teacher_max);
+  };
   TileSums s, t;
   const PairFlags flags = sum_tile_pair<kBoth, kCareful>(x, y, count, student, teacher, s, t);
   *student_max = max_lane(s.max);
@@ -264,10 +248,10 @@ PRUNEOPD_INLINE bool add_tile_pair(const TX* x, const TY* y, int64_t count, Side
     if (*student_max == __builtin_inff() || *teacher_max == __builtin_inff()) return false;
     if (student_lags) student.move_reference(*student_max, kHeadroomStats, &teacher);
     if (teacher_lags) teacher.move_reference(*teacher_max, kHeadroomStats, &student);
-    return add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
+    return carefully();
   }
-  if (!all_finite(add(s.all(), t.all()))) [[unlikely]]
-    return !kCareful && add_tile_pair_carefully<kBoth>(x, y, count, student, teacher, student_max, teacher_max);
+  if (!all_finite(s.all() + t.all())) [[unlikely]]
+    return !kCareful && carefully();
   const Vec limit = broadcast(limit_of_products(student.scale, teacher.scale));
   if (!all_below(flags.products, limit)) [[unlikely]]
     if (loses_terms(x, y, count, student.reference, teacher.reference, student.scale, teacher.scale)) return false;
@@ -292,10 +276,10 @@ bool sum_row_pair(const TX* x, const TY* y, int64_t vocab_size, Side& student, S
       return false;
   const int64_t rest = vocab_size - first;
   if (rest == 0) return true;
-  const PaddedTile<TX> last_x(x + first, rest);
-  const PaddedTile<TY> last_y(y + first, rest);
-  return add_tile_pair_carefully<kBoth>(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max,
-                                        teacher_max);
+  const Padded<TX, kTile> last_x(x + first, rest);
+  const Padded<TY, kTile> last_y(y + first, rest);
+  return add_tile_pair<kBoth, true>(last_x.data, last_y.data, whole_steps(rest), student, teacher, student_max,
+                                    teacher_max);
 }
 
 // ---- The k best of a row, from its tile maxima.

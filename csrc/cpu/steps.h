@@ -55,7 +55,8 @@ PRUNEOPD_INLINE void load_two<false, BFloat16>(const BFloat16* p, Vec (&v)[2]) {
 template <class T>
 PRUNEOPD_INLINE void prefetch_ahead(const T* p) {
   constexpr int64_t kBytes = kStep * static_cast<int64_t>(sizeof(T));
-  for (int64_t line = 0; line < kBytes; line += 64) prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line);
+  for (int64_t line = 0; line < kBytes; line += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes + line, 0, 3);
 }
 
 PRUNEOPD_INLINE int64_t whole_steps(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
