@@ -35,8 +35,8 @@ MUTATIONS = [
     Mutation(f"{MATH}/softmax.h", "- p.log2_mass() + q.log2_mass());", "- p.log2_mass());"),
     Mutation(f"{MATH}/softmax.h", "shift = (reference - logit) / temperature;", "shift = reference - logit;"),
     # The CPU
-    Mutation("csrc/cpu/row_pass.cpp", "rest == 0) return true;\n  const PaddedTile<T>",
-             "rest >= 0) return true;\n  const PaddedTile<T>"),
+    Mutation("csrc/cpu/row_pass.cpp", "rest == 0) return true;\n  const Padded<T,",
+             "rest >= 0) return true;\n  const Padded<T,"),
     Mutation("csrc/cpu/row_pass.cpp", "      mass[i] *= factor;\n", ""),
     Mutation("csrc/cpu/candidates.h", "kept += candidate >= least;", "kept += candidate > least;"),
     Mutation("csrc/cpu/responses.h", "effective += valid[i] & is_effective(", "effective += is_effective("),

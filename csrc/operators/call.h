@@ -43,11 +43,13 @@ class Call : public Guard {
       *value = number(name);
     return rule;
   }
-  /// The arguments student_temperature, teacher_temperature and vocab_size, which end a schema; then the guards.
-  std::pair<Logits, Logits> read_logits_pair(const Array& student, const Array& teacher) {
+  /// The arguments student_temperature, teacher_temperature and vocab_size, which no text follows in a schema; then the
+  /// guards.
+  std::pair<Logits, Logits> read_logits_pair(const Array& student, const Array& teacher, bool along_responses = false) {
     const double student_temperature = number("student_temperature");
     const double teacher_temperature = number("teacher_temperature");
-    return logits_pair(student, teacher, student_temperature, teacher_temperature, optional_integer("vocab_size"));
+    return logits_pair(student, teacher, student_temperature, teacher_temperature, optional_integer("vocab_size"),
+                       along_responses);
   }
   /// The same for one model: temperature and vocab_size.
   Logits read_logits(const Array& logits) {

@@ -50,14 +50,9 @@ struct ReliabilityArgs {
     const std::string metric = call.text("metric");
     args.drift_rule = {Metric::kOverlap, threshold, call.number("top_p")};
     const std::string reward_weight = call.text("reward_weight");
-    const double student_temperature = call.number("student_temperature");
-    const double teacher_temperature = call.number("teacher_temperature");
-    const std::optional<int64_t> vocab_size = call.optional_integer("vocab_size");
+    std::tie(args.student, args.teacher) = call.read_logits_pair(student, teacher, /*along_responses=*/true);
     args.entropies = is_opd_scores && call.boolean("entropies");
     args.divergence = is_opd_scores && call.boolean("divergence");
-    std::tie(args.student, args.teacher) =
-        call.logits_pair(student, teacher, student_temperature, teacher_temperature, vocab_size,
-                         /*along_responses=*/true);
 
     const Shape positions = without_last(student.shape);
     call.check_k(args.k, args.student.vocab_size);

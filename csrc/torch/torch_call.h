@@ -121,12 +121,9 @@ class TorchCall : public Call {
             Shape(strides.begin(), strides.end())};
   }
   ScalarType torch_type(std::optional<Scalar> type) const {
-    return !type                   ? first().scalar_type()
-           : type == Scalar::kBool ? ScalarType::Bool
-           : type == Scalar::kI32  ? ScalarType::Int
-           : type == Scalar::kI64  ? ScalarType::Long
-           : type == Scalar::kF64  ? ScalarType::Double
-                                   : ScalarType::Float;
+    using enum ScalarType;
+    constexpr ScalarType kTypes[] = {Bool, Byte, Char, Short, Int, Long, Half, BFloat16, Float, Double};  // of Scalar
+    return type ? kTypes[static_cast<size_t>(*type)] : first().scalar_type();
   }
 
   StableIValue* stack_;
