@@ -21,19 +21,19 @@ for _op in compiled():
 _DEFINITIONS.define("row_max(Tensor student_logits, Tensor teacher_logits) -> (Tensor student_max, Tensor teacher_max)")
 
 
-def _load() -> str | None:
-    """Load the library; if that fails, say why and what would help."""
-    if not PATH.exists():
-        return f"{PATH} is missing; installing the package where a C++20 compiler is found builds it"
+def load(path: Path, remedy: str) -> str | None:
+    """Load a library; return why that fails and what would help, or None. `remedy` is what makes a missing one."""
+    if not path.exists():
+        return f"{path} is missing; {remedy}"
     try:
-        torch.ops.load_library(PATH)
+        torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         why = str(error.__cause__ or error).splitlines()[0]
-        return f"{PATH.name} does not load in torch {torch.__version__} ({why}); it needs torch >= 2.11 or a new build"
+        return f"{path.name} does not load in torch {torch.__version__} ({why}); it needs torch >= 2.11 or a new build"
     return None
 
 
-WHY_NOT = _load()
+WHY_NOT = load(PATH, "installing the package where a C++20 compiler is found builds it")
 
 
 def instruction_sets() -> list[str]:

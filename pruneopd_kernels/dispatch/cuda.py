@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..ops._operator import NAMESPACE, compiled
+from .cpp import load
 
 _APART = f"{__package__.partition('.')[0]}_cuda13"
 
@@ -34,22 +35,18 @@ for _op in compiled():
 
 
 def _load() -> str | None:
-    """Load the library; if that fails or nothing here could run it, say why and what would help."""
-    if not PATH.exists():
-        return (
-            f"{PATH} is missing; pip install 'pruneopd-kernels[cuda13]' brings it, and installing the package from its "
-            "sources where nvcc (of a CUDA toolkit) is found builds it"
-        )
+    """Load the library; return why that fails or nothing here could run it and what would help, or None."""
     if PATH.parent.name == _APART and (version := importlib.import_module(_APART).__version__) != __version__:
         return (
             f"pruneopd-kernels is {__version__} and pruneopd-kernels-cuda13 {version}; "
             f"pip install 'pruneopd-kernels[cuda13]=={__version__}' makes them the same"
         )
-    try:
-        torch.ops.load_library(PATH)
-    except (OSError, RuntimeError) as error:
-        why = str(error.__cause__ or error).splitlines()[0]
-        return f"{PATH.name} does not load in torch {torch.__version__} ({why}); it needs torch >= 2.11 or a new build"
+    remedy = (
+        "pip install 'pruneopd-kernels[cuda13]' brings it, and installing the package from its sources where nvcc (of "
+        "a CUDA toolkit) is found builds it"
+    )
+    if (why_not := load(PATH, remedy)) is not None:
+        return why_not
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has been built without CUDA; install one that has been built with it"
     return _why_not_with_driver(_driver_version(), toolkit())

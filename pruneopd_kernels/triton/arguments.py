@@ -15,9 +15,10 @@ from ..formulas import MASS_TOLERANCE, is_set
 _AS_SIGNED = {torch.bool: torch.int8, torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-def device_of(tensor: Tensor) -> Any:
-    """Make the tensor's device the current one."""
-    return torch.cuda.device_of(tensor)
+def outputs_of(a: Any, *dtypes: torch.dtype, last: tuple[int, ...] = ()) -> list[Tensor]:
+    """Return an output of each dtype, not initialised, of shape `[..., *last]`; `...` are the positions."""
+    shape = (*a[0].shape[:-1], *last)
+    return [a[0].new_empty(shape, dtype=dtype) for dtype in dtypes]
 
 
 def per_position(tensor: Tensor | None) -> Tensor | None:

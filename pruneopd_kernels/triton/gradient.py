@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, float64_bits, per_position
+from .arguments import float64_bits, per_position
 from .position import is_aligned, logits_of, positions_of, processors, row_at, scale_of, temperatures_of, vector_size
 from .row_pass import BLOCK, LANES, NUM_WARPS, TILES, WILD, block_ids, by_lane
 from .summary import LEAST_SCALE
@@ -38,7 +38,7 @@ def run(kernel: Any, a: Any, inputs: Sequence[Tensor | None], **constants: Any) 
     wanted = triton.cdiv(WAVES * PROGRAMS_PER_PROCESSOR * processors(gradient.device), positions)
     at_a_time = triton.cdiv(blocks, wanted)
     parts = triton.cdiv(blocks, at_a_time)
-    with device_of(gradient):
+    with torch.cuda.device_of(gradient):
         kernel[(positions * parts,)](
             *((x, *positions_of(x)) for x in logits), *map(per_position, inputs), gradient,
             width, width if a.vocab_size is None else a.vocab_size, parts, at_a_time,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float64_bits, per_position
+from .arguments import flags, float64_bits, per_position
 from .row_pass import BLOCK, FIELDS, NUM_WARPS, SEGMENT, TILE, TILES, sum_segment
 from .selection import list_size, select
 from .summary import float64_pair, summarize, summarize_exactly
@@ -197,7 +197,7 @@ def run_at_positions(
         scratch, needs_exact, positions, *shape, tuple(map(float64_bits, temperatures)),
     )  # fmt: skip
     widths = tuple(x.numel() // positions for x in outputs)
-    with device_of(scratch):
+    with torch.cuda.device_of(scratch):
         if not fused:
             segments_kernel[(positions * segments,)](*rows, mask, scratch, *shape, **layout)
         for pass_ in ("fused" if fused else "merge", "exact"):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import mass_of_nucleus
+from .arguments import mass_of_nucleus, outputs_of
 from .position import run_at_positions
 from .scan import scan
 from .selection import EMPTY, compare, count, id_of
@@ -95,10 +95,8 @@ def score(
     divergence: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return what `reliability` returns, with the weight in place of L; fill what `opd_scores` returns besides."""
-    shape = a.student_logits.shape[:-1]
-    new: Any = a.student_logits.new_empty
-    overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
-    topk_ids, rewards = new((*shape, a.k), dtype=torch.int64), new((*shape, a.k), dtype=torch.float64)
+    overlap, drift = outputs_of(a, torch.float32, torch.bool)
+    topk_ids, rewards = outputs_of(a, torch.int64, torch.float64, last=(a.k,))
     outputs = (overlap, drift.view(torch.int8), topk_ids, rewards, *more)
     stats = (2 if entropies or divergence else 0, 1 if entropies else 0)
     scalars, option = (a.threshold, mass_of_nucleus(a.top_p)), (a.metric, a.reward_weight, entropies, divergence)

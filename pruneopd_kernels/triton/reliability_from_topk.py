@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float64_bits, mass_of_nucleus, per_position
+from .arguments import flags, float64_bits, mass_of_nucleus, outputs_of, per_position
 from .scan import scan
 from .selection import count
 from .summary import float64
@@ -72,15 +72,14 @@ def drift_kernel(student_ids, student_logprobs, teacher_ids, teacher_logprobs, m
 
 
 def reliability_from_topk(a: Any) -> tuple[Tensor, ...]:
-    *shape, k = a.student_topk_ids.shape
-    new: Any = a.student_topk_ids.new_empty
-    overlap, drift = new(shape, dtype=torch.float32), new(shape, dtype=torch.bool)
+    k = a.student_topk_ids.shape[-1]
+    overlap, drift = outputs_of(a, torch.float32, torch.bool)
     k_padded = triton.next_power_of_2(k)
     at_once = max(1, 2048 // k_padded)
     slots = a.student_topk_ids, a.student_topk_logprobs, a.teacher_topk_ids, a.teacher_topk_logprobs
     token_ids = a.token_ids if a.metric == "top_p" else None
     if drift.numel():
-        with device_of(drift):
+        with torch.cuda.device_of(drift):
             drift_kernel[(triton.cdiv(drift.numel(), at_once),)](
                 *map(per_position, slots), flags(a.mask), per_position(token_ids), overlap, drift.view(torch.int8),
                 drift.numel(), float64_bits(a.threshold), float64_bits(mass_of_nucleus(a.top_p)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..formulas import loss_factor
 from . import gradient
+from .arguments import outputs_of
 from .gradient import as_computed, distance, divided, exponential, part_of, write_part, write_zeros
 from .position import for_any_axes, row_at, run_at_positions
 from .row_pass import WILD
@@ -33,9 +34,7 @@ def reverse_kl_position(n, sides, vocab_size, divergences, broken, candidates, i
 
 @for_any_axes
 def reverse_kl(a: Any) -> tuple[Tensor, ...]:
-    shape = a.student_logits.shape[:-1]
-    new: Any = a.student_logits.new_empty
-    outputs = [new(shape, dtype=torch.float32), new((*shape, 5), dtype=torch.float64)]
+    outputs = [*outputs_of(a, torch.float32), *outputs_of(a, torch.float64, last=(5,))]
     factor = None
     if a.weight is not None or a.mask is not None:
         factor = loss_factor(a.weight, a.mask, a.student_logits[..., 0])

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import gradient
+from .arguments import outputs_of
 from .gradient import as_computed, distance, exponential, part_of, write_part, write_zeros
 from .position import for_any_axes, row_at, run_at_positions
 from .row_pass import WILD
@@ -43,11 +44,10 @@ def row_stats_position(n, sides, vocab_size, divergences, broken, candidates, in
 
 @for_any_axes
 def row_stats(a: Any) -> tuple[Tensor, ...]:
-    *shape, m = a.token_ids.shape
-    new: Any = a.logits.new_empty
-    logprobs, state = new((*shape, m), dtype=torch.float64), new((*shape, 3), dtype=torch.float64)
-    lse, entropy = new(shape, dtype=torch.float32), new(shape, dtype=torch.float32)
-    topk_ids, filled = new((*shape, a.k), dtype=torch.int64), new(shape, dtype=torch.int32)
+    m = a.token_ids.shape[-1]
+    (logprobs,), (topk_ids,) = outputs_of(a, torch.float64, last=(m,)), outputs_of(a, torch.int64, last=(a.k,))
+    lse, entropy, filled = outputs_of(a, torch.float32, torch.float32, torch.int32)
+    (state,) = outputs_of(a, torch.float64, last=(3,))
     outputs = [logprobs, lse, entropy, state, *([topk_ids, filled] if a.k else [])]
     run_at_positions(row_stats_position, a, (a.token_ids,), outputs, mask=a.mask, k=a.k,
                      stats=(1 if a.entropy else 0, 0), option=(m, a.entropy))  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import device_of, flags, float64_bits, per_position
+from .arguments import flags, float64_bits, per_position
 from .summary import float64
 
 
@@ -71,14 +71,14 @@ def scan_kernel(drift, mask, cu_seqlens, carried, factors, unweighted, drift_cou
 def scan(drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tensor | None = None) -> tuple[Any, ...]:
     """Return C, R, L and E, and the float64 rewards `[..., k]` times the factors, or else L, rounded once."""
     responses = drift.shape[0] if a.cu_seqlens is None else a.cu_seqlens.shape[0] - 1
-    counts = torch.empty(drift.shape, dtype=torch.int32, device=drift.device)
-    reliability, weight = (torch.empty(drift.shape, dtype=torch.float32, device=drift.device) for _ in range(2))
-    effective_length = torch.empty(responses, dtype=torch.int32, device=drift.device)
+    along = (torch.int32, torch.float32, torch.float32)
+    counts, reliability, weight = (drift.new_empty(drift.shape, dtype=dtype) for dtype in along)
+    effective_length = drift.new_empty(responses, dtype=torch.int32)
     rewards = None if unweighted is None else torch.empty_like(unweighted, dtype=torch.float32)
     k = 1 if unweighted is None else unweighted.shape[-1]
     k_padded = triton.next_power_of_2(k)
     if responses:
-        with device_of(drift):
+        with torch.cuda.device_of(drift):
             scan_kernel[(responses,)](
                 flags(drift), flags(a.mask), per_position(a.cu_seqlens), per_position(a.drift_count),
                 per_position(factors), unweighted, counts, reliability, weight, effective_length, rewards,

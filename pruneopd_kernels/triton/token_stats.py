@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import outputs_of
 from .position import for_any_axes, run_at_positions
 from .selection import compare, id_of
 from .summary import logprobs_at
@@ -57,10 +58,7 @@ def token_stats_position(n, sides, vocab_size, divergences, broken, candidates, 
 
 @for_any_axes
 def token_stats(a: Any) -> tuple[Tensor, ...]:
-    shape = a.student_logits.shape[:-1]
-    new: Any = a.student_logits.new_empty
     candidates = [torch.int64, torch.float32, torch.int64, *[torch.float32] * 3]
-    outputs = [new((*shape, a.k), dtype=dtype) for dtype in candidates]
-    outputs += [new(shape, dtype=torch.float32) for _ in range(9)]
+    outputs = outputs_of(a, *candidates, last=(a.k,)) + outputs_of(a, *[torch.float32] * 9)
     run_at_positions(token_stats_position, a, (a.token_ids,), outputs, mask=a.mask, k=a.k, stats=(2, 2))
     return tuple(outputs)
