@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
 #include "../math/drift.h"
 #include "responses.h"
@@ -10,74 +11,66 @@
 namespace pruneopd {
 namespace {
 
-/// Calls visit with a typed pointer to the ids of position n.
-template <class Visit>
-auto with_ids(const View& ids, int64_t n, const Visit& visit) {
-  const void* at = address(ids, ids.at.offset(n));
-  return ids.type == Scalar::kI32 ? visit(static_cast<const int32_t*>(at)) : visit(static_cast<const int64_t*>(at));
-}
-
-/// The ids of position n whose slots are not empty, in their order; returns how many these are.
-int filled_ids(const View& ids, const View& logprobs, int64_t n, int64_t k, int64_t* out) {
-  return with_ids(ids, n, [&](auto at) {
+/// Copies the ids of position n, with `empty` in empty slots; returns how many are filled, or -1 if an id does not fit.
+template <class Id>
+int copy_ids(const View& ids, const View& logprobs, int64_t n, int64_t k, Id empty, Id* out) {
+  constexpr uint64_t kMost = std::numeric_limits<Id>::max();
+  const auto copy = [&](const auto* at) {
     int filled = 0;
+    uint64_t all = 0;
     for (int64_t j = 0; j < k; ++j) {
-      out[filled] = at[j * ids.step];
-      filled += out[filled] >= 0 && !(logprobs && real_at(logprobs, n, j) == -std::numeric_limits<double>::infinity());
+      const int64_t id = ids.step == 1 ? at[j] : at[j * ids.step];
+      out[j] = static_cast<Id>(id);
+      all |= static_cast<uint64_t>(id);
     }
-    return filled;
-  });
+    if (all <= kMost && !logprobs) return static_cast<int>(k);  // mostly: no slot is empty
+    all = 0;
+    for (int64_t j = 0; j < k; ++j) {
+      const int64_t id = at[j * ids.step];
+      const bool is_empty = id < 0 || (logprobs && real_at(logprobs, n, j) == -std::numeric_limits<double>::infinity());
+      out[j] = is_empty ? empty : static_cast<Id>(id);
+      filled += !is_empty;
+      all |= is_empty ? 0 : static_cast<uint64_t>(id);
+    }
+    return all <= kMost ? filled : -1;
+  };
+  const void* at = address(ids, ids.at.offset(n));
+  return ids.type == Scalar::kI32 ? copy(static_cast<const int32_t*>(at)) : copy(static_cast<const int64_t*>(at));
 }
 
-/// The same ids as int32. False: one of them is below 0 or does not fit.
-template <class T>
-bool narrow_ids(const T* ids, int64_t step, int64_t count, int32_t* out) {
-  uint64_t all = 0;
-  for (int64_t j = 0; j < count; ++j) {
-    const T id = step == 1 ? ids[j] : ids[j * step];
-    all |= static_cast<uint64_t>(static_cast<int64_t>(id));
-    out[j] = static_cast<int32_t>(id);
-  }
-  return all <= INT32_MAX;
-}
-
-/// O from `pairs(ids, size, among, count)`, how many pairs of equal ids there are. NaN where an id is twice, which no
-/// caller sees: the input is refused.
-template <class Ids, class Pairs>
-double overlap_if_distinct(const Ids& student, int student_size, const Ids& teacher, int teacher_size,
-                           const Pairs& pairs) {
-  if (pairs(student, student_size, student, student_size) != student_size ||
-      pairs(teacher, teacher_size, teacher, teacher_size) != teacher_size)
+/// O from `count_equal(ids, among)`, how many pairs of equal ids there are; no value if an id does not fit. NaN where
+/// an id is twice, which no caller sees: the input is refused.
+template <class Slots, class CountEqual>
+std::optional<double> overlap_at(const ReliabilityFromTopkArgs& args, int64_t n, Slots& student, Slots& teacher,
+                                 const CountEqual& count_equal) {
+  const int k = static_cast<int>(args.k);
+  // Two numbers that are no id and equal none of the other side.
+  const int student_size = copy_ids(args.student_topk_ids, args.student_topk_logprobs, n, k, {-2}, student.ids);
+  const int teacher_size = copy_ids(args.teacher_topk_ids, args.teacher_topk_logprobs, n, k, {-3}, teacher.ids);
+  if (student_size < 0 || teacher_size < 0) return std::nullopt;
+  const auto is_distinct = [&](const Slots& one, int size) {
+    return count_equal(one, one) == size + (k - size) * (k - size);
+  };
+  if (!is_distinct(student, student_size) || !is_distinct(teacher, teacher_size))
     return std::numeric_limits<double>::quiet_NaN();
-  return overlap_of(pairs(student, student_size, teacher, teacher_size), student_size, teacher_size);
+  return overlap_of(count_equal(student, teacher), student_size, teacher_size);
 }
 
 double overlap_at(const ReliabilityFromTopkArgs& args, int64_t n) {
-  const auto narrow_pairs = [](const IdBlocks& ids, int, const IdBlocks& among, int count) {
-    return row_kernels().count_equal(ids, among.ids, count);
-  };
-  const int k = static_cast<int>(args.k);
-  if (!args.student_topk_logprobs && !args.teacher_topk_logprobs) {
-    IdBlocks student(k), teacher(k);
-    const auto narrow_full = [&](const View& ids, int32_t* out) {
-      return with_ids(ids, n, [&](auto at) { return narrow_ids(at, ids.step, k, out); });
-    };
-    if (narrow_full(args.student_topk_ids, student.ids) && narrow_full(args.teacher_topk_ids, teacher.ids))
-      return overlap_if_distinct(student, k, teacher, k, narrow_pairs);
-  }
-  int64_t student[256], teacher[256];
-  const int student_size = filled_ids(args.student_topk_ids, args.student_topk_logprobs, n, k, student);
-  const int teacher_size = filled_ids(args.teacher_topk_ids, args.teacher_topk_logprobs, n, k, teacher);
-  IdBlocks narrow_student(student_size), narrow_teacher(teacher_size);
-  if (narrow_ids(student, 1, student_size, narrow_student.ids) &&
-      narrow_ids(teacher, 1, teacher_size, narrow_teacher.ids))
-    return overlap_if_distinct(narrow_student, student_size, narrow_teacher, teacher_size, narrow_pairs);
-  const auto pairs = [](const int64_t* ids, int size, const int64_t* among, int count) {
-    int equal = 0;
-    for (int j = 0; j < size; ++j) equal += static_cast<int>(std::count(among, among + count, ids[j]));
-    return equal;
-  };
-  return overlap_if_distinct<int64_t*>(student, student_size, teacher, teacher_size, pairs);
+  const int64_t k = args.k;
+  IdBlocks student(k), teacher(k);
+  const auto narrow = overlap_at(args, n, student, teacher, [&](const IdBlocks& ids, const IdBlocks& among) {
+    return row_kernels().count_equal(ids, among.ids, k);
+  });
+  if (narrow) return *narrow;
+  struct WideIds {
+    int64_t ids[256];
+  } wide_student, wide_teacher;
+  return *overlap_at(args, n, wide_student, wide_teacher, [&](const WideIds& wide, const WideIds& among) {
+    int64_t equal = 0;
+    for (int64_t j = 0; j < k; ++j) equal += std::count(among.ids, among.ids + k, wide.ids[j]);
+    return static_cast<int>(equal);
+  });
 }
 
 bool rejected(const ReliabilityFromTopkArgs& args, int64_t n) {
