@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 from collections import namedtuple
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from .. import checks
 from ..dispatch import implementations
 from ..dispatch.registration import refuse_forward_mode
 from ..ops import OPERATORS
+from ..ops._operator import docstring
 from ._checks import check, check_values
 from ._chunks import chunk_size_of
 from ._products import autocast_dtype, without_autocast
@@ -64,7 +64,7 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             return compute(args, kwargs)
 
         call.__signature__ = declared.signature  # type: ignore[attr-defined]
-        call.__doc__ = _docstring(function, op, list(declared.kinds))
+        call.__doc__ = docstring(function, declared.kinds, inspect.getdoc(OPERATORS[op].function), ENTRIES)
         declared.function, call.declared = call, declared  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
@@ -116,14 +116,3 @@ class Declaration:
     def compute(self, a: Any) -> Any:
         with without_autocast(a[0]):
             return self.module.compute(a)
-
-
-def _docstring(function: Callable[..., Any], op: str, arguments: list[str]) -> str:
-    """Return the function's docstring with an entry for each argument: its own, a shared one or the operator's."""
-    own, operators = (inspect.getdoc(f) or "" for f in (function, OPERATORS[op].function))
-    entries: dict[str, str] = {}
-    for text in (operators, ENTRIES, own):
-        entries.update(re.findall(r"^    (\w+): (.*\n(?:     .*\n)*)", text, re.MULTILINE))
-    before, after = own.split("\nReturns:\n")
-    args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
-    return f"{before.partition('Args:')[0].rstrip()}\n\nArgs:\n{args}\nReturns:\n{after}"

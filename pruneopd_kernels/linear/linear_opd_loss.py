@@ -40,7 +40,7 @@ class LinearOpdLoss(NamedTuple):
 
 
 @from_hidden_states("reliability")
-def linear_opd_loss(  # noqa: D417 the other arguments are described once, for all functions
+def linear_opd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
     teacher_hidden: Tensor | None = None,
@@ -100,11 +100,6 @@ def linear_opd_loss(  # noqa: D417 the other arguments are described once, for a
         `loss`, float32 per position or 0-d, differentiable once in `student_hidden`, `student_weight` and
         `student_bias`; `entropy` float32 per position, the student's; and the fields of `Reliability`. Nothing else
         is differentiable. Gradients have their tensors' dtypes.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

@@ -38,11 +38,6 @@ def linear_reliability(
     Returns:
         The fields of `Reliability`. None is differentiable.
 
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
-
     Examples:
         >>> import torch
         >>> from pruneopd_kernels import linear_reliability, reliability

@@ -37,11 +37,6 @@ def linear_selected_logprobs(
         `logprobs` float32 `[..., m]`, `entropy` float32 `[...]` in nats and `lse` float32 `[...]`. Log-probabilities
         and entropy are differentiable in `hidden`, `weight` and `bias`, once; `lse` is a constant.
 
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
-
     Examples:
         >>> import torch
         >>> from pruneopd_kernels import linear_selected_logprobs

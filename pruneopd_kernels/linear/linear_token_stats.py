@@ -37,11 +37,6 @@ def linear_token_stats(
     Returns:
         The fields of `TokenStats`. None is differentiable.
 
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
-
     Examples:
         >>> import torch
         >>> from pruneopd_kernels.linear import linear_token_stats

@@ -1,4 +1,4 @@
-"""What follows from an operator's declaration: its schemas, its record of arguments, its Python function.
+"""What follows from an operator's declaration: its schemas, its record of arguments, its function and docstring.
 
 A module `ops/<op>.py` declares one operator, read downwards: the signature with its defaults and docstring, the type of
 the result, `check` (the rules for its arguments) and `fake` (empty outputs). A differentiable operator also has
@@ -17,7 +17,7 @@ import json
 import re
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
@@ -33,6 +33,16 @@ IMPLS = get_args(Impl)
 # of its own, so that both may live in one process.
 NAMESPACE = __name__.partition(".")[0].removesuffix("_kernels")
 
+# What every function raises; a docstring does not repeat it.
+RAISES = """\
+Raises:
+    ValueError: A shape or a value is not allowed.
+    TypeError: A dtype is not allowed.
+    RuntimeError: The implementation is not usable here.
+"""
+# An argument's entry in a docstring: its name and the rest.
+_ENTRY = re.compile(r"^    (\w+): (.*\n(?:     .*\n)*)", re.MULTILINE)
+
 # type in a schema: Python types that need no closer look
 _EXACT = {"int": (int,), "SymInt": (int,), "float": (float,), "str": (str,), "bool": (bool,)}
 _REQUIRED = inspect.Parameter.empty
@@ -44,14 +54,34 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def operator(function: Function) -> Function:
-    """Declare an operator by its Python function, whose body is empty; return the function that calls it."""
+    """Declare an operator by its Python function, whose body is empty; return the function that calls it.
+
+    An argument that its docstring leaves out is that of `reliability`, which is the first to be declared.
+    """
     op = OPERATORS[function.__name__] = Operator(function)
+    function.__doc__ = docstring(function, op.signature.parameters, inspect.getdoc(OPERATORS["reliability"].function))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return op.call(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def docstring(function: Callable[..., Any], arguments: Iterable[str], *shared: str | None) -> str | None:
+    """Return a docstring with an entry for each argument, its own or that of a later shared text, and with `RAISES`.
+
+    Where there is one model, an argument without an entry has that of the student's.
+    """
+    if function.__doc__ is None:  # python -OO
+        return None
+    parts = re.split(r"^(?:Args|Returns|Examples):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    before, *own, returns, examples = parts
+    entries: dict[str, str] = {}
+    for text in (*shared, *own):
+        entries.update(_ENTRY.findall(text or ""))
+    args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
+    return f"{before}Args:\n{args}\nReturns:\n{returns}{RAISES}\nExamples:\n{examples}"
 
 
 def forward_pass(function: Function) -> Function:

@@ -56,46 +56,21 @@ def opd_loss(
     A training step reads the student's logits twice, once forward and once backward, the teacher's once (twice for
     `"reverse_kl"`), and writes the gradient once. Results equal those of `reliability` followed by the loss: ids, drift
     and counts bit for bit. Where the weight is 0, loss and gradient are 0. Where a loss is not finite, the gradient is
-    NaN for every id.
+    NaN for every id. Arguments that `reliability` has, too, mean the same.
 
     Args:
-        student_logits: float32, bfloat16 or float16 `[B, T, V]` (padded) or `[N, V]` (packed); stride 1 on the last
-            axis, any other strides: `logits[:, :-1]` is taken without a copy.
-        teacher_logits: the same except for V and the dtype, which may differ.
-        mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. Holes are allowed. None: all
-            positions are valid.
         token_ids: int32 or int64 `[B, T]` or `[N]`, the response's tokens, for `accepted`; for `metric="top_p"` in
             `[0, vocab_size)` where valid.
         weight: float `[B, T]` or `[N]`: what multiplies rewards and loss. None: L.
-        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]`
-            to `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
-        drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
-            `next_drift_count`). None: 0.
         loss: `"topk_policy"` or `"reverse_kl"`.
         entropies: Whether to compute both entropies and `reverse_kl`, from the same read; else they are 0.
-        k: Candidates per position, 1 to min(vocab_size, 256).
-        threshold: A position drifts where its overlap is below this, in (0, 1]; compared in float64 on the exact count.
-        w_drop: Reliability lost with each drift, >= 0.
-        w_base: What is added to the reliability to give the weight, >= 0.
-        eps: A position counts towards E where its R exceeds this, >= 0.
-        metric: `"overlap"` or `"top_p"` decides about drift.
-        top_p: Mass of the teacher's nucleus, in (0, 1]; 1 means all candidates.
-        reward_weight: Rewards are weighted by the `"student"`'s or the `"teacher"`'s probabilities, or `"none"`.
-        student_temperature: What the student's logits are divided by, > 0. The order of candidates does not change.
-        teacher_temperature: The same for the teacher.
         vocab_size: Only ids below it exist, for the candidates and for the softmax; required where the last axes
             differ. Ids from it on get a gradient of 0. None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         `loss` float32 per position, differentiable in `student_logits` alone, once, in the logits' dtype; then the
         fields of `reliability` in their order; `accepted` bool, `student_entropy`, `teacher_entropy` and `reverse_kl`
         float32 per position, in nats. `reverse_kl` is also computed with `loss="reverse_kl"`.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

@@ -61,7 +61,7 @@ def reliability(
     Args:
         student_logits: float32, bfloat16 or float16 `[B, T, V]` (padded) or `[N, V]` (packed); stride 1 on the last
             axis, any other strides: `logits[:, :-1]` is taken without a copy.
-        teacher_logits: the same but for V and the dtype, which may differ.
+        teacher_logits: the same except for V and the dtype, which may differ.
         mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. Holes are allowed. None: all
             positions are valid.
         token_ids: int32 or int64 `[B, T]` or `[N]`, the response's tokens, in `[0, vocab_size)` where valid; for
@@ -89,11 +89,6 @@ def reliability(
         float32 per position, `effective_length` (E) int32 `[B]`, `topk_ids` (S) int64 and `rewards` float32
         `[..., k]`. None is differentiable. Candidates are in descending order of logit; of equal logits the lower id
         comes first, -0 equals +0, and a NaN comes before everything.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

@@ -34,29 +34,15 @@ def reliability_from_drift(
         E    = number of valid t with R[t] > eps    (12)
 
     C is exact. R is computed in float64, the product rounded before the difference, and L from that R; both are then
-    rounded once. A masked position has R = L = 0 and the C of the position before it.
+    rounded once. A masked position has R = L = 0 and the C of the position before it. Arguments that
+    `reliability` has, too, mean the same.
 
     Args:
         drift: bool `[B, T]` (padded) or `[N]` (packed).
-        mask: bool, integer or float of drift's shape; non-zero where a position is valid. Holes are allowed. None: all
-            positions are valid.
-        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when drift is packed: response b is `cu_seqlens[b]` to
-            `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
-        drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
-            `next_drift_count`). None: 0.
-        w_drop: Reliability lost with each drift, >= 0.
-        w_base: What is added to the reliability to give the weight, >= 0.
-        eps: A position counts towards E where its R exceeds this, >= 0.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         `drift_count` (C) int32, `reliability` (R) float32 and `weight` (L) float32 of drift's shape, and
         `effective_length` (E) int32 `[B]`. None is differentiable.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

@@ -45,38 +45,20 @@ def reliability_from_topk(
 
     The candidates stay in the caller's order. A slot with an id below 0, or with a log-probability of -inf if they are
     given, is empty: it matches nothing, has no mass, and is not counted in |S| or |T|. Where the log-probability of a
-    filled slot is NaN, no token is accepted.
+    filled slot is NaN, no token is accepted. Arguments that `reliability` has, too, mean the same.
 
     Args:
         student_topk_ids: int32 or int64 `[B, T, k]` (padded) or `[N, k]` (packed), k from 1 to 256; no id twice among
             the filled slots of a position (on a GPU, where values are not checked, the first counts).
         teacher_topk_ids: int32 or int64 of the same shape, the most probable first where `metric="top_p"`.
-        mask: bool, integer or float `[B, T]` or `[N]`; non-zero where a position is valid. Holes are allowed. None: all
-            positions are valid.
         student_topk_logprobs: float `[..., k]`, natural logarithms, of the student's candidates: -inf marks an empty
             slot. None: an id below 0 does.
         teacher_topk_logprobs: the same of the teacher's candidates; for `metric="top_p"`.
         token_ids: int32 or int64 `[B, T]` or `[N]`, the response's tokens; for `metric="top_p"`.
-        cu_seqlens: int32 or int64 `[B + 1]`, required exactly when positions are packed: response b is `cu_seqlens[b]`
-            to `cu_seqlens[b + 1]`; starts at 0, ends at N, does not decrease.
-        drift_count: int32 `[B]`, >= 0: what C starts from, for a response that comes in chunks (see
-            `next_drift_count`). None: 0.
-        threshold: A position drifts where its overlap is below this, in (0, 1]; compared in float64 on the exact count.
-        w_drop: Reliability lost with each drift, >= 0.
-        w_base: What is added to the reliability to give the weight, >= 0.
-        eps: A position counts towards E where its R exceeds this, >= 0.
-        metric: `"overlap"` or `"top_p"` decides about drift.
-        top_p: Mass of the teacher's nucleus, in (0, 1]; 1 means all candidates.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         `overlap` (O) float32, `drift` (B) bool, `drift_count` (C) int32, `reliability` (R) float32 and `weight` (L)
         float32 per position, and `effective_length` (E) int32 `[B]`. None is differentiable.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

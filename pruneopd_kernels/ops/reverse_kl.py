@@ -32,29 +32,22 @@ def reverse_kl(
     writes the student's gradient once. Nothing else of the vocabulary's size is written.
 
     A logit of -inf is an ordinary one: where log q = -inf < log p, KL is +inf. A row with a NaN, a +inf or no finite
-    logit makes it NaN. Where a loss is not finite, the gradient is NaN for every id. Where a
-    position is masked or its weight is 0, the logits are not read, loss and gradient are 0.
+    logit makes it NaN. Where a loss is not finite, the gradient is NaN for every id. Where a position is masked or its
+    weight is 0, the logits are not read, loss and gradient are 0. Arguments that `reliability` has, too, mean the
+    same.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[..., V]`; stride 1 on the last axis, any other strides:
             `logits[:, :-1]` is taken without a copy.
-        teacher_logits: the same but for V and the dtype, which may differ.
         mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
         weight: float `[...]`: what each position's divergence is multiplied by. None: 1.
         student_temperature: What the student's logits are divided by, > 0.
-        teacher_temperature: The same for the teacher.
         vocab_size: Only ids below it exist; required where the last axes differ. Ids from it on get a gradient of 0.
             None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         float32 `[...]`: the loss of each position, differentiable in `student_logits` alone, once. The gradient has
         the logits' dtype.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

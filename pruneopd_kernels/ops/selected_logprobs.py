@@ -44,16 +44,10 @@ def selected_logprobs(
         mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
         temperature: What the logits are divided by, > 0.
         vocab_size: Only ids below it exist, for the softmax; ids from it on get a gradient of 0. None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         `logprobs` float32 `[..., m]`, `entropy` float32 `[...]` in nats and `lse` float32 `[...]`. Log-probabilities
         and entropy are differentiable in `logits`, once; `lse` is a constant. The gradient has the logits' dtype.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

@@ -43,32 +43,20 @@ def token_stats(
     `torch.logsumexp` gives), and so has every divergence with it. A logit of -inf means that the token does not exist:
     it is never a candidate, and where log q = -inf < log p, KL(p || q) is +inf. Where a row has fewer than k other ids
     the last slots are empty: they hold the next ids with log-probability -inf, match nothing, and |S| and |T| count
-    the filled slots. At a masked position the logits are never read: floats are 0, candidates
-    are 0 .. k-1.
+    the filled slots. At a masked position the logits are never read: floats are 0, candidates are 0 .. k-1. Arguments
+    that `reliability` has, too, mean the same.
 
     Args:
         student_logits: float32, bfloat16 or float16 `[..., V]`; stride 1 on the last axis, any other strides:
             `logits[:, :-1]` is taken without a copy.
-        teacher_logits: the same but for V and the dtype, which may differ.
         mask: bool, integer or float `[...]`; non-zero where a position is valid. None: all positions are valid.
         token_ids: int32 or int64 `[...]`, the response's tokens. A negative one (-100) means that there is none.
-        k: Candidates per position, 1 to min(vocab_size, 256).
-        student_temperature: What the student's logits are divided by, > 0. The order of candidates does not change.
-        teacher_temperature: The same for the teacher.
-        vocab_size: Only ids below it exist, for the candidates and for the softmax; required where the last axes
-            differ, as the padded heads of two models with one tokenizer often do. None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         The fields of `TokenStats`: ids int64 and log-probabilities float32 `[..., k]`, the others float32 per position;
         `student_token_logprob` and `teacher_token_logprob` are NaN where there is no token. None is differentiable.
         Candidates are in descending order of logit; of equal logits the lower id comes first, -0 equals +0, and a NaN
         comes before everything.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

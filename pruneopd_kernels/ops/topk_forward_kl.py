@@ -61,16 +61,10 @@ def topk_forward_kl(
         student_temperature: What the student's logits are divided by, > 0. The teacher's log-probabilities come with
             whatever temperature they were made with.
         vocab_size: Only ids below it exist, for the candidates and for the softmax. None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         The fields of `TopkForwardKl`. `loss` is differentiable in `student_logits` alone, once; the gradient has the
         logits' dtype. `student_topk_ids` are in descending order of logit, of equal ones the lower id first.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch

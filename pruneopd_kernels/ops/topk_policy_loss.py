@@ -58,16 +58,10 @@ def topk_policy_loss(
         clip_dual: The greatest ratio that counts where A < 0, > 1; inf: none.
         student_temperature: What the student's logits are divided by, > 0.
         vocab_size: Only ids below it exist, for the softmax; ids from it on get a gradient of 0. None: V.
-        impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
         float32 `[...]`: the loss of each position, differentiable in `student_logits` alone, once. The gradient has
         the logits' dtype.
-
-    Raises:
-        ValueError: A shape or a value is not allowed.
-        TypeError: A dtype is not allowed.
-        RuntimeError: The implementation is not usable here.
 
     Examples:
         >>> import torch
