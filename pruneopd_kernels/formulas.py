@@ -7,7 +7,7 @@ is computed in float64; the callers round the results.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +47,12 @@ def float_type(*logits: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in logits) else torch.float32
 
 
+def stored(results: Iterable[Tensor], valid: Tensor, a: Any) -> Iterator[Tensor]:
+    """Yield results from both models' logits as they are returned: floats rounded, and 0 where masked."""
+    dtype = float_type(a.student_logits, a.teacher_logits)
+    return (where_used(valid, x).to(dtype) if x.is_floating_point() else x for x in results)
+
+
 # --- rows of logits -----------------------------------------------------------------------------------------------
 
 
@@ -71,6 +77,12 @@ def read_rows(logits: Tensor, used: Tensor, vocab_size: int | None, temperature:
     return Rows(x, logprobs, broken, temperature)
 
 
+def read_both(a: Any, used: Tensor) -> tuple[Rows, Rows]:
+    """Read the student's and the teacher's rows."""
+    student = read_rows(a.student_logits, used, a.vocab_size, a.student_temperature)
+    return student, read_rows(a.teacher_logits, used, a.vocab_size, a.teacher_temperature)
+
+
 def topk_ids(x: Tensor, k: int) -> Tensor:
     """Return the first k ids in order: descending logit; equal logits, lower id first; -0 == +0; NaN first of all.
 
@@ -80,6 +92,20 @@ def topk_ids(x: Tensor, k: int) -> Tensor:
     x = x.masked_fill(x == 0, 0.0).masked_fill(x.isnan(), torch.nan)
     ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
     return ids.clone(memory_format=torch.contiguous_format)
+
+
+class Candidates(NamedTuple):
+    """One model's top-k at each position."""
+
+    ids: Tensor
+    slots: Tensor  # the ids, -1 in empty slots
+    logprobs: Tensor
+    broken: Tensor  # whether the row has no softmax
+
+
+def candidates(rows: Rows, k: int) -> Candidates:
+    ids = topk_ids(rows.logits, k)
+    return Candidates(ids, filled_slots(rows, ids), rows.logprobs.gather(-1, ids), rows.broken)
 
 
 def filled_slots(rows: Rows, ids: Tensor) -> Tensor:
@@ -198,17 +224,8 @@ def overlap_and_drift(
 # --- along a response (eq. 8-10, 12) ------------------------------------------------------------------------------
 
 
-class Along(NamedTuple):
-    """What `reliability_from_drift` returns."""
-
-    drift_count: Tensor
-    reliability: Tensor
-    weight: Tensor
-    effective_length: Tensor
-
-
-def scan(drift: Tensor, valid: Tensor, a: Any) -> Along:
-    """Compute C, R, L and E from drift at valid positions; `a` has the operator's other arguments."""
+def scan(drift: Tensor, valid: Tensor, a: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return C, R, L and E from drift at valid positions; `a` has the operator's other arguments."""
     cu_seqlens = response_ends(drift.shape, a.cu_seqlens, drift.device)
     position = torch.arange(drift.numel(), device=drift.device)
     response = torch.searchsorted(cu_seqlens[1:].contiguous(), position, right=True)
@@ -227,12 +244,8 @@ def scan(drift: Tensor, valid: Tensor, a: Any) -> Along:
     reliability = (1.0 - lost).clamp(0.0, 1.0)
     weight = reliability + a.w_base
     _, effective_length = since_start(valid & (reliability > a.eps))
-    return Along(
-        count.to(torch.int32),
-        torch.where(valid, reliability, 0.0).to(torch.float32),
-        torch.where(valid, weight, 0.0).to(torch.float32),
-        effective_length.to(torch.int32),
-    )
+    rounded = (where_used(valid, x).to(torch.float32) for x in (reliability, weight))
+    return count.to(torch.int32), *rounded, effective_length.to(torch.int32)
 
 
 def response_ends(shape: Sequence[int], cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
@@ -278,15 +291,6 @@ def flowing(factor: Tensor, gradient: Tensor) -> Tensor:
 # --- all of it at once --------------------------------------------------------------------------------------------
 
 
-class Candidates(NamedTuple):
-    """One model's top-k at each position."""
-
-    ids: Tensor
-    slots: Tensor  # the ids, -1 in empty slots
-    logprobs: Tensor
-    broken: Tensor  # whether the row has no softmax
-
-
 def score(
     student: Candidates, teacher: Candidates, teacher_on_student: Tensor, valid: Tensor, a: Any, weight: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -297,7 +301,7 @@ def score(
     # Not only the filled slots: a broken row has none, and its rewards are NaN.
     exists = (student.slots >= 0) | student.broken[..., None]
     rewards = candidate_rewards(student.logprobs, teacher_on_student, exists, a.reward_weight)
-    weight = where_used(valid, along.weight if weight is None else weight).to(torch.float64)
+    weight = where_used(valid, along[2] if weight is None else weight).to(torch.float64)
     return (overlap, drift, *along, student.ids, weighted(weight[..., None], rewards)), is_accepted
 
 

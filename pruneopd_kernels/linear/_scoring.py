@@ -135,12 +135,11 @@ def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], alon
     ).rewards  # fmt: skip
 
     op = OPERATORS["topk_forward_kl"]
-    (kl, *_), derivatives = formulas.topk_forward_kl(
-        student.stats, op.arguments((x, *sent.values()), scalars(op.name, a))
-    )
+    record = op.arguments((x, *sent.values()), scalars(op.name, a))
+    (loss, *_), coefficients = formulas.topk_forward_kl(student.stats, record)
     dtype = formulas.float_type(*logits.values())
-    loss = formulas.weighted(weight, kl).to(dtype)
-    coefficients = formulas.weighted(weight[:, None], derivatives)
+    loss = formulas.weighted(weight, loss).to(dtype)
+    coefficients = formulas.weighted(weight[:, None], coefficients)
     fields = {"loss": loss, "overlap": scored.overlap, "drift": scored.drift, "topk_ids": own[0]}
     fields |= {"rewards": rewards.to(dtype), "entropy": student.stats.entropy.to(dtype)}
     kept = {"teacher_topk_ids": sent["ids"], "state": student.stats.state}

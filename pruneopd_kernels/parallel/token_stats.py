@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formulas import float_type, overlap_of, valid_positions, where_used
+from ..formulas import overlap_of, stored, valid_positions
 from ..ops import TokenStats
 from ._agreement import Slices
 from ._exchange import Side, gather
@@ -53,5 +53,4 @@ def token_stats(slices: Slices, a: Any) -> TokenStats:
         student_token_logprob=token_logprob(p, sides[0]),
         teacher_token_logprob=token_logprob(q, sides[1]),
     )
-    dtype = float_type(a.student_logits, a.teacher_logits)
-    return TokenStats._make(where_used(valid, x).to(dtype) if x.is_floating_point() else x for x in stats)
+    return TokenStats._make(stored(stats, valid, a))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import formulas
-from ..formulas import Candidates, Rows, filled_slots, float_type, read_rows, topk_ids, valid_positions
 from ..ops import Reliability
 
 
@@ -17,8 +16,8 @@ class Scored(NamedTuple):
 
     reliability: Reliability
     accepted: Tensor
-    student: Rows
-    teacher: Rows
+    student: formulas.Rows
+    teacher: formulas.Rows
     valid: Tensor
 
 
@@ -29,15 +28,10 @@ def reliability(a: Any) -> Reliability:
 @torch.no_grad()
 def score(a: Any, weight: Tensor | None) -> Scored:
     """Score the positions; a weight takes the place of L in the rewards."""
-    valid = valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
-    student = read_rows(a.student_logits, valid, a.vocab_size, a.student_temperature)
-    teacher = read_rows(a.teacher_logits, valid, a.vocab_size, a.teacher_temperature)
-    ours, theirs = (_candidates(rows, a.k) for rows in (student, teacher))
-    (*scores, rewards), accepted = formulas.score(ours, theirs, teacher.logprobs.gather(-1, ours.ids), valid, a, weight)
-    outputs = Reliability._make((*scores, rewards.to(float_type(a.student_logits, a.teacher_logits))))
-    return Scored(outputs, accepted, student, teacher, valid)
-
-
-def _candidates(rows: Rows, k: int) -> Candidates:
-    ids = topk_ids(rows.logits, k)
-    return Candidates(ids, filled_slots(rows, ids), rows.logprobs.gather(-1, ids), rows.broken)
+    valid = formulas.valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
+    rows = formulas.read_both(a, valid)
+    student, teacher = (formulas.candidates(x, a.k) for x in rows)
+    of_teacher = rows[1].logprobs.gather(-1, student.ids)
+    (*scores, rewards), accepted = formulas.score(student, teacher, of_teacher, valid, a, weight)
+    outputs = Reliability._make((*scores, rewards.to(formulas.float_type(a.student_logits, a.teacher_logits))))
+    return Scored(outputs, accepted, *rows, valid)

@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formulas import (
-    Rows,
-    float_type,
-    kl_divergence,
-    loss_factor,
-    read_rows,
-    reverse_kl_state,
-    row_state,
-    spoilt_state,
-    weighted,
-)
+from .. import formulas
+from ..formulas import Rows
 from ._losses import differentiable, full_width, probabilities
 
 
@@ -29,16 +20,16 @@ def reverse_kl(a: Any) -> Tensor:
 def forward_pass(a: Any) -> tuple[Tensor, Tensor]:
     """Compute the loss, and save a state for `reverse_kl_backward`."""
     loss, kl, student, teacher, used = _forward(a, a.student_logits)
-    return loss, spoilt_state(state_of(student, teacher, kl, used), loss)
+    return loss, formulas.spoilt_state(state_of(student, teacher, kl, used), loss)
 
 
 def _forward(a: Any, student_logits: Tensor) -> tuple[Tensor, Tensor, Rows, Rows, Tensor]:
-    factor = loss_factor(a.weight, a.mask, student_logits[..., 0])
+    factor = formulas.loss_factor(a.weight, a.mask, student_logits[..., 0])
     used = factor != 0
-    student = read_rows(student_logits, used, a.vocab_size, a.student_temperature)
-    teacher = read_rows(a.teacher_logits.detach(), used, a.vocab_size, a.teacher_temperature)
-    kl = kl_divergence(student, teacher)
-    loss = weighted(factor, kl).to(float_type(student_logits, a.teacher_logits))
+    student = formulas.read_rows(student_logits, used, a.vocab_size, a.student_temperature)
+    teacher = formulas.read_rows(a.teacher_logits.detach(), used, a.vocab_size, a.teacher_temperature)
+    kl = formulas.kl_divergence(student, teacher)
+    loss = formulas.weighted(factor, kl).to(formulas.float_type(student_logits, a.teacher_logits))
     return loss, kl, student, teacher, used
 
 
@@ -46,7 +37,8 @@ def state_of(student: Rows, teacher: Rows, kl: Tensor, used: Tensor) -> Tensor:
     """Return what the backward pass needs of both rows."""
     peak = student.logits.argmax(-1, keepdim=True)
     log_ratio = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0]
-    return reverse_kl_state(row_state(student, used), row_state(teacher, used), log_ratio, kl, used)
+    states = (formulas.row_state(rows, used) for rows in (student, teacher))
+    return formulas.reverse_kl_state(*states, log_ratio, kl, used)
 
 
 def reverse_kl_backward(a: Any) -> tuple[Tensor]:

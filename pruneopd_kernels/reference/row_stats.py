@@ -7,17 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formulas import (
-    candidate_logprobs,
-    entropy,
-    filled_slots,
-    float_type,
-    read_rows,
-    row_state,
-    topk_ids,
-    valid_positions,
-    where_used,
-)
+from .. import formulas
 from ..ops.row_stats import RowStats
 from ._losses import full_width, probabilities
 
@@ -36,17 +26,17 @@ def row_stats_of(
     vocab_size: int | None,
     with_entropy: bool = False,
 ) -> RowStats:
-    valid, dtype = valid_positions(mask, logits, logits.shape[:-1]), float_type(logits)
-    rows = read_rows(logits, valid, vocab_size, temperature)
-    ids, state = topk_ids(rows.logits, k), row_state(rows, valid)
+    valid, dtype = formulas.valid_positions(mask, logits, logits.shape[:-1]), formulas.float_type(logits)
+    rows = formulas.read_rows(logits, valid, vocab_size, temperature)
+    ids, state = formulas.topk_ids(rows.logits, k), formulas.row_state(rows, valid)
     if not with_entropy:
-        state[..., 2] = where_used(valid & rows.broken, state[..., 2])
+        state[..., 2] = formulas.where_used(valid & rows.broken, state[..., 2])
     return RowStats(
-        logprobs=where_used(valid, candidate_logprobs(rows.logprobs, token_ids)),
-        entropy=where_used(valid & with_entropy, entropy(rows)).to(dtype),
-        lse=where_used(valid, rows.lse()).to(dtype),
+        logprobs=formulas.where_used(valid, formulas.candidate_logprobs(rows.logprobs, token_ids)),
+        entropy=formulas.where_used(valid & with_entropy, formulas.entropy(rows)).to(dtype),
+        lse=formulas.where_used(valid, rows.lse()).to(dtype),
         topk_ids=ids,
-        filled=where_used(valid, (filled_slots(rows, ids) >= 0).sum(-1)).to(torch.int32),
+        filled=formulas.where_used(valid, (formulas.filled_slots(rows, ids) >= 0).sum(-1)).to(torch.int32),
         state=state,
     )
 
