@@ -44,7 +44,7 @@ def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
     """Return the loss of `reduction="sum"`: its backward pass gives the gradients away."""
     op, passes = a.op, a.passes  # keep no tensor alive
 
-    def backward(saved: Any, wanted: Any, gradient: Tensor) -> Optional:
+    def backward(inputs: Any, saved: Any, wanted: Any, gradient: Tensor) -> Optional:
         if gradients.sums is None:
             raise RuntimeError(
                 f"{op}: reduction='sum' gives its gradients away in one backward pass; for a second one, as with "
@@ -52,7 +52,7 @@ def with_formed(a: Any, gradients: Gradients, loss: Tensor) -> Tensor:
             )
         return gradients.give_up(passes, gradient)
 
-    return _attach(op, inputs_of(a, "student_"), backward, {}, loss)[0]
+    return attach(op, inputs_of(a, "student_"), backward, {}, loss)[0]
 
 
 def with_recomputed(
@@ -69,11 +69,12 @@ def with_recomputed(
     if "teacher_logits" in OPERATORS[op].module.kept(a):
         saved |= {f"teacher_{name}": x for name, x in zip(INPUTS, inputs_of(a, "teacher_"), strict=True)}
     backward = functools.partial(_recompute, op, a._replace(**tensors), prefix)
-    return _attach(a.op, inputs_of(a, prefix), backward, saved, *outputs)
+    return attach(a.op, inputs_of(a, prefix), backward, saved, *outputs)
 
 
-def _recompute(op: str, a: Any, prefix: str, kept: dict[str, Any], wanted: list[bool], *gradients: Any) -> Optional:
-    inputs = [kept.pop(name) for name in INPUTS]
+def _recompute(
+    op: str, a: Any, prefix: str, inputs: Sequence[Tensor], kept: Rows, wanted: Sequence[bool], *gradients: Any
+) -> Optional:
     given = {prefix + name: x for name, x in zip(INPUTS, inputs, strict=True)}
     given |= {name: kept.pop(name) for name in [*kept] if name.startswith("teacher_") and name.endswith(INPUTS)}
     a, places = a._replace(**given), kept.pop("places")
@@ -92,21 +93,20 @@ def _recompute(op: str, a: Any, prefix: str, kept: dict[str, Any], wanted: list[
 # --- for autograd -------------------------------------------------------------------------------------------------
 
 
-def _attach(
+def attach(
     op: str, inputs: Sequence[Tensor | None], backward: Callable[..., Optional], saved: Saved, *outputs: Tensor
 ) -> tuple[Tensor, ...]:
-    return cast(tuple[Tensor, ...], _Attached.apply(*inputs, op, backward, saved, outputs))  # type: ignore[no-untyped-call]
+    """Return existing outputs; `backward(inputs, saved, wanted, *gradients)` returns the gradients of the inputs."""
+    return cast(tuple[Tensor, ...], _Attached.apply(op, backward, saved, outputs, *inputs))  # type: ignore[no-untyped-call]
 
 
 class _Attached(torch.autograd.Function):
-    """Outputs that exist already, and their backward pass."""
-
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, op: str, backward: Callable[..., Optional],
-        saved: Saved, outputs: tuple[Tensor, ...],
+        ctx: Any, op: str, backward: Callable[..., Optional], saved: Saved, outputs: tuple[Tensor, ...],
+        *inputs: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        save_tensors(ctx, {**dict(zip(INPUTS, (hidden, weight, bias), strict=True)), **saved})
+        save_tensors(ctx, saved | {str(i): x for i, x in enumerate(inputs)})
         ctx.op, ctx.backward_pass = op, backward
         ctx.set_materialize_grads(False)
         return outputs
@@ -114,23 +114,23 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Optional:
         saved = saved_tensors(ctx)  # read once: checkpointing computes them again
-        inputs = [saved[name] for name in INPUTS]
+        inputs = [saved.pop(str(i)) for i in range(len(ctx.needs_input_grad[4:]))]
         if all(gradient is None for gradient in gradients):
-            return (None,) * 7
+            return (None,) * len(ctx.needs_input_grad)
         with torch.no_grad(), without_autocast(inputs[0]):
-            found = ctx.backward_pass(saved, ctx.needs_input_grad[:3], *gradients)
+            found = ctx.backward_pass(inputs, saved, ctx.needs_input_grad[4:], *gradients)
         if torch.is_grad_enabled():  # create_graph=True
-            found = _Refusal.apply(ctx.op, *inputs, *found)  # type: ignore[no-untyped-call]
-        return *found, None, None, None, None
+            found = _Refusal.apply(ctx.op, len(inputs), *inputs, *found)  # type: ignore[no-untyped-call]
+        return None, None, None, None, *found
 
 
 class _Refusal(torch.autograd.Function):
     """Gradients that refuse to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, op: str, *tensors: Tensor | None) -> Optional:
+    def forward(ctx: Any, op: str, inputs: int, *tensors: Tensor | None) -> Optional:
         ctx.op = op
-        return tensors[3:]
+        return tensors[inputs:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:

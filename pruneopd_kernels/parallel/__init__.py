@@ -16,9 +16,8 @@ from ..linear import linear_opd_loss as on_one_rank
 from ..linear._chunks import chunk_size_of
 from ..ops import OPERATORS, Operator
 from ._agreement import agree, axes_of
-from ._autograd import with_gradient
 from ._exchange import outside_graphs
-from ._passes import Split
+from ._passes import Split, with_gradient
 
 SUMMARY = """Compute `pruneopd_kernels.{}` over a vocabulary that is split over the ranks of a group.
 

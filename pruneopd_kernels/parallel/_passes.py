@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..formulas import logprobs_from_state
+from ..linear._gradients import attach
 from ..linear._scoring import Passes
-from ..ops import FORWARD_PASSES, OPERATORS
+from ..ops import FORWARD_PASSES, OPERATORS, Operator
 from ._agreement import Slices
 from ._exchange import Side, gather
 from ._rows import from_owners, local_ids
@@ -57,3 +59,21 @@ class Split(Passes):
     def add_up(self, hidden_gradient: Tensor) -> None:
         """Sum the gradient by hidden states over the ranks, in place."""
         dist.all_reduce(hidden_gradient, group=self.slices.group)
+
+
+def with_gradient(passes: Split, op: Operator, a: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the operator's outputs, the differentiable ones with their gradient by this rank's logits."""
+    fields, scalars = list(outputs[: len(op.fields)]), {name: getattr(a, name) for name in op.scalars}
+    if not op.saved:
+        return fields
+    given = a._asdict() | dict(zip((*op.fields, *op.saved), outputs, strict=True))
+
+    def backward(inputs: Any, kept: dict[str, Any], wanted: Any, *gradients: Tensor | None) -> tuple[Tensor]:
+        return (passes.gradient(op.name, SimpleNamespace(**scalars, **kept), *gradients),)
+
+    at = [op.fields.index(name) for name in op.differentiable]
+    kept = {name: given[name] for name in op.module.kept(a)}
+    linked = attach(op.name, a[:1], backward, kept, *(fields[i].clone() for i in at))
+    for i, output in zip(at, linked, strict=True):
+        fields[i] = output
+    return fields
