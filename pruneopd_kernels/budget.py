@@ -70,18 +70,17 @@ class ResponseBudget:
     counter: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        for name in ("initial", "minimum", "maximum", "step", "margin", "patience"):
+        lowest = {"minimum": 1, "step": 1, "margin": 0, "patience": 1}
+        for name in ("initial", "maximum", *lowest):
             checks.kind(_NAME, name, getattr(self, name), "int")
             setattr(self, name, int(getattr(self, name)))  # a NumPy scalar would end up in `state_dict`
         checks.kind(_NAME, "hit_ratio", self.hit_ratio, "float")
         checks.kind(_NAME, "floor_hit_boundary", self.floor_hit_boundary, "bool")
-        checks.at_least(_NAME, "minimum", self.minimum, 1)
+        for name, value in lowest.items():
+            checks.at_least(_NAME, name, getattr(self, name), value)
         checks.at_least(_NAME, "maximum", self.maximum, self.minimum, "minimum = ")
         self._check_length("initial", self.initial)
-        checks.at_least(_NAME, "step", self.step, 1)
-        checks.at_least(_NAME, "margin", self.margin, 0)
-        checks.unit(_NAME, "hit_ratio", self.hit_ratio)
-        checks.at_least(_NAME, "patience", self.patience, 1)
+        checks.number(_NAME, "hit_ratio", self.hit_ratio, "be in (0, 1]")
         if self.group is not None:
             from torch.distributed import ProcessGroup
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn, get_args
@@ -226,66 +226,52 @@ def at_least(op: str, argument: str, value: int, lowest: int, what: str = "") ->
         bad_value(op, argument, f"be >= {what}{lowest}", value)
 
 
-def unit(op: str, argument: str, value: float) -> None:
-    if not 0 < value <= 1:
-        bad_value(op, argument, "be in (0, 1]", value)
+def number(op: str, argument: str, value: float | None, rule: str) -> None:
+    """Check a rule of `NUMBERS`, by its words."""
+    if value is not None and not NUMBERS[rule](value):
+        bad_value(op, argument, rule, value)
 
 
-def fraction(op: str, argument: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        bad_value(op, argument, "be in [0, 1]", value)
+NUMBERS: dict[str, Callable[[float], bool]] = {
+    "be in (0, 1]": lambda value: 0 < value <= 1,
+    "be in [0, 1]": lambda value: 0 <= value <= 1,
+    "be > 1": lambda value: value > 1,
+    "be finite and >= 0": lambda value: 0 <= value < math.inf,
+    "be finite and > 0": lambda value: 0 < value < math.inf,
+    "be finite": math.isfinite,
+}
 
-
-def above_one(op: str, argument: str, value: float) -> None:
-    if not value > 1:
-        bad_value(op, argument, "be > 1", value)
-
-
-def not_negative(op: str, argument: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        bad_value(op, argument, "be finite and >= 0", value)
-
-
-def positive(op: str, argument: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        bad_value(op, argument, "be finite and > 0", value)
-
-
-def finite_or_none(op: str, argument: str, value: float | None) -> None:
-    if value is not None and not math.isfinite(value):
-        bad_value(op, argument, "be finite", value)
-
-
-# The rule for each scalar, by its name: it is the same in every operator and in every configuration.
-SCALARS = {
-    "threshold": unit,
-    "w_drop": not_negative,
-    "w_base": not_negative,
-    "eps": not_negative,
-    "metric": functools.partial(one_of, allowed=METRICS),
-    "top_p": unit,
-    "reward_weight": functools.partial(one_of, allowed=REWARD_WEIGHTS),
-    "tail": functools.partial(one_of, allowed=get_args(Tail)),
-    "clip_low": fraction,
-    "clip_high": not_negative,
-    "clip_dual": above_one,
-    "logprob_min": finite_or_none,
-    "temperature": positive,
-    "student_temperature": positive,
-    "teacher_temperature": positive,
+# The rule for each scalar, or the values allowed, by its name: the same in every operator and in every configuration.
+SCALARS: dict[str, str | tuple[str, ...]] = {
+    "threshold": "be in (0, 1]",
+    "w_drop": "be finite and >= 0",
+    "w_base": "be finite and >= 0",
+    "eps": "be finite and >= 0",
+    "metric": METRICS,
+    "top_p": "be in (0, 1]",
+    "reward_weight": REWARD_WEIGHTS,
+    "tail": get_args(Tail),
+    "clip_low": "be in [0, 1]",
+    "clip_high": "be finite and >= 0",
+    "clip_dual": "be > 1",
+    "logprob_min": "be finite",
+    "temperature": "be finite and > 0",
+    "student_temperature": "be finite and > 0",
+    "teacher_temperature": "be finite and > 0",
 }
 
 
 def scalars(op: str, a: Any) -> None:
     """Check every scalar that `a`, a record of arguments or a configuration, has and that `SCALARS` has a rule for."""
-    for argument, rule in _scalar_rules(type(a)):  # type: ignore[arg-type]
-        rule(op, argument, getattr(a, argument))
+    for argument, check, rule in _scalar_rules(type(a)):  # type: ignore[arg-type]
+        check(op, argument, getattr(a, argument), rule)
 
 
 @functools.cache
-def _scalar_rules(kind: Hashable) -> list[tuple[str, Any]]:
+def _scalar_rules(kind: Hashable) -> list[tuple[str, Any, Any]]:
     names = getattr(kind, "_fields", None) or kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return [(name, SCALARS[name]) for name in names if name in SCALARS]
+    rules = [(name, SCALARS[name]) for name in names if name in SCALARS]
+    return [(name, number if isinstance(rule, str) else one_of, rule) for name, rule in rules]
 
 
 def vocab_size(op: str, a: Any) -> int:

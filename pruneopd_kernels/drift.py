@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -48,12 +46,9 @@ def sampled_drift(
         checks.kind(op, "mask", mask, "Tensor?", Tensor, "a tensor")
         checks.kind(op, "max_log_ratio", max_log_ratio, "float")
         checks.has_dtype(op, "student_logprobs", student_logprobs, checks.FLOATS)
-        checks.has_shape(op, "teacher_logprobs", teacher_logprobs, student_logprobs.shape)
-        checks.has_dtype(op, "teacher_logprobs", teacher_logprobs, checks.FLOATS)
-        checks.same_device(op, "teacher_logprobs", teacher_logprobs, student_logprobs)
+        checks.has_one_for_each(op, "teacher_logprobs", teacher_logprobs, student_logprobs, student_logprobs.shape)
         checks.mask_of_positions(op, mask, student_logprobs, student_logprobs.shape)
-        if not math.isfinite(max_log_ratio):
-            checks.bad_value(op, "max_log_ratio", "be finite", max_log_ratio)
+        checks.number(op, "max_log_ratio", max_log_ratio, "be finite")
     log_ratio = student_logprobs.to(torch.float64) - teacher_logprobs.to(torch.float64)
     accepted = log_ratio <= max_log_ratio
     return ~accepted & valid_positions(mask, student_logprobs, student_logprobs.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -97,20 +97,7 @@ def opd_rewards(
         tensor([[ True,  True, False,  True]])
     """
     if not torch.compiler.is_compiling():
-        _check(
-            {
-                "student_topk_ids": student_topk_ids,
-                "student_topk_logprobs": student_topk_logprobs,
-                "teacher_topk_ids": teacher_topk_ids,
-                "teacher_topk_logprobs": teacher_topk_logprobs,
-                "teacher_on_student_logprobs": teacher_on_student_logprobs,
-                "student_on_teacher_logprobs": student_on_teacher_logprobs,
-            },
-            mask,
-            strategy,
-            reward_weight,
-            weight,
-        )
+        _check(**locals())
     from_student, from_teacher = student_topk_ids.to(torch.int64), teacher_topk_ids.to(torch.int64)
     slots_s = filled_from_outside(from_student, student_topk_logprobs)
     slots_t = filled_from_outside(from_teacher, teacher_topk_logprobs)
@@ -118,8 +105,8 @@ def opd_rewards(
     match = _first_match(slots_s, slots_t)
     shared_s, shared_t = match >= 0, found_in(slots_t, slots_s)
 
-    a: Tensor | None
-    b: Tensor | None
+    a: Any
+    b: Any
     if strategy == "student":
         ids, valid, a, b = from_student, exists_s, student_topk_logprobs, teacher_on_student_logprobs
     elif strategy == "teacher":
@@ -134,8 +121,6 @@ def opd_rewards(
         ids, valid = torch.cat([from_student, from_teacher], -1), torch.cat([taken_s, exists_t & ~shared_t], -1)
         a = torch.cat([student_topk_logprobs, student_on_teacher_logprobs], -1)
         b = torch.cat([teacher_on_student_logprobs, teacher_topk_logprobs], -1)
-    assert a is not None
-    assert b is not None
 
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     valid = valid & valid_positions(mask, ids, ids.shape[:-1])[..., None]
@@ -147,54 +132,40 @@ def opd_rewards(
 
 
 def _first_match(ids: Tensor, among: Tensor) -> Tensor:
-    """The first slot of `among` that holds each id; -1 where there is none, and for an empty slot.
-
-    Slot by slot: a table of all pairs would be k times as large as the candidates.
-    """
-    match = torch.full_like(ids, -1)
+    """Return the first slot of `among` that holds each id; -1 where there is none, and for an empty slot."""
+    match = torch.full_like(ids, -1)  # slot by slot: a table of all pairs would be k times as large
     for slot in reversed(range(among.shape[-1])):
         match = torch.where(ids == among[..., slot : slot + 1], slot, match)
     return match.masked_fill(ids < 0, -1)
 
 
-_CROSS = {
-    "student": ("teacher_on_student_logprobs",),
-    "teacher": ("student_on_teacher_logprobs",),
-    "intersection": (),
-    "union": ("teacher_on_student_logprobs", "student_on_teacher_logprobs"),
-    "symmetric_difference": ("teacher_on_student_logprobs", "student_on_teacher_logprobs"),
+# The strategies that need the log-probabilities of the other side's candidates.
+_NEEDED_BY = {
+    "teacher_on_student_logprobs": ("student", "union", "symmetric_difference"),
+    "student_on_teacher_logprobs": ("teacher", "union", "symmetric_difference"),
 }
 
 
-def _check(
-    candidates: dict[str, Tensor | None], mask: Tensor | None, strategy: str, reward_weight: str, weight: Tensor | None
-) -> None:
+def _check(mask: Any, strategy: Any, reward_weight: Any, weight: Any, **candidates: Any) -> None:
     op = "opd_rewards"
-    given = candidates | {"mask": mask, "weight": weight}
-    for name, tensor in given.items():
-        optional = name not in list(candidates)[:4]
-        checks.kind(op, name, tensor, "Tensor?" if optional else "Tensor", Tensor, "a tensor")
+    for name, tensor in {**candidates, "mask": mask, "weight": weight}.items():
+        is_required = "_topk_" in name
+        checks.kind(op, name, tensor, "Tensor" if is_required else "Tensor?", Tensor, "a tensor")
     checks.kind(op, "strategy", strategy, "str")
     checks.kind(op, "reward_weight", reward_weight, "str")
     ids = candidates["student_topk_ids"]
-    assert ids is not None
     if ids.ndim < 1 or ids.shape[-1] < 1:
         checks.bad_value(op, "student_topk_ids", "have shape [..., k] with k >= 1", list(ids.shape))
     for name, tensor in candidates.items():
-        if tensor is not None:
-            checks.has_shape(op, name, tensor, ids.shape)
-            checks.has_dtype(op, name, tensor, checks.IDS if name.endswith("ids") else checks.FLOATS)
-            checks.same_device(op, name, tensor, ids)
+        allowed = checks.IDS if name.endswith("ids") else checks.FLOATS
+        checks.has_one_for_each(op, name, tensor, ids, ids.shape, allowed)
     checks.mask_of_positions(op, mask, ids, ids.shape[:-1])
     checks.one_of(op, "strategy", strategy, get_args(Strategy))
-    for name in _CROSS[strategy]:
-        if candidates[name] is None:
+    for name, strategies in _NEEDED_BY.items():
+        if strategy in strategies and candidates[name] is None:
             checks.bad_value(op, name, f"be given when strategy is {strategy!r}", None)
     checks.one_of(op, "reward_weight", reward_weight, checks.REWARD_WEIGHTS)
-    if weight is not None:
-        checks.has_shape(op, "weight", weight, ids.shape[:-1])
-        checks.has_dtype(op, "weight", weight, checks.FLOATS)
-        checks.same_device(op, "weight", weight, ids)
+    checks.has_one_for_each(op, "weight", weight, ids, ids.shape[:-1])
     if has_values(ids):
         for side in ("student", "teacher"):
             name = f"{side}_topk_ids"

@@ -82,10 +82,10 @@ class Server:
         _check_url(self.url)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             checks.bad_value("Server", "api_key", "consist of printable ASCII characters", "others, too")
-        checks.positive("Server", "timeout_s", self.timeout_s)
-        checks.positive("Server", "attempt_timeout_s", self.attempt_timeout_s)
-        checks.at_least("Server", "attempts", self.attempts, 1)
-        checks.at_least("Server", "concurrency", self.concurrency, 1)
+        for name in ("timeout_s", "attempt_timeout_s"):
+            checks.number("Server", name, getattr(self, name), "be finite and > 0")
+        for name in ("attempts", "concurrency"):
+            checks.at_least("Server", name, getattr(self, name), 1)
 
     def ask(self, op: str, path: str, requests: Sequence[Request[T]]) -> list[T]:
         """Post JSON to one path of the server, several requests at a time.

@@ -93,9 +93,7 @@ def _side(op: str, prefix: str, a: Any, first: Any, dtypes: Sequence[str]) -> No
         else:
             checks.has_dtype(op, name, tensor, (dtype,), f"{dtype}, as {prefix}hidden has without autocast")
         checks.same_device(op, name, tensor, first)
-    cap = getattr(a, f"{prefix}softcap")
-    if cap is not None:
-        checks.positive(op, f"{prefix}softcap", cap)
+    checks.number(op, f"{prefix}softcap", getattr(a, f"{prefix}softcap"), "be finite and > 0")
 
 
 def _candidates(op: str, a: Any) -> None:
