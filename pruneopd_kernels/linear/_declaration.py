@@ -49,19 +49,9 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         declared = Declaration(function, op)
 
-        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            a = declared.arguments(args, kwargs)
-            declared.check_kinds(a, Tensor, "a tensor")
-            refuse_forward_mode(declared.name, a)
-            declared.check(a)
-            impl = implementations.choose(declared.name, a.impl, a[0].device)
-            return declared.compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
-
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            # Python loops are no part of a graph. A decorator that says so would import torch's compiler.
-            compute = torch.compiler.disable(run) if torch.compiler.is_compiling() else run
-            return compute(args, kwargs)
+            return declared.call(declared.module.compute, args, kwargs)
 
         call.__signature__ = declared.signature  # type: ignore[attr-defined]
         call.__doc__ = docstring(function, declared.kinds, inspect.getdoc(OPERATORS[op].function), ENTRIES)
@@ -72,10 +62,10 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
 
 
 class Declaration:
-    """One function from hidden states: its arguments, their rules, and its `compute(a)`, which takes a record of them.
+    """One function from hidden states: its arguments and their rules. Its module's `compute(a)` takes a record of them.
 
-    The record also has the function's name, the dtype of an autocast, which is off while it computes, and what reads
-    logits. For `compute`, `impl` and `chunk_size` are what they come to.
+    The record also has the function's name, the dtype of an autocast, which is off in `compute`, and what reads logits.
+    For `compute`, `impl` and `chunk_size` are what they come to.
     """
 
     def __init__(self, function: Callable[..., Any], op: str) -> None:
@@ -89,6 +79,21 @@ class Declaration:
         self.kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
         self.tensors = [key for key, kind in self.kinds.items() if kind.startswith("Tensor")]
         self.record = cast(Any, namedtuple)("Arguments", [*self.kinds, "op", "autocast", "passes"])
+
+    def call(self, compute: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Check a call's arguments, and compute with them."""
+        # Python loops are no part of a graph. A decorator that says so would import torch's compiler.
+        run = torch.compiler.disable(self._run) if torch.compiler.is_compiling() else self._run
+        return run(compute, args, kwargs)
+
+    def _run(self, compute: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        a = self.arguments(args, kwargs)
+        self.check_kinds(a, Tensor, "a tensor")
+        refuse_forward_mode(self.name, a)
+        self.check(a)
+        impl = implementations.choose(self.name, a.impl, a[0].device)
+        with without_autocast(a[0]):
+            return compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the record of a call's arguments, defaults filled in."""

@@ -139,6 +139,12 @@ def compute(a: Any) -> LinearOpdLoss:
     return LinearOpdLoss(**{name: found[name] for name in LinearOpdLoss._fields})
 
 
+def linear_opd_results(**arguments: Any) -> dict[str, Tensor]:
+    """Return all that `linear_opd_loss` finds; the trainers of `integrations` log it."""
+    found: dict[str, Tensor] = linear_opd_loss.declared.call(results, (), arguments)  # type: ignore[attr-defined]
+    return found
+
+
 def results(a: Any) -> dict[str, Tensor]:
     """Return all that is found, by name; also `accepted` and `teacher_entropy` if there are a teacher's logits."""
     inputs = inputs_of(a, "student_")

@@ -15,7 +15,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ... import PruneConfig
-from ...linear._results import linear_opd_results
+from ...linear.linear_opd_loss import linear_opd_results
 
 Loss = Literal["reverse_kl", "topk_policy", "divergence"]
 
