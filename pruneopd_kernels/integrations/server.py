@@ -4,8 +4,6 @@ Nothing is returned before every answer has come and has been checked, so a fail
 `vllm.score` and `sglang.score` say what to ask and how to read the answers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json
@@ -16,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from .. import checks
@@ -43,7 +41,8 @@ class BadAnswer(Exception):  # noqa: N818 (internal: `read_answer`, which knows 
     """The rule that an answer breaks, and its actual value."""
 
 
-class Request(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Request(Generic[T]):
     """What to ask, and how to read the answer."""
 
     name: str
@@ -78,7 +77,6 @@ class Server:
     concurrency: int = 32
 
     def __post_init__(self) -> None:
-        """Check the values."""
         _check_url(self.url)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             checks.bad_value("Server", "api_key", "consist of printable ASCII characters", "others, too")
@@ -137,7 +135,6 @@ class _Batch:
     """The requests of one `ask`, which succeed or fail together."""
 
     def __init__(self, server: Server, op: str, path: str) -> None:
-        """Start the clock."""
         self.server, self.op = server, op
         self.parts = urlsplit(server.url)
         self.path = self.parts.path.rstrip("/") + path
