@@ -13,26 +13,3 @@ from .selected_logprobs import SelectedLogprobs, selected_logprobs
 from .token_stats import TokenStats, token_stats
 from .topk_forward_kl import TopkForwardKl, topk_forward_kl
 from .topk_policy_loss import topk_policy_loss
-
-__all__ = [
-    "BACKWARD_PASSES",
-    "FORWARD_PASSES",
-    "OPERATORS",
-    "OpdLoss",
-    "Operator",
-    "Reliability",
-    "ReliabilityFromDrift",
-    "ReliabilityFromTopk",
-    "SelectedLogprobs",
-    "TokenStats",
-    "TopkForwardKl",
-    "opd_loss",
-    "reliability",
-    "reliability_from_drift",
-    "reliability_from_topk",
-    "reverse_kl",
-    "selected_logprobs",
-    "token_stats",
-    "topk_forward_kl",
-    "topk_policy_loss",
-]

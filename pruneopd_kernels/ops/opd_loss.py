@@ -87,26 +87,20 @@ def opd_loss(
 
 
 class OpdLoss(NamedTuple):
-    """Of `opd_loss`. Per position means `[B, T]`, or `[N]` where responses are packed."""
+    """Of `opd_loss`: the loss, the fields of `Reliability`, and more per position."""
 
     loss: Tensor
     """float32 per position, differentiable in the student's logits."""
     overlap: Tensor
-    """float32 per position: O, the common share of both top-k (eq. 6)."""
     drift: Tensor
-    """bool per position: B, whether the position drifts (eq. 7, or 14-16)."""
     drift_count: Tensor
-    """int32 per position: C, how many positions of the response have drifted so far (eq. 8)."""
     reliability: Tensor
-    """float32 per position: R, in [0, 1] (eq. 9)."""
     weight: Tensor
     """float32 per position: L, even if another weight is given (eq. 10)."""
     effective_length: Tensor
-    """int32 `[B]`: E, the number of positions that are still reliable (eq. 12)."""
     topk_ids: Tensor
-    """int64 `[..., k]`: the student's candidates in order."""
     rewards: Tensor
-    """float32 `[..., k]`: of those candidates, multiplied by the weight (eq. 11)."""
+    """float32 `[..., k]`: of the candidates, multiplied by the weight (eq. 11)."""
     accepted: Tensor
     """bool per position: whether the token lies in the teacher's nucleus; False without tokens (eq. 14-16)."""
     student_entropy: Tensor
