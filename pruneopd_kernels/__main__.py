@@ -1,7 +1,5 @@
 """`python -m pruneopd_kernels`: what `impl="auto"` takes here; what is not usable, why, and what would make it so."""
 
-from __future__ import annotations
-
 import platform
 
 from . import __version__

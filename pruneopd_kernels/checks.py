@@ -8,8 +8,6 @@ GPU nor breaks a trace.
 Rules are checked in the order of the signature: tensors, then scalars, then values inside tensors.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import sys

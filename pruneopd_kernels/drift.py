@@ -1,7 +1,5 @@
 """Drift where only a sampled token's log-probabilities are known, and the carry between chunks of a response."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

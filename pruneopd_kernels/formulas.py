@@ -4,8 +4,6 @@ Pure functions. The reference, rewards, drift, `parallel` and `linear` are built
 is computed in float64; the callers round the results.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -224,7 +222,7 @@ def overlap_and_drift(
 # --- along a response (eq. 8-10, 12) ------------------------------------------------------------------------------
 
 
-def scan(drift: Tensor, valid: Tensor, a: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scan(drift: Tensor, valid: Tensor, a: Any) -> tuple[Tensor, ...]:
     """Return C, R, L and E from drift at valid positions; `a` has the operator's other arguments."""
     cu_seqlens = response_ends(drift.shape, a.cu_seqlens, drift.device)
     position = torch.arange(drift.numel(), device=drift.device)

@@ -4,8 +4,6 @@ The functions take and return what their namesakes in `pruneopd_kernels` do, wit
 logits are arrays of `ml_dtypes.bfloat16`. Results are equal bit for bit, and do not depend on `num_threads`.
 """
 
-from __future__ import annotations
-
 import os
 from importlib import import_module
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Rewards over the candidates of either side, or of both, from what `token_stats` returns."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch

@@ -7,8 +7,6 @@
 SGLang itself is needed only where the server runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A teacher's answers as the tensors that the operators take: its candidates and the sampled tokens."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@
 vLLM itself is needed only where the server runs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The rules for the arguments of the functions from hidden states, in the words of `pruneopd_kernels.checks`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

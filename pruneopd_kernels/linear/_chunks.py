@@ -1,7 +1,5 @@
 """Chunk after chunk: logits into the same memory, their scores, and the count that is carried on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

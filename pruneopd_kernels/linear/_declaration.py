@@ -1,7 +1,5 @@
 """How a function from hidden states is declared: its own arguments and, for `**arguments`, those of an operator."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import sys

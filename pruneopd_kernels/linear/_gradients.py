@@ -1,7 +1,5 @@
 """The backward pass: gradients that the forward pass has formed, or logits that are computed again."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Which positions are computed, and in which order: the valid ones, response by response."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property

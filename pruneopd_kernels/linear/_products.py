@@ -5,8 +5,6 @@ operands. CUDA multiplies half-precision operands into a float32 matrix. On a CP
 ids at a time, so that no float32 copy of a head exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

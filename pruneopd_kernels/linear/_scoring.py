@@ -3,8 +3,6 @@
 `a` is the record of all arguments. Everything is computed by the operators' own passes.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The second exchange: what each rank tells of its slice, as the bits of one tensor."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A vocabulary that is split over ranks: what reads it, and what takes gradients back to this rank's slice."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

@@ -4,8 +4,6 @@ A slice's softmax is told by its greatest logit, exact, and the log of its mass 
 in a row of strongly negative logits, as a log-sum-exp in float32 would, and all that follows is in float64.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What one rank computes from its slice, with the passes over whole rows."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

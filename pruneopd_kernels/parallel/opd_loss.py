@@ -1,7 +1,5 @@
 """Scoring, and KL from the same read, each rank holding a slice of the vocabulary."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pass over one model's rows, each rank holding a slice of the vocabulary."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

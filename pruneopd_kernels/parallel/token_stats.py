@@ -1,7 +1,5 @@
 """What two models say about each position, each rank holding a slice of the vocabulary."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What the losses share: the gradient by autograd, and parts of the backward passes that do without autograd."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

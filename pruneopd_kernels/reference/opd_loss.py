@@ -1,7 +1,5 @@
 """Scoring and loss of a training step."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

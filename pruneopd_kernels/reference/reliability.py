@@ -1,7 +1,5 @@
 """Reliability and rewards from both sides' logits (eq. 6-12, 14-16); with entropies and KL for a loss."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

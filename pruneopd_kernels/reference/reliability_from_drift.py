@@ -1,7 +1,5 @@
 """Along a response: cumulative drift C, reliability R, weight L, effective length E (eq. 8-10, 12)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..formulas import scan, valid_positions

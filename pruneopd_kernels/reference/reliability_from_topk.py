@@ -1,7 +1,5 @@
 """Reliability from both sides' candidates (eq. 6-10, 12, 14-16)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

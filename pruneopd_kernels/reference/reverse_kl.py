@@ -1,7 +1,5 @@
 """KL(student || teacher) as a loss."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -37,8 +35,8 @@ def state_of(student: Rows, teacher: Rows, kl: Tensor, used: Tensor) -> Tensor:
     """Return what the backward pass needs of both rows."""
     peak = student.logits.argmax(-1, keepdim=True)
     log_ratio = (student.logprobs - teacher.logprobs).gather(-1, peak)[..., 0]
-    states = (formulas.row_state(rows, used) for rows in (student, teacher))
-    return formulas.reverse_kl_state(*states, log_ratio, kl, used)
+    of_student, of_teacher = (formulas.row_state(rows, used) for rows in (student, teacher))
+    return formulas.reverse_kl_state(of_student, of_teacher, log_ratio, kl, used)
 
 
 def reverse_kl_backward(a: Any) -> tuple[Tensor]:

@@ -1,7 +1,5 @@
 """The passes over one model's rows: log-probabilities of given ids, and their gradient."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Log-probabilities of given ids, the entropy and the log-sum-exp."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

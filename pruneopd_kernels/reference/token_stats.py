@@ -1,7 +1,5 @@
 """Candidates, log-probabilities, entropies and divergences of both sides at each position (eq. 6)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """KL(teacher || student) over the teacher's candidates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The clipped policy-gradient loss over candidates."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """`PruneDistillationTrainer`: TRL's trainer with a local teacher."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 from torch import Tensor

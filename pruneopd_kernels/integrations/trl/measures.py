@@ -1,7 +1,5 @@
 """A batch's statistics of drift: totals that can be added over processes, and the means that are logged."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

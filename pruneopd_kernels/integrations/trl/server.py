@@ -1,7 +1,5 @@
 """`PruneServerDistillationTrainer`: TRL's trainer with a teacher on a vLLM server."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

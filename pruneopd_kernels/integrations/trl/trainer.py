@@ -1,7 +1,5 @@
 """What both trainers add to those of TRL: the hyperparameters, the budget and the logged statistics."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch

@@ -7,8 +7,6 @@ The trainer holds the budget. Each batch of prompts carries it to the agent loop
 carry the effective lengths back.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import logging

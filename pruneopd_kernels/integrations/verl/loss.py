@@ -4,8 +4,6 @@ verl computes the top-k loss inside the engine, where a rank may hold a part of 
 each token. The weights are computed after that, from whole responses, so they do not depend on how the work is split.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

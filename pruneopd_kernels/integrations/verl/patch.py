@@ -1,7 +1,5 @@
 """`topk_forward_kl` in place of verl's function of the same loss, which writes a log-softmax of all logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
