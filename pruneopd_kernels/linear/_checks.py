@@ -1,6 +1,6 @@
 """The rules for the arguments of the functions from hidden states, in the words of `pruneopd_kernels.checks`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import checks
@@ -8,8 +8,8 @@ from ..dispatch import implementations
 from ..formulas import has_values
 
 
-def check(op: str, a: Any) -> None:
-    """Check a record of arguments: those that the functions share, of which some may be missing."""
+def check(op: str, a: Any, own: Callable[[str, Any], None] | None) -> None:
+    """Check a record of arguments: those that functions share, of which some may be missing, and by `own` others."""
     first = "" if hasattr(a, "hidden") else "student_"
     hidden = getattr(a, f"{first}hidden")
     impl = implementations.choose(op, a.impl, hidden.device)
@@ -44,21 +44,17 @@ def check(op: str, a: Any) -> None:
     checks.scalars(op, a)
     if has_responses:
         checks.needed_by_top_p(op, a, "token_ids")
-
-
-def check_values(op: str, a: Any, hidden: Any) -> None:
-    """Check the values inside tensors, as far as they can be looked at; `hidden` are the first hidden states."""
+    if own is not None:
+        own(op, a)
     if not has_values(hidden):
         return
-    weight = getattr(a, "student_weight", None)
-    vocab_size = a.vocab_size or (a.weight if weight is None else weight).shape[0]
-    if weight is None:
+    if not first:
         checks.candidate_values(op, "token_ids", a.token_ids, a.mask, vocab_size)
-    elif hasattr(a, "cu_seqlens"):
+    elif has_responses:
         if a.metric == "top_p":
             checks.token_id_values(op, a.token_ids, a.mask, vocab_size)
-        checks.response_values(op, a.cu_seqlens, a.drift_count, hidden.shape[:-1])
-    if is_from_server(a):
+        checks.response_values(op, a.cu_seqlens, a.drift_count, shape)
+    if from_server:
         checks.candidate_values(op, "teacher_topk_ids", a.teacher_topk_ids, a.mask, vocab_size)
         checks.distinct(op, "teacher_topk_ids", a.teacher_topk_ids, a.teacher_topk_logprobs, a.mask)
 
@@ -82,15 +78,12 @@ def _side(op: str, prefix: str, a: Any, first: Any, dtypes: Sequence[str]) -> No
     dtype = str(hidden.dtype).removeprefix("torch.")
     is_free = a.autocast is not None and dtype != "float64"
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if is_free:
-            checks.has_dtype(op, name, tensor, checks.LOGITS)
-        elif tensor is hidden:
-            checks.has_dtype(op, name, tensor, dtypes)
-        else:
-            checks.has_dtype(op, name, tensor, (dtype,), f"{dtype}, as {prefix}hidden has without autocast")
-        checks.same_device(op, name, tensor, first)
+        allowed, words = checks.LOGITS if is_free else dtypes, ""
+        if not is_free and tensor is not hidden:
+            allowed, words = (dtype,), f"{dtype}, as {prefix}hidden has without autocast"
+        if tensor is not None:
+            checks.has_dtype(op, name, tensor, allowed, words)
+            checks.same_device(op, name, tensor, first)
     checks.number(op, f"{prefix}softcap", getattr(a, f"{prefix}softcap"), "be finite and > 0")
 
 

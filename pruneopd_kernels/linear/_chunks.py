@@ -9,16 +9,15 @@ from torch import Tensor
 from ..drift import next_drift_count
 from ..formulas import is_set
 from ._positions import Positions, put, take
-from ._products import Head, head_of, sum_dtype
+from ._products import head_of, sum_dtype
 from ._scoring import Scored, score
 
 CHUNK_BYTES = 2**28  # of one side's logits, if the caller names no size
-PREFIXES = ("", "student_", "teacher_")  # of the names of a model's arguments
 
 
 def prefixes_of(a: Any) -> list[str]:
-    """Return the models whose hidden states a record of arguments has."""
-    return [prefix for prefix in PREFIXES if getattr(a, f"{prefix}hidden", None) is not None]
+    """Return the models whose hidden states a record of arguments has, by how the names of their arguments begin."""
+    return [prefix for prefix in ("", "student_", "teacher_") if getattr(a, f"{prefix}hidden", None) is not None]
 
 
 class Side:
@@ -45,10 +44,7 @@ class Sides(dict[str, Side]):
 
     def __init__(self, a: Any) -> None:
         super().__init__({f"{prefix}logits": Side(a, prefix) for prefix in prefixes_of(a)})
-
-    @property
-    def head(self) -> Head:
-        return next(iter(self.values())).head
+        self.head = next(iter(self.values())).head
 
     def logits(self, places: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the first model's hidden states at these positions, as products take them, and all models' logits."""

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import sys
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -14,8 +13,8 @@ from .. import checks
 from ..dispatch import implementations
 from ..dispatch.registration import refuse_forward_mode
 from ..ops import OPERATORS
-from ..ops._operator import docstring
-from ._checks import check, check_values
+from ..ops._operator import Declared
+from ._checks import check
 from ._chunks import chunk_size_of
 from ._products import autocast_dtype, without_autocast
 from ._scoring import Passes
@@ -52,14 +51,14 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
             return declared.call(declared.module.compute, args, kwargs)
 
         call.__signature__ = declared.signature  # type: ignore[attr-defined]
-        call.__doc__ = docstring(function, declared.kinds, inspect.getdoc(OPERATORS[op].function), ENTRIES)
-        declared.function, call.declared = call, declared  # type: ignore[attr-defined]
+        call.__doc__ = declared.docstring(declared.kinds)
+        call.declared = declared  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return decorate
 
 
-class Declaration:
+class Declaration(Declared):
     """One function from hidden states: its arguments and their rules. Its module's `compute(a)` takes a record of them.
 
     The record also has the function's name, the dtype of an autocast, which is off in `compute`, and what reads logits.
@@ -67,13 +66,12 @@ class Declaration:
     """
 
     def __init__(self, function: Callable[..., Any], op: str) -> None:
-        self.function = function
-        self.name, self.module = function.__name__, sys.modules[function.__module__]
         own = inspect.signature(function)
         parameters = {key: p for key, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
         given = OPERATORS[op].signature.parameters.items()
         parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
-        self.signature = own.replace(parameters=[*parameters.values()])
+        shared = inspect.getdoc(OPERATORS[op].function) or "", ENTRIES
+        super().__init__(function, own.replace(parameters=[*parameters.values()]), *shared)
         self.kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
         self.tensors = [key for key, kind in self.kinds.items() if kind.startswith("Tensor")]
         self.record = cast(Any, namedtuple)("Arguments", [*self.kinds, "op", "autocast", "passes"])
@@ -111,10 +109,7 @@ class Declaration:
 
     def check(self, a: Any, **options: bool) -> None:
         """Raise if a record of arguments breaks a rule. The options of an operator's checks follow from them here."""
-        check(self.name, a)
-        if hasattr(self.module, "check"):
-            self.module.check(self.name, a)
-        check_values(self.name, a, a[0])
+        check(self.name, a, getattr(self.module, "check", None))
 
     def compute(self, a: Any) -> Any:
         with without_autocast(a[0]):

@@ -84,27 +84,18 @@ def composed(name: str, a: Any, **arguments: Any) -> tuple[dict[str, Tensor], di
     return outputs, {name: tensors[name] for name in op.module.kept(record) if not name.endswith("logits")}
 
 
-class Row(NamedTuple):
+class Row:
     """One model's rows of a chunk, read once."""
 
-    passes: Passes
-    logits: Tensor
-    temperature: float
-    stats: RowStats
-
-    @property
-    def broken(self) -> Tensor:
-        return self.stats.state[:, :1].isnan()
+    def __init__(self, a: Any, logits: Tensor, side: str, ids: Tensor, entropy: bool) -> None:
+        self.passes, self.logits, self.temperature = a.passes, logits, getattr(a, f"{side}_temperature")
+        options = {"k": a.k, "entropy": entropy, "temperature": self.temperature, "vocab_size": a.vocab_size}
+        self.stats: RowStats = a.passes.run("row_stats", logits, ids, **options)
+        self.broken = self.stats.state[:, :1].isnan()
 
     def logprobs(self, ids: Tensor) -> Tensor:
-        return self.passes.logprobs(self.logits, ids, self.stats.state, self.temperature)
-
-
-def _read(a: Any, logits: Tensor, side: str, ids: Tensor, entropy: bool) -> Row:
-    options = {"k": a.k, "entropy": entropy, "vocab_size": a.vocab_size}
-    temperature = getattr(a, f"{side}_temperature")
-    stats = a.passes.run("row_stats", logits, ids, temperature=temperature, **options)
-    return Row(a.passes, logits, temperature, stats)
+        logprobs: Tensor = self.passes.logprobs(self.logits, ids, self.stats.state, self.temperature)
+        return logprobs
 
 
 def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], along: dict[str, Any]) -> Scored:
@@ -112,11 +103,11 @@ def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], alon
     x, teacher = logits["student_logits"], None
     if "teacher_logits" in logits:
         no_ids = torch.full((len(x), 1), -1, device=x.device)
-        teacher = _read(a, logits["teacher_logits"], "teacher", no_ids, entropy=False)
+        teacher = Row(a, logits["teacher_logits"], "teacher", no_ids, entropy=False)
         ids = teacher.stats.topk_ids
         rows |= {"teacher_topk_ids": ids, "teacher_topk_logprobs": teacher.logprobs(ids)}
     sent = {name: rows[f"teacher_topk_{name}"] for name in ("ids", "logprobs")}
-    student = _read(a, x, "student", sent["ids"], entropy=True)
+    student = Row(a, x, "student", sent["ids"], entropy=True)
     own = student.stats.topk_ids, student.logprobs(student.stats.topk_ids)
 
     # A row without a softmax agrees with nothing and accepts nothing.

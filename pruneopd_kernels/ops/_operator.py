@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 from .. import checks
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
+else:
+    Tensor = None  # the name is enough for a declaration, and importing it would import torch
 
 Impl = Literal["auto", "reference", "cpp", "cuda", "triton"]
 IMPLS = get_args(Impl)
@@ -59,29 +61,13 @@ def operator(function: Function) -> Function:
     An argument that its docstring leaves out is that of `reliability`, which is the first to be declared.
     """
     op = OPERATORS[function.__name__] = Operator(function)
-    function.__doc__ = docstring(function, op.signature.parameters, inspect.getdoc(OPERATORS["reliability"].function))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         return op.call(*args, **kwargs)
 
+    call.__doc__ = op.docstring(op.signature.parameters)
     return call  # type: ignore[return-value]
-
-
-def docstring(function: Callable[..., Any], arguments: Iterable[str], *shared: str | None) -> str | None:
-    """Return a docstring with an entry for each argument, its own or that of a later shared text, and with `RAISES`.
-
-    Where there is one model, an argument without an entry has that of the student's.
-    """
-    if function.__doc__ is None:  # python -OO
-        return None
-    parts = re.split(r"^(?:Args|Returns|Examples):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
-    before, *own, returns, examples = parts
-    entries: dict[str, str] = {}
-    for text in (*shared, *own):
-        entries.update(_ENTRY.findall(text or ""))
-    args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
-    return f"{before}Args:\n{args}\nReturns:\n{returns}{RAISES}\nExamples:\n{examples}"
 
 
 def forward_pass(function: Function) -> Function:
@@ -110,13 +96,57 @@ def compiled() -> list[Operator]:
     return [*operators, *FORWARD_PASSES.values(), *BACKWARD_PASSES.values()]
 
 
-class Operator:
+class Declared:
+    """A function that is declared by its signature and docstring, from which others get theirs."""
+
+    def __init__(self, function: Callable[..., Any], signature: inspect.Signature, *shared: str) -> None:
+        self.name, self.module = function.__name__, sys.modules[function.__module__]
+        self.function, self.signature = function, signature
+        self.shared = shared  # texts with entries for arguments that the docstring leaves out
+
+    def docstring(self, arguments: Iterable[str], summary: str = "", *shared: str) -> str | None:
+        """Return the docstring with an entry for each argument, its own or that of the last shared text that has one.
+
+        A `summary` takes the place of the first line; then there are no examples. Where there is one model, an argument
+        without an entry has that of the student's.
+        """
+        if self.function.__doc__ is None:  # python -OO
+            return None
+        sections = re.split(r"^(?:Args|Returns|Examples):\n", inspect.getdoc(self.function) or "", flags=re.MULTILINE)
+        before, *own, returns, examples = sections
+        entries: dict[str, str] = {}
+        for text in (inspect.getdoc(OPERATORS["reliability"].function), *self.shared, *own, *shared):
+            entries.update(_ENTRY.findall(text or ""))
+        args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
+        text = f"{before}Args:\n{args}\nReturns:\n{returns}{RAISES}"
+        _, _, after_the_first_line = text.partition("\n")
+        return f"{summary}\n{after_the_first_line}" if summary else f"{text}\nExamples:\n{examples}"
+
+    def surface(
+        self, call: Callable[..., Any], summary: str, extra: tuple[str, str, str] | None = None, with_impl: bool = False
+    ) -> Any:
+        """Give a function of another module this operator's name, signature and docstring, less `impl`.
+
+        `extra` is the name, annotation and description of an argument that only this function has; its default is None.
+        `with_impl` keeps `impl`.
+        """
+        parameters = [p for p in self.signature.parameters.values() if with_impl or p.name != "impl"]
+        if extra:
+            name, annotation, description = extra
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
+        call.__name__ = call.__qualname__ = self.name
+        call.__signature__ = self.signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        shared = [f"    {name}: {description}\n"] if extra else []
+        call.__doc__ = self.docstring([p.name for p in parameters], summary, *shared)
+        return call
+
+
+class Operator(Declared):
     """One declaration, and what is derived from it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = function.__name__
-        self.function = function
-        self.signature = inspect.signature(function)
+        super().__init__(function, inspect.signature(function))
         # Neither `impl` nor anything else that only one surface has.
         self.parameters = {name: p for name, p in self.signature.parameters.items() if name != "impl"}
         self.kinds = {name: checks.KINDS[p.annotation] for name, p in self.parameters.items()}  # types in the schema
@@ -136,10 +166,6 @@ class Operator:
         return self.call(*args, **kwargs)
 
     # What stands beside the signature in its module.
-
-    @functools.cached_property
-    def module(self) -> Any:
-        return sys.modules[self.function.__module__]
 
     @property
     def stem(self) -> str:
@@ -243,30 +269,6 @@ class Operator:
         for value, types, name in zip(a, self._types[array], self.kinds, strict=True):
             if type(value) not in types or (type(value) is int and not checks.fits(value, "int")):
                 checks.kind(self.name, name, value, self.kinds[name], array, noun)
-
-    def surface(
-        self, call: Callable[..., Any], summary: str, extra: tuple[str, str, str] | None = None, with_impl: bool = False
-    ) -> Any:
-        """Give a function of another module this operator's name, signature and docstring, less `impl`.
-
-        `extra` is the name, annotation and description of an argument that only this function has; its default is None.
-        `with_impl` keeps `impl`.
-        """
-        parameters = [p for p in self.signature.parameters.values() if with_impl or p.name != "impl"]
-        if extra:
-            name, annotation, description = extra
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(name, kind, default=None, annotation=annotation))
-        call.__name__ = call.__qualname__ = self.name
-        call.__signature__ = self.signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        before, args, after = re.split(r"^(?:Args|Returns):\n", inspect.getdoc(self.function) or "", flags=re.M)
-        if not with_impl:
-            args = re.sub(r"^    impl: .*\n(?:     .*\n)*", "", args, flags=re.M)
-        args = args.rstrip() + (f"\n    {name}: {description}" if extra else "")
-        before = before.partition("\n")[2]
-        after = after.partition("\nExamples:")[0]
-        call.__doc__ = f"{summary}\n{before}Args:\n{args}\n\nReturns:\n{after}"
-        return call
 
 
 def _python_types(kind: str, array: type) -> tuple[type, ...]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import checks
 from ..checks import Metric, PolicyLoss, RewardWeight
 from ..config import PruneConfig
 from . import reliability
-from ._operator import Impl, forward_pass, operator
+from ._operator import Impl, Tensor, forward_pass, operator
 from .reverse_kl import through_divergence
 from .row_stats import through_logprobs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @operator

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import checks
 from ..checks import Metric, RewardWeight
 from ..config import PruneConfig
-from ._operator import Impl, operator
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ._operator import Impl, Tensor, operator
 
 
 @operator

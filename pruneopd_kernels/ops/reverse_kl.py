@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import checks
-from ._operator import Impl, backward_pass, operator, run_backward
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ._operator import Impl, Tensor, backward_pass, operator, run_backward
 
 
 @operator

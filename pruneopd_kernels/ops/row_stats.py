@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ._operator import backward_pass, forward_pass, run_backward
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ._operator import Tensor, backward_pass, forward_pass, run_backward
 
 
 @forward_pass

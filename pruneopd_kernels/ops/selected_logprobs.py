@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import checks
-from ._operator import Impl, operator, run_backward
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ._operator import Impl, Tensor, operator, run_backward
 
 
 @operator

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import checks
 from ..checks import Tail
-from ._operator import Impl, operator
+from ._operator import Impl, Tensor, operator
 from .row_stats import through_logprobs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @operator

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import checks
-from ._operator import Impl, operator
+from ._operator import Impl, Tensor, operator
 from .row_stats import through_logprobs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @operator

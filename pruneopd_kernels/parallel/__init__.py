@@ -61,7 +61,7 @@ def _linear(declared: Any) -> Any:
         chunk_size = chunk_size_of(a, slices.widest)
         return declared.compute(a._replace(impl=slices.impl, chunk_size=chunk_size, passes=Split(slices)))
 
-    return Operator.surface(declared, function, LINEAR_SUMMARY.format(declared.name), GROUP, with_impl=True)
+    return declared.surface(function, LINEAR_SUMMARY.format(declared.name), GROUP, with_impl=True)
 
 
 linear_opd_loss = _linear(on_one_rank.declared)
