@@ -16,7 +16,7 @@ from .ops import OPERATORS, Operator
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The compiled module, or why it is not usable and what would help."""
+    """Return the compiled module, or why it is not usable and what would help."""
     try:
         return import_module("._host", __package__), None
     except ImportError as error:
@@ -36,7 +36,8 @@ def _function(op: Operator) -> Any:
                 checks.bad_value(op.name, name, "be aligned to its elements in memory", "an unaligned array")
         op.check(a, values=True)
         if num_threads is None:
-            num_threads = _processors()
+            # Those of this process, if the system tells them apart.
+            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         checks.at_least(op.name, "num_threads", num_threads, 1)
         if WHY_NOT is not None:
             raise RuntimeError(f"{op.name}: pruneopd_kernels.host is not usable here: {WHY_NOT}")
@@ -52,10 +53,6 @@ def _function(op: Operator) -> Any:
         f"Compute `pruneopd_kernels.{op.name}` over NumPy arrays, which take the place of tensors.",
         ("num_threads", "int | None", "Threads to compute with, >= 1. None: one for each processor of this process."),
     )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # The operators without a gradient.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -87,7 +87,12 @@ def agree(op: Any, group: ProcessGroup | None, a: Any, impl: str) -> Slices:
     if error is not None:
         raise error
     vocab_size = whole[0] if a.vocab_size is None else int(a.vocab_size)
-    ends = _cut_alike(op, *(_ends(of_ranks, vocab_size) for of_ranks in widths))
+    ends, of_teacher = (tuple(min(end, vocab_size) for end in accumulate(of_ranks)) for of_ranks in widths)
+    for cut, (end, other) in enumerate(zip(ends, of_teacher, strict=True)):
+        if end != other:
+            student_slice, teacher_slice = _models(op)
+            rule = f"be cut like {student_slice}: on rank {cut}, ids end at {end}"
+            checks.bad_value(op.name, teacher_slice, rule, other)
     widest = max(max(of_ranks) for of_ranks in widths)
     return Slices(group, rank, ends, vocab_size, widest, implementations.choose(op.name, impl, a[0].device))
 
@@ -108,15 +113,12 @@ def _models(op: Any) -> tuple[str, str]:
 def _widths(op: Any, a: Any) -> list[int]:
     """Return how many ids this rank has of each model; of the first one if there is no second."""
     first, last = (getattr(a, name) for name in _models(op))
-    axis = next(iter(axes_of(op).values()))
-    return [
-        x.shape[axis] if isinstance(x, Tensor) and not x.is_nested and x.ndim else 0
-        for x in (first, first if last is None else last)
-    ]
+    axis, both = next(iter(axes_of(op).values())), (first, first if last is None else last)
+    return [x.shape[axis] if isinstance(x, Tensor) and not x.is_nested and x.ndim else 0 for x in both]
 
 
 def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
-    """This rank and how many there are."""
+    """Return this rank and how many there are."""
     if not (group is None or isinstance(group, dist.ProcessGroup)):
         checks.bad_type(op, "group", "be a torch.distributed group or None", type(group).__name__)
     rank = dist.get_rank(group)
@@ -126,25 +128,12 @@ def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
 
 
 def _exchange(numbers: list[int], ranks: int, group: ProcessGroup | None) -> list[list[int]]:
-    """The int64 numbers of every rank; on the CPU where the group can, for reading them from a GPU waits for it."""
+    """Return every rank's int64 numbers; on the CPU if the group can, because reading them from a GPU waits for it."""
     on_cpu = "cpu:" in dist.get_backend_config(group)
     mine = torch.tensor(numbers, device="cpu" if on_cpu else torch.accelerator.current_accelerator())
     everyone = mine.new_empty((ranks, len(numbers)))
     dist.all_gather(list(everyone.unbind()), mine, group=group)
     return everyone.tolist()
-
-
-def _ends(widths: Iterable[int], vocab_size: int) -> tuple[int, ...]:
-    return tuple(min(end, vocab_size) for end in accumulate(widths))
-
-
-def _cut_alike(op: Any, student_ends: tuple[int, ...], teacher_ends: tuple[int, ...]) -> tuple[int, ...]:
-    student_slice, teacher_slice = _models(op)
-    for rank, (student, teacher) in enumerate(zip(student_ends, teacher_ends, strict=True)):
-        if student != teacher:
-            rule = f"be cut like {student_slice}: on rank {rank}, ids end at {student}"
-            checks.bad_value(op.name, teacher_slice, rule, teacher)
-    return student_ends
 
 
 # What a rank finds wrong by itself.
@@ -196,7 +185,8 @@ def _entries(op: Any, a: Any, impl: str) -> list[_Entry]:
     entries, axes = [_Entry("the operator", op.name)], axes_of(op)
     for name, value in {**a._asdict(), "impl": impl}.items():
         if not isinstance(value, Tensor):
-            entries.append(_Entry(name, _scalar(value, op.kinds.get(name, "str"))))
+            is_float = op.kinds.get(name, "str").startswith("float") and hasattr(value, "__float__")
+            entries.append(_Entry(name, repr(float(value) if is_float else value)))
             continue
         shape = [*map(str, value.shape)]
         if name in axes:
@@ -211,10 +201,6 @@ def _entries(op: Any, a: Any, impl: str) -> list[_Entry]:
     return entries
 
 
-def _scalar(value: Any, kind: str) -> str:
-    return repr(float(value)) if kind.startswith("float") and hasattr(value, "__float__") else repr(value)
-
-
 def _checksum(name: str, values: Tensor, mask: Tensor | None) -> int:
     if name == "mask":
         values = is_set(values)
@@ -227,30 +213,20 @@ def _checksum(name: str, values: Tensor, mask: Tensor | None) -> int:
 def _raise_together(
     op: str, error: Exception | None, entries: list[_Entry], ranks: int, group: ProcessGroup | None
 ) -> NoReturn:
-    """A second exchange, of words: every rank raises, for the first rank that found something or for a difference."""
+    """Exchange words: every rank raises, for the first rank that found something or for a difference."""
+    spoken = None if error is None else str(error).removeprefix(f"{op}: ")
+    kind = next((kind for kind in (InvalidValue, InvalidType) if isinstance(error, kind)), RuntimeError)
     everyone: list[Any] = [None] * ranks
-    dist.all_gather_object(everyone, (None if error is None else _spoken(op, error), entries), group=group)
+    dist.all_gather_object(everyone, (spoken, kind, entries), group=group)
     if error is not None:
         raise error
-    for rank, (found, _) in enumerate(everyone):
+    for rank, (found, kind, _) in enumerate(everyone):
         if found is not None:
-            kind, words = found
-            raise kind(f"{op}: rank {rank}: {words}")
-    for column in zip(*(entries for _, entries in everyone), strict=False):
+            raise kind(f"{op}: rank {rank}: {found}")
+    for column in zip(*(entries for *_, entries in everyone), strict=False):
         words = [entry.words for entry in column]
         if len(set(words)) > 1:
             raise_ = checks.bad_type if all(entry.is_dtype for entry in column) else checks.bad_value
-            raise_(op, column[0].argument, "be equal on every rank", _by_rank(words))
+            first = ", ".join(f"{value} (rank {words.index(value)})" for value in dict.fromkeys(words))
+            raise_(op, column[0].argument, "be equal on every rank", first)
     raise AssertionError(f"{op}: the ranks' digests differ and their arguments do not")
-
-
-def _spoken(op: str, error: Exception) -> tuple[type[Exception], str]:
-    """An error as others raise it."""
-    kinds: tuple[type[Exception], ...] = (InvalidValue, InvalidType)
-    kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
-    return kind, str(error).removeprefix(f"{op}: ")
-
-
-def _by_rank(words: list[str]) -> str:
-    """Each value with the first rank that has it."""
-    return ", ".join(f"{value} (rank {words.index(value)})" for value in dict.fromkeys(words))

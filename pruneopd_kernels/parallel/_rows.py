@@ -42,11 +42,11 @@ class Row(NamedTuple):
         return logprobs.masked_fill(self.broken[..., None], torch.nan)
 
     def lse(self) -> Tensor:
-        """As `torch.logsumexp`: NaN, +inf or -inf where broken."""
+        """Return what `torch.logsumexp` does: NaN, +inf or -inf if broken."""
         return torch.where(self.broken, self.top, self.top / self.temperature + self.log_mass)
 
     def entropy(self, entropies: Tensor) -> Tensor:
-        """From those of the slices: their mean under the shares, and the entropy of the shares."""
+        """Return the mean of the slices' entropies under the shares, plus the entropy of the shares."""
         exists = self.log_shares > -torch.inf
         terms = torch.where(exists, self.log_shares.exp() * (entropies - self.log_shares), 0.0)
         return terms.sum(0).clamp(min=0.0).masked_fill(self.broken, torch.nan)
@@ -80,9 +80,9 @@ def _together(of_ranks: Tensor, counts: list[int]) -> Tensor:
 
 
 def kl_divergence(p: Row, q: Row, divergences: Tensor) -> Tensor:
-    """KL(p || q) from that of each slice: their mean under p's shares, and the divergence of the shares.
+    """Return KL(p || q): the mean of the slices' divergences under p's shares, plus the divergence of the shares.
 
-    +inf where that of a slice is, or q has no finite logit in a slice where p has one, even if p's share underflows.
+    It is +inf if a slice's is, or if q has no finite logit in a slice where p has one, even if p's share underflows.
     """
     p_exists, q_exists = (x.log_shares > -torch.inf for x in (p, q))
     terms = torch.where(
@@ -99,7 +99,7 @@ def local_ids(slices: Slices, ids: Tensor) -> Tensor:
 
 
 def from_owners(slices: Slices, ids: Tensor, values: Tensor) -> Tensor:
-    """Of values `[R, ...]` that belong to ids `[...]`, return those of the ranks that hold the ids; else, any."""
+    """Return, of values `[R, ...]` for ids `[...]`, those of the ranks that hold the ids; any for other ids."""
     ends = torch.tensor(slices.ends, device=ids.device)
     owner = torch.bucketize(ids.to(torch.int64).contiguous(), ends, right=True).clamp(max=len(slices.ends) - 1)
     return values.gather(0, owner[None])[0]
