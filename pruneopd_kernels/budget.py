@@ -70,17 +70,18 @@ class ResponseBudget:
     counter: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        lowest = {"minimum": 1, "step": 1, "margin": 0, "patience": 1}
-        for name in ("initial", "maximum", *lowest):
+        for name in ("initial", "minimum", "maximum", "step", "margin", "patience"):
             checks.kind(_NAME, name, getattr(self, name), "int")
             setattr(self, name, int(getattr(self, name)))  # a NumPy scalar would end up in `state_dict`
         checks.kind(_NAME, "hit_ratio", self.hit_ratio, "float")
         checks.kind(_NAME, "floor_hit_boundary", self.floor_hit_boundary, "bool")
-        for name, value in lowest.items():
-            checks.at_least(_NAME, name, getattr(self, name), value)
+        checks.at_least(_NAME, "minimum", self.minimum, 1)
         checks.at_least(_NAME, "maximum", self.maximum, self.minimum, "minimum = ")
         self._check_length("initial", self.initial)
+        checks.at_least(_NAME, "step", self.step, 1)
+        checks.at_least(_NAME, "margin", self.margin, 0)
         checks.number(_NAME, "hit_ratio", self.hit_ratio, "be in (0, 1]")
+        checks.at_least(_NAME, "patience", self.patience, 1)
         if self.group is not None:
             from torch.distributed import ProcessGroup
 
@@ -107,17 +108,15 @@ class ResponseBudget:
         if total == 0:
             return self.length
         if hits / total >= self.hit_ratio:
-            self.length = min(self.length + self.step, self.maximum)
-            self.counter = 0
+            self.length, self.counter = min(self.length + self.step, self.maximum), 0
         else:
             self.counter += 1
             if self.counter >= self.patience:
-                self.length = max(self.length - self.step, self.minimum)
-                self.counter = 0
+                self.length, self.counter = max(self.length - self.step, self.minimum), 0
         return self.length
 
     def state_dict(self) -> dict[str, int]:
-        """What changes from step to step: `length` and `counter`."""
+        """Return what changes from step to step: `length` and `counter`."""
         return {"length": self.length, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -131,8 +130,8 @@ class ResponseBudget:
             checks.bad_type(_NAME, "state", "be a mapping", type(state).__name__)
         if set(state) != {"length", "counter"}:
             checks.bad_value(_NAME, "state", "have the keys ['counter', 'length']", sorted(map(str, state)))
-        checks.kind(_NAME, "length", state["length"], "int")
-        checks.kind(_NAME, "counter", state["counter"], "int")
+        for key in ("length", "counter"):
+            checks.kind(_NAME, key, state[key], "int")
         self._check_length("length", state["length"])
         checks.between(_NAME, "counter", state["counter"], 0, self.patience - 1)
         self.length, self.counter = int(state["length"]), int(state["counter"])
@@ -144,15 +143,15 @@ class ResponseBudget:
 
 
 def _count(effective_lengths: Any, boundary: int) -> tuple[int, int]:
-    """How many lengths reach the boundary, and how many there are."""
+    """Return how many lengths reach the boundary, and how many there are."""
     argument = "effective_lengths"
     if hasattr(effective_lengths, "shape"):
         checks.plain(_NAME, argument, effective_lengths)
         checks.has_dtype(_NAME, argument, effective_lengths, (*checks.INTEGERS, *checks.FLOATS), "integer or float")
         return int((effective_lengths >= boundary).sum()), math.prod(effective_lengths.shape)
     if not isinstance(effective_lengths, Sequence) or isinstance(effective_lengths, (str, bytes)):
-        actual = type(effective_lengths).__name__
-        checks.bad_type(_NAME, argument, "be a tensor, an array or a sequence of lengths", actual)
+        rule = "be a tensor, an array or a sequence of lengths"
+        checks.bad_type(_NAME, argument, rule, type(effective_lengths).__name__)
     for length in effective_lengths:
         if not isinstance(length, Real) and getattr(length, "ndim", 1) != 0:
             checks.bad_type(_NAME, argument, "hold numbers", type(length).__name__)
@@ -166,5 +165,4 @@ def _sum_over_ranks(hits: int, total: int, group: ProcessGroup) -> tuple[int, in
     on_cpu = any(name in dist.get_backend(group) for name in ("gloo", "mpi"))
     counts = torch.tensor([hits, total], device="cpu" if on_cpu else torch.accelerator.current_accelerator())
     dist.all_reduce(counts, group=group)
-    hits, total = counts.tolist()
-    return hits, total
+    return tuple(counts.tolist())
