@@ -40,6 +40,17 @@ ENTRIES = """
 """
 
 
+def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that interrupts a graph of `torch.compile`: loops and exchanges are no part of one."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # A decorator of torch's that does so would import its compiler.
+        run = torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+        return run(*args, **kwargs)
+
+    return call
+
+
 def from_hidden_states(op: str) -> Callable[[Function], Function]:
     """Declare a function by its signature and docstring, whose `**arguments` stand for the rest of an operator's."""
 
@@ -47,8 +58,9 @@ def from_hidden_states(op: str) -> Callable[[Function], Function]:
         declared = Declaration(function, op)
 
         @functools.wraps(function)
+        @outside_graphs
         def call(*args: Any, **kwargs: Any) -> Any:
-            return declared.call(declared.module.compute, args, kwargs)
+            return declared.run(declared.module.compute, *args, **kwargs)
 
         call.__signature__ = declared.signature  # type: ignore[attr-defined]
         call.__doc__ = declared.docstring(declared.kinds)
@@ -76,13 +88,8 @@ class Declaration(Declared):
         self.tensors = [key for key, kind in self.kinds.items() if kind.startswith("Tensor")]
         self.record = cast(Any, namedtuple)("Arguments", [*self.kinds, "op", "autocast", "passes"])
 
-    def call(self, compute: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, compute: Callable[[Any], Any], /, *args: Any, **kwargs: Any) -> Any:
         """Check a call's arguments, and compute with them."""
-        # Python loops are no part of a graph. A decorator that says so would import torch's compiler.
-        run = torch.compiler.disable(self._run) if torch.compiler.is_compiling() else self._run
-        return run(compute, args, kwargs)
-
-    def _run(self, compute: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         a = self.arguments(args, kwargs)
         self.check_kinds(a, Tensor, "a tensor")
         refuse_forward_mode(self.name, a)

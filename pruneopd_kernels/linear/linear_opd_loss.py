@@ -12,7 +12,7 @@ from ..checks import Tail
 from ..formulas import weighted
 from ._checks import is_from_server
 from ._chunks import Fields, Sides, positions_of, scored_chunks
-from ._declaration import from_hidden_states
+from ._declaration import from_hidden_states, outside_graphs
 from ._gradients import add_chunk, inputs_of, wanted_of, with_formed, with_recomputed
 from ._positions import take
 from ._products import Gradients, unit_of
@@ -139,10 +139,10 @@ def compute(a: Any) -> LinearOpdLoss:
     return LinearOpdLoss(**{name: found[name] for name in LinearOpdLoss._fields})
 
 
-def linear_opd_results(**arguments: Any) -> dict[str, Tensor]:
-    """Return all that `linear_opd_loss` finds; the trainers of `integrations` log it."""
-    found: dict[str, Tensor] = linear_opd_loss.declared.call(results, (), arguments)  # type: ignore[attr-defined]
-    return found
+@outside_graphs
+def linear_opd_results(**arguments: Any) -> Any:
+    """Return all that `linear_opd_loss` finds, by name; the trainers of `integrations` log it."""
+    return linear_opd_loss.declared.run(results, **arguments)  # type: ignore[attr-defined]
 
 
 def results(a: Any) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ import torch
 from ..dispatch.registration import refuse_forward_mode
 from ..linear import linear_opd_loss as on_one_rank
 from ..linear._chunks import chunk_size_of
+from ..linear._declaration import outside_graphs
 from ..ops import OPERATORS, Operator
 from ._agreement import agree, axes_of
-from ._exchange import outside_graphs
 from ._passes import Split, with_gradient
 
 SUMMARY = """Compute `pruneopd_kernels.{}` over a vocabulary that is split over the ranks of a group.
@@ -39,8 +39,7 @@ GROUP = "group", "ProcessGroup | None", "Group of `torch.distributed` whose rank
 
 
 def _function(op: Operator) -> Any:
-    @outside_graphs
-    def function(*args: Any, impl: str = "auto", group: Any = None, **kwargs: Any) -> Any:
+    def compute(*args: Any, impl: str = "auto", group: Any = None, **kwargs: Any) -> Any:
         a = op.arguments(args, kwargs)
         refuse_forward_mode(op.name, a)
         passes = Split(agree(op, group, a, impl))
@@ -49,19 +48,18 @@ def _function(op: Operator) -> Any:
         outputs = with_gradient(passes, op, a, outputs)
         return op.result(*outputs) if op.result else outputs[0]
 
-    return op.surface(function, SUMMARY.format(op.name), GROUP, with_impl=True)
+    return op.surface(outside_graphs(compute), SUMMARY.format(op.name), GROUP, with_impl=True)
 
 
 def _linear(declared: Any) -> Any:
-    @outside_graphs
-    def function(*args: Any, group: Any = None, **kwargs: Any) -> Any:
+    def compute(*args: Any, group: Any = None, **kwargs: Any) -> Any:
         a = declared.arguments(args, kwargs)
         refuse_forward_mode(declared.name, a)
         slices = agree(declared, group, a, a.impl)
         chunk_size = chunk_size_of(a, slices.widest)
         return declared.compute(a._replace(impl=slices.impl, chunk_size=chunk_size, passes=Split(slices)))
 
-    return declared.surface(function, LINEAR_SUMMARY.format(declared.name), GROUP, with_impl=True)
+    return declared.surface(outside_graphs(compute), LINEAR_SUMMARY.format(declared.name), GROUP, with_impl=True)
 
 
 linear_opd_loss = _linear(on_one_rank.declared)

@@ -1,18 +1,12 @@
 """The second exchange: what each rank tells of its slice, as the bits of one tensor."""
 
-import functools
-import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from ._agreement import Slices
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Side(NamedTuple):
@@ -55,16 +49,3 @@ def _values(words: Tensor, like: Tensor) -> Tensor:
     else:
         values = words.to(torch.int64)
     return values.reshape(len(words), *like.shape)
-
-
-def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """An exchange is no part of a graph of `torch.compile`: what is compiled ends before it and goes on after it."""
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:  # importing it takes seconds, and nothing has been compiled yet
-            return function(*args, **kwargs)
-        disabled: Callable[P, R] = torch.compiler.disable(function, reason="it exchanges with other ranks")
-        return disabled(*args, **kwargs)
-
-    return call

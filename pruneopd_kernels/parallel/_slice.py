@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 from ..dispatch import implementations
 from ..formulas import float_type, kl_divergence, read_rows
-from ..ops import FORWARD_PASSES, token_stats
+from ..ops import token_stats
 from ._agreement import Slices
 from ._exchange import Side
 from ._rows import local_ids
@@ -22,10 +22,9 @@ def own(slices: Slices, logits: Tensor) -> Tensor:
 
 def side_of(slices: Slices, x: Tensor, used: Tensor, k: int, temperature: float, entropy: bool) -> Side:
     """Return one model's side, from one read."""
-    row_stats, width = FORWARD_PASSES["row_stats"], x.shape[-1]
-    no_ids = torch.full((*used.shape, 1), -1, device=used.device)
-    a = row_stats.record(x, no_ids, used, min(k, width), entropy, temperature, width)
-    row = row_stats.result(*implementations.run(row_stats, slices.impl, a))
+    no_ids, width = torch.full((*used.shape, 1), -1, device=used.device), x.shape[-1]
+    options = {"k": min(k, width), "entropy": entropy, "temperature": temperature, "vocab_size": width}
+    row = implementations.run_pass(slices.impl, "row_stats", x, no_ids, used, **options)
     reference, mass, mean = row.state.unbind(-1)
     greatest = logits_at(x, row.topk_ids[..., :1], used)[..., 0].to(torch.float64)
     log_mass = mass.log() + (reference - greatest) / temperature
