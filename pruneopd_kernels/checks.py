@@ -42,10 +42,7 @@ KINDS = {
     "float": "float",
     "float | None": "float?",
     "bool": "bool",
-    "Metric": "str",
-    "RewardWeight": "str",
-    "PolicyLoss": "str",
-    "Tail": "str",
+    **dict.fromkeys(("Impl", "Loss", "Metric", "PolicyLoss", "Reduction", "RewardWeight", "Tail"), "str"),
 }
 
 

@@ -10,7 +10,7 @@ from ..drift import next_drift_count
 from ..formulas import is_set
 from ._positions import Positions, put, take
 from ._products import head_of, sum_dtype
-from ._scoring import Scored, score
+from ._scoring import score
 
 CHUNK_BYTES = 2**28  # of one side's logits, if the caller names no size
 
@@ -67,7 +67,8 @@ class Computed(NamedTuple):
     counted: Tensor | None  # bool [c]: False where the response was exhausted before; None: all count
     hidden: Tensor  # the student's, [c, H]
     logits: dict[str, Tensor]
-    scored: Scored
+    fields: dict[str, Tensor]  # what a position has
+    kept: dict[str, Tensor]  # what the backward pass of a loss needs of a position, besides logits
 
     def rows(self, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the places that count, and their rows of tensors."""
@@ -95,28 +96,28 @@ def is_exhausted(drift_count: Tensor, w_drop: float) -> Tensor:
     return 1.0 - w_drop * drift_count.to(torch.float64) <= 0.0
 
 
-def scored_chunks(a: Any, sides: Sides, positions: Positions) -> Iterator[Computed]:
+def scored_chunks(a: Any, sides: Sides) -> Iterator[Computed]:
     """Compute one chunk after another, in time order along each response: a weight depends on earlier positions.
 
     There is at least one, though it may be empty. With `skip_exhausted`, each chunk is followed by the question whether
     its last response is exhausted. If so, the next chunk starts with the next response. On a GPU that waits for the
     chunk.
     """
-    carry, start, is_first = a.drift_count, 0, True
+    positions, carry, start, is_first = positions_of(a), a.drift_count, 0, True
     while is_first or start < len(positions):
         chunk = positions.chunk(start, a.chunk_size)
         names = ("token_ids", "weight", "teacher_topk_ids", "teacher_topk_logprobs")
         given = {name: getattr(a, name, None) for name in names}
         rows = {name: take(x, chunk.places) for name, x in given.items() if x is not None}
         hidden, logits = sides.logits(chunk.places)
-        scored = score(a, logits, rows, cu_seqlens=chunk.cu_seqlens, drift_count=carry)
-        carry = next_drift_count(scored.drift_count, chunk.cu_seqlens, carry)
+        fields, drift_count, kept = score(a, logits, rows, cu_seqlens=chunk.cu_seqlens, drift_count=carry)
+        carry = next_drift_count(drift_count, chunk.cu_seqlens, carry)
         start, counted, is_first = chunk.stop, None, False
         if getattr(a, "skip_exhausted", False):
-            counted = ~is_exhausted(scored.drift_count - scored.fields["drift"].to(torch.int32), a.w_drop)
-            if len(chunk.places) and bool(is_exhausted(scored.drift_count[-1], a.w_drop)):
+            counted = ~is_exhausted(drift_count - fields["drift"].to(torch.int32), a.w_drop)
+            if len(chunk.places) and bool(is_exhausted(drift_count[-1], a.w_drop)):
                 start = positions.end_of_response(start - 1)
-        yield Computed(chunk.places, counted, hidden, logits, scored)
+        yield Computed(chunk.places, counted, hidden, logits, fields, kept)
 
 
 class Fields(dict[str, Tensor]):
@@ -138,8 +139,7 @@ class Fields(dict[str, Tensor]):
 
     def put_scored(self, chunk: Computed) -> None:
         """Put a chunk's scores in their places where they count, and say that they do."""
-        fields = chunk.scored.fields
-        self.put(*chunk.rows(fields | {"counted": torch.ones_like(fields["drift"])}))
+        self.put(*chunk.rows(chunk.fields | {"counted": torch.ones_like(chunk.fields["drift"])}))
 
     def along(self, a: Any) -> dict[str, Tensor]:
         """Return all fields, with C, R, L and E from one scan over all positions."""

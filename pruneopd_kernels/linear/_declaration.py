@@ -16,11 +16,10 @@ from ..ops import OPERATORS
 from ..ops._operator import Declared
 from ._checks import check
 from ._chunks import chunk_size_of
-from ._products import autocast_dtype, without_autocast
+from ._products import without_autocast
 from ._scoring import Passes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-KINDS = checks.KINDS | dict.fromkeys(("Loss", "Reduction", "Impl"), "str")
 
 # What the docstrings share; an entry of the student's also serves where there is one model.
 ENTRIES = """
@@ -84,7 +83,7 @@ class Declaration(Declared):
         parameters.update({key: p for key, p in given if key not in parameters and not key.endswith("logits")})
         shared = inspect.getdoc(OPERATORS[op].function) or "", ENTRIES
         super().__init__(function, own.replace(parameters=[*parameters.values()]), *shared)
-        self.kinds = {key: KINDS[p.annotation] for key, p in parameters.items()}
+        self.kinds = {key: checks.KINDS[p.annotation] for key, p in parameters.items()}
         self.tensors = [key for key, kind in self.kinds.items() if kind.startswith("Tensor")]
         self.record = cast(Any, namedtuple)("Arguments", [*self.kinds, "op", "autocast", "passes"])
 
@@ -106,7 +105,8 @@ class Declaration(Declared):
             raise TypeError(f"{self.name}: {error}") from None
         bound.apply_defaults()
         hidden = next(iter(bound.arguments.values()))
-        autocast = autocast_dtype(hidden.device) if isinstance(hidden, Tensor) else None
+        kind = hidden.device.type if isinstance(hidden, Tensor) else "cpu"
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return self.record(**bound.arguments, op=self.name, autocast=autocast, passes=None)
 
     def check_kinds(self, a: Any, array: type, noun: str) -> None:

@@ -145,14 +145,8 @@ def unit_of(*scales: Tensor | None) -> Tensor:
     return torch.where((unit > 0) & unit.isfinite(), unit, 1.0)
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return what operands are to be rounded to here and now, if anything."""
-    kind = device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
 def without_autocast(like: Tensor) -> AbstractContextManager[None]:
-    """Nothing rounds but what is written here."""
+    """Return a context in which operands are rounded only where these modules do so."""
     return torch.autocast(like.device.type, enabled=False)
 
 

@@ -3,7 +3,7 @@
 `a` is the record of all arguments. Everything is computed by the operators' own passes.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,8 @@ from ..rewards import opd_rewards
 FIELDS = ("loss", "overlap", "drift", "topk_ids", "rewards")
 
 
-class Scored(NamedTuple):
-    """Of one chunk."""
-
-    fields: dict[str, Tensor]  # what a position has
-    drift_count: Tensor  # [c]: C
-    kept: dict[str, Tensor]  # what the backward pass of a loss needs of a position, besides logits
+# Of one chunk: what a position has; C; and what the backward pass of a loss needs of a position, besides logits.
+Scored = tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]
 
 
 class Passes:
@@ -53,11 +49,6 @@ def scalars(op: str, a: Any) -> dict[str, Any]:
     return {name: getattr(a, name) for name in OPERATORS[op].scalars if hasattr(a, name)}
 
 
-def loss_operator(a: Any) -> str:
-    """Return the operator that computes the loss that a record names."""
-    return "topk_forward_kl" if a.loss == "topk_forward_kl" else "opd_loss"
-
-
 def score(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], **along: Any) -> Scored:
     """Score a chunk; with a loss, if the arguments name one.
 
@@ -66,13 +57,13 @@ def score(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], **along: A
     loss = getattr(a, "loss", None)
     if loss is None:
         scored = a.passes.run("reliability", **logits, **rows, **along, **scalars("reliability", a))
-        return Scored({name: getattr(scored, name) for name in FIELDS[1:]}, scored.drift_count, {})
+        return {name: getattr(scored, name) for name in FIELDS[1:]}, scored.drift_count, {}
     if loss == "topk_forward_kl":
         return _forward_kl(a, logits, rows, along)
     outputs, kept = composed("opd_loss", a, **logits, **rows, **along, entropies=True)
     fields = {name: outputs[name] for name in (*FIELDS, "accepted", "teacher_entropy")}
     fields["entropy"] = outputs["student_entropy"]
-    return Scored(fields, outputs["drift_count"], kept)
+    return fields, outputs["drift_count"], kept
 
 
 def composed(name: str, a: Any, **arguments: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -133,4 +124,4 @@ def _forward_kl(a: Any, logits: dict[str, Tensor], rows: dict[str, Tensor], alon
     fields |= {"rewards": rewards.to(dtype), "entropy": student.stats.entropy.to(dtype)}
     kept = {"teacher_topk_ids": sent["ids"], "state": student.stats.state}
     kept["coefficients"] = formulas.coefficients_of(loss, coefficients, weight != 0)
-    return Scored(fields, scored.drift_count, kept)
+    return fields, scored.drift_count, kept

@@ -11,12 +11,11 @@ from .. import checks
 from ..checks import Tail
 from ..formulas import weighted
 from ._checks import is_from_server
-from ._chunks import Fields, Sides, positions_of, scored_chunks
+from ._chunks import Fields, Sides, scored_chunks
 from ._declaration import from_hidden_states, outside_graphs
 from ._gradients import add_chunk, inputs_of, wanted_of, with_formed, with_recomputed
 from ._positions import take
 from ._products import Gradients, unit_of
-from ._scoring import loss_operator
 
 Loss = Literal["topk_policy", "reverse_kl", "topk_forward_kl"]
 Reduction = Literal["none", "sum"]
@@ -97,9 +96,8 @@ def linear_opd_loss(
             waited for.
 
     Returns:
-        `loss`, float32 per position or 0-d, differentiable once in `student_hidden`, `student_weight` and
-        `student_bias`; `entropy` float32 per position, the student's; and the fields of `Reliability`. Nothing else
-        is differentiable. Gradients have their tensors' dtypes.
+        The fields of `LinearOpdLoss`. `loss` alone is differentiable, once, in `student_hidden`, `student_weight` and
+        `student_bias`. Gradients have their tensors' dtypes.
 
     Examples:
         >>> import torch
@@ -148,23 +146,23 @@ def linear_opd_results(**arguments: Any) -> Any:
 def results(a: Any) -> dict[str, Tensor]:
     """Return all that is found, by name; also `accepted` and `teacher_entropy` if there are a teacher's logits."""
     inputs = inputs_of(a, "student_")
-    op, wanted, is_sum = loss_operator(a), wanted_of(inputs), a.reduction == "sum"
+    op = "topk_forward_kl" if a.loss == "topk_forward_kl" else "opd_loss"
+    wanted, is_sum = wanted_of(inputs), a.reduction == "sum"
     with torch.no_grad():
-        positions, sides, fields = positions_of(a), Sides(a), Fields(a.student_hidden.shape[:-1])
+        sides, fields = Sides(a), Fields(a.student_hidden.shape[:-1])
         scale = torch.ones(()) if a.scale is None else a.scale
         scale = scale.to(a.student_hidden.device, torch.float64).expand(fields.shape)
         gradients = Gradients(inputs, [want and is_sum for want in wanted], unit_of(scale))
         kept = []
-        for chunk in scored_chunks(a, sides, positions):
+        for chunk in scored_chunks(a, sides):
             fields.put_scored(chunk)
-            rows = chunk.scored.kept
             if any(wanted) and is_sum:
                 factor = take(scale, chunk.places) / gradients.unit
                 if chunk.counted is not None:
                     factor = torch.where(chunk.counted, factor, 0.0)
-                add_chunk(gradients, op, a, sides, chunk.places, rows, chunk.hidden, chunk.logits, factor)
+                add_chunk(gradients, op, a, sides, chunk.places, chunk.kept, chunk.hidden, chunk.logits, factor)
             elif any(wanted):
-                kept.append(chunk.rows(rows))
+                kept.append(chunk.rows(chunk.kept))
         found = fields.along(a)
         if is_sum:
             terms = torch.where(fields["counted"], weighted(scale, fields["loss"]), 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Reliability
-from ._chunks import Fields, Sides, positions_of, scored_chunks
+from ._chunks import Fields, Sides, scored_chunks
 from ._declaration import from_hidden_states
 
 
@@ -52,8 +52,8 @@ def linear_reliability(
 
 @torch.no_grad()
 def compute(a: Any) -> Reliability:
-    positions, fields = positions_of(a), Fields(a.student_hidden.shape[:-1])
-    for chunk in scored_chunks(a, Sides(a), positions):
+    fields = Fields(a.student_hidden.shape[:-1])
+    for chunk in scored_chunks(a, Sides(a)):
         fields.put_scored(chunk)
     along = fields.along(a)
     return Reliability(**{name: along[name] for name in Reliability._fields})

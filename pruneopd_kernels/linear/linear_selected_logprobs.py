@@ -34,8 +34,8 @@ def linear_selected_logprobs(
     `linear_reliability`.
 
     Returns:
-        `logprobs` float32 `[..., m]`, `entropy` float32 `[...]` in nats and `lse` float32 `[...]`. Log-probabilities
-        and entropy are differentiable in `hidden`, `weight` and `bias`, once; `lse` is a constant.
+        The fields of `SelectedLogprobs`. Log-probabilities and entropy are differentiable in `hidden`, `weight` and
+        `bias`, once; `lse` is a constant.
 
     Examples:
         >>> import torch

@@ -32,12 +32,11 @@ def opd_scores(a: Any) -> OpdScores:
 
 @torch.no_grad()
 def _scores(a: Any, entropies: bool, divergence: bool) -> OpdScores:
-    scored = score(a, a.weight)
-    student, teacher, valid = scored.student, scored.teacher, scored.valid
+    scored, accepted, student, teacher, valid = score(a, a.weight)
     kl = where_used(valid & (entropies or divergence), kl_divergence(student, teacher))
     dtype = float_type(a.student_logits, a.teacher_logits)
     both = [where_used(valid & entropies, entropy(rows)).to(dtype) for rows in (student, teacher)]
     state = state_of(student, teacher, kl, valid)
     if not divergence:
         state[..., 2:] = 0.0
-    return OpdScores._make((*scored.reliability, scored.accepted, *both, kl, state))
+    return OpdScores._make((*scored, accepted, *both, kl, state))
