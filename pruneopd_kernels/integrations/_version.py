@@ -4,13 +4,7 @@ from importlib import metadata
 
 
 def refuse_another_version(integration: str, package: str, versions: str) -> None:
-    """Raise ImportError, in one sentence, unless one of `versions` of `package` is installed.
-
-    Args:
-        integration: The module that needs it.
-        package: Its name for pip.
-        versions: A specifier such as ">=1.16,<1.17"; pre-releases do not match.
-    """
+    """Raise ImportError unless a package's version fits a specifier such as ">=1.16,<1.17"; no pre-release does."""
     needs, command = f"{integration} needs {package}{versions}", f"pip install '{package}{versions}'"
     try:
         installed = metadata.version(package)

@@ -86,15 +86,9 @@ class Server:
             checks.at_least("Server", name, getattr(self, name), 1)
 
     def ask(self, op: str, path: str, requests: Sequence[Request[T]]) -> list[T]:
-        """Post JSON to one path of the server, several requests at a time.
+        """Post the requests to a path such as `/v1/completions`; return what `read` makes of the answers, in order.
 
-        Args:
-            op: The caller's name in errors.
-            path: Such as `/v1/completions`.
-            requests: What to ask.
-
-        Returns:
-            What their `read` made of the answers, in the order of the requests.
+        `op` is the caller's name in errors.
 
         Raises:
             TeacherServerError: One of them failed; those under way were broken off.
@@ -144,7 +138,7 @@ class _Batch:
         self.lock = threading.Lock()
 
     def answer(self, request: Request[T]) -> T:
-        """Ask until there is an answer, or no attempt or no time is left."""
+        """Ask until there is an answer, or until no attempt or no time is left."""
         server, name = self.server, f"{request.name} from {self.server.url}"
         lost, attempt = "nothing before its turn", 0
         while attempt < server.attempts and self._wait(attempt):

@@ -65,9 +65,8 @@ def opd_loss(
             differ. Ids from it on get a gradient of 0. None: V.
 
     Returns:
-        `loss` float32 per position, differentiable in `student_logits` alone, once, in the logits' dtype; then the
-        fields of `reliability` in their order; `accepted` bool, `student_entropy`, `teacher_entropy` and `reverse_kl`
-        float32 per position, in nats. `reverse_kl` is also computed with `loss="reverse_kl"`.
+        The fields of `OpdLoss`. `loss` is differentiable in `student_logits` alone, once; the gradient has the logits'
+        dtype. `reverse_kl` is also computed with `loss="reverse_kl"`.
 
     Examples:
         >>> import torch

@@ -82,10 +82,8 @@ def reliability(
         impl: Implementation to use; an explicit one runs or raises.
 
     Returns:
-        `overlap` (O) float32, `drift` (B) bool, `drift_count` (C) int32, `reliability` (R) float32 and `weight` (L)
-        float32 per position, `effective_length` (E) int32 `[B]`, `topk_ids` (S) int64 and `rewards` float32
-        `[..., k]`. None is differentiable. Candidates are in descending order of logit; of equal logits the lower id
-        comes first, -0 equals +0, and a NaN comes before everything.
+        The fields of `Reliability`. None is differentiable. Candidates are in descending order of logit; of equal
+        logits the lower id comes first, -0 equals +0, and a NaN comes before everything.
 
     Examples:
         >>> import torch

@@ -43,8 +43,8 @@ def selected_logprobs(
         vocab_size: Only ids below it exist, for the softmax; ids from it on get a gradient of 0. None: V.
 
     Returns:
-        `logprobs` float32 `[..., m]`, `entropy` float32 `[...]` in nats and `lse` float32 `[...]`. Log-probabilities
-        and entropy are differentiable in `logits`, once; `lse` is a constant. The gradient has the logits' dtype.
+        The fields of `SelectedLogprobs`. Log-probabilities and entropy are differentiable in `logits`, once; `lse` is a
+        constant. The gradient has the logits' dtype.
 
     Examples:
         >>> import torch

@@ -50,10 +50,8 @@ def token_stats(
         token_ids: int32 or int64 `[...]`, the response's tokens. A negative one (-100) means that there is none.
 
     Returns:
-        The fields of `TokenStats`: ids int64 and log-probabilities float32 `[..., k]`, the others float32 per position;
-        `student_token_logprob` and `teacher_token_logprob` are NaN where there is no token. None is differentiable.
-        Candidates are in descending order of logit; of equal logits the lower id comes first, -0 equals +0, and a NaN
-        comes before everything.
+        The fields of `TokenStats`. None is differentiable. Candidates are in descending order of logit; of equal
+        logits the lower id comes first, -0 equals +0, and a NaN comes before everything.
 
     Examples:
         >>> import torch

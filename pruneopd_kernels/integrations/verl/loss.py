@@ -75,13 +75,8 @@ def prune_opd(
     """Return verl's loss `forward_kl_topk` times L (eq. 7-10), for verl to reduce with its own normaliser.
 
     A position of `response_mask` drifts if `overlap_count / topk < threshold`. verl applies `loss_max_clamp` to the
-    weighted loss. With verl's own configuration the hyperparameters are the defaults of `PruneLossConfig`.
-
-    Args:
-        config: The actor's.
-        distillation_config: `distillation_loss` is read.
-        model_output: The engine's values for each token of `data["input_ids"]`.
-        data: The micro-batch: `prompts` and `responses`, nested, or padded with an `attention_mask`; `response_mask`.
+    weighted loss. With verl's own configuration the hyperparameters are the defaults of `PruneLossConfig`. verl passes
+    the arguments: `model_output` has the engine's values for each token of the micro-batch `data`.
 
     Returns:
         The losses `[B, T]`, and metrics: those of verl's loss, `distillation/drift_rate`, `distillation/weight`, and
