@@ -23,7 +23,6 @@ RewardWeight = Literal["student", "teacher", "none"]
 PolicyLoss = Literal["topk_policy", "reverse_kl"]
 Tail = Literal["bucket", "generalised", "none"]
 
-METRICS = get_args(Metric)
 POLICY_LOSSES = get_args(PolicyLoss)
 REWARD_WEIGHTS = get_args(RewardWeight)
 MAX_K = 256
@@ -242,7 +241,7 @@ SCALARS: dict[str, str | tuple[str, ...]] = {
     "w_drop": "be finite and >= 0",
     "w_base": "be finite and >= 0",
     "eps": "be finite and >= 0",
-    "metric": METRICS,
+    "metric": get_args(Metric),
     "top_p": "be in (0, 1]",
     "reward_weight": REWARD_WEIGHTS,
     "tail": get_args(Tail),

@@ -76,7 +76,6 @@ def read_rows(logits: Tensor, used: Tensor, vocab_size: int | None, temperature:
 
 
 def read_both(a: Any, used: Tensor) -> tuple[Rows, Rows]:
-    """Read the student's and the teacher's rows."""
     student = read_rows(a.student_logits, used, a.vocab_size, a.student_temperature)
     return student, read_rows(a.teacher_logits, used, a.vocab_size, a.teacher_temperature)
 

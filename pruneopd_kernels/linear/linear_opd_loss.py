@@ -114,7 +114,6 @@ def linear_opd_loss(
 
 
 def check(op: str, a: Any) -> None:
-    """Check what only a loss has."""
     losses = get_args(Loss)
     checks.one_of(op, "loss", a.loss, losses)
     if is_from_server(a) and a.loss != losses[-1]:

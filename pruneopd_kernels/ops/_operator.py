@@ -83,7 +83,6 @@ def backward_pass(function: Function) -> Function:
 
 
 def run_backward(name: str, impl: str, *tensors: Any, **scalars: Any) -> Tensor:
-    """Run a backward pass."""
     import torch
 
     gradient: Tensor = getattr(getattr(torch.ops, NAMESPACE), f"_{name}")(*tensors, **scalars, impl=impl)

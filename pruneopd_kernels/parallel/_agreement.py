@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from .. import checks
 from ..dispatch import implementations
 from ..errors import InvalidType, InvalidValue
 from ..formulas import has_values, is_set
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 # Stands for the width of the whole vocabulary while only one slice of it is known: the largest that int32 ids are
 # compared with.
@@ -36,7 +33,7 @@ VALUES = ("mask", "token_ids", "topk_ids", "teacher_topk_ids", "cu_seqlens", "dr
 class Slices:
     """Which ids each rank holds, and which rank this is. Only ids below vocab_size exist."""
 
-    group: ProcessGroup | None
+    group: dist.ProcessGroup | None
     rank: int
     ends: tuple[int, ...]  # of each rank's ids
     vocab_size: int
@@ -53,7 +50,6 @@ class Slices:
 
     @property
     def width(self) -> int:
-        """Return how many ids this rank holds."""
         return self.ends[self.rank] - self.offset
 
     def counts(self, k: int) -> list[int]:
@@ -69,7 +65,7 @@ class _Entry(NamedTuple):
     is_dtype: bool = False
 
 
-def agree(op: Any, group: ProcessGroup | None, a: Any, impl: str) -> Slices:
+def agree(op: Any, group: dist.ProcessGroup | None, a: Any, impl: str) -> Slices:
     """Check a record of arguments on all ranks at once, with one small exchange.
 
     `op` is an operator or the declaration of a function from hidden states.
@@ -117,7 +113,7 @@ def _widths(op: Any, a: Any) -> list[int]:
     return [x.shape[axis] if isinstance(x, Tensor) and not x.is_nested and x.ndim else 0 for x in both]
 
 
-def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
+def _place(op: str, group: dist.ProcessGroup | None) -> tuple[int, int]:
     """Return this rank and how many there are."""
     if not (group is None or isinstance(group, dist.ProcessGroup)):
         checks.bad_type(op, "group", "be a torch.distributed group or None", type(group).__name__)
@@ -127,7 +123,7 @@ def _place(op: str, group: ProcessGroup | None) -> tuple[int, int]:
     return rank, dist.get_world_size(group)
 
 
-def _exchange(numbers: list[int], ranks: int, group: ProcessGroup | None) -> list[list[int]]:
+def _exchange(numbers: list[int], ranks: int, group: dist.ProcessGroup | None) -> list[list[int]]:
     """Return every rank's int64 numbers; on the CPU if the group can, because reading them from a GPU waits for it."""
     on_cpu = "cpu:" in dist.get_backend_config(group)
     mine = torch.tensor(numbers, device="cpu" if on_cpu else torch.accelerator.current_accelerator())
@@ -211,7 +207,7 @@ def _checksum(name: str, values: Tensor, mask: Tensor | None) -> int:
 
 
 def _raise_together(
-    op: str, error: Exception | None, entries: list[_Entry], ranks: int, group: ProcessGroup | None
+    op: str, error: Exception | None, entries: list[_Entry], ranks: int, group: dist.ProcessGroup | None
 ) -> NoReturn:
     """Exchange words: every rank raises, for the first rank that found something or for a difference."""
     spoken = None if error is None else str(error).removeprefix(f"{op}: ")

@@ -38,7 +38,6 @@ def opd_scores(slices: Slices, a: Any) -> OpdScores:
 
 
 def reverse_kl(slices: Slices, a: Any) -> tuple[Tensor, Tensor]:
-    """Return the loss and what its backward pass needs."""
     factor = formulas.loss_factor(a.weight, a.mask, own(slices, a.student_logits)[..., 0])
     student, teacher, _, kl = _rows_of(slices, a, factor != 0, 1, False, True)
     loss = formulas.weighted(factor, kl).to(formulas.float_type(a.student_logits, a.teacher_logits))

@@ -14,7 +14,6 @@ from .topk_policy_loss import topk_policy_loss
 
 
 def opd_loss(a: Any) -> OpdLoss:
-    """Compute the scores, and the loss from them, differentiable by autograd."""
     scores = _scores(a, a.entropies, a.loss == "reverse_kl")
     if a.loss == "reverse_kl":
         weight = scores.weight if a.weight is None else a.weight

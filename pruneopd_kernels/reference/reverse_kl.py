@@ -11,7 +11,6 @@ from ._losses import differentiable, full_width, probabilities
 
 
 def reverse_kl(a: Any) -> Tensor:
-    """Compute the loss, differentiable by autograd."""
     return differentiable(lambda logits: _forward(a, logits)[0], a.student_logits, a.vocab_size)
 
 
@@ -40,7 +39,6 @@ def state_of(student: Rows, teacher: Rows, kl: Tensor, used: Tensor) -> Tensor:
 
 
 def reverse_kl_backward(a: Any) -> tuple[Tensor]:
-    """Compute the gradient of `scale * KL(p || q)`."""
     size = a.vocab_size or a.student_logits.shape[-1]
     used = a.scale != 0
     reference, mass, teacher_reference, offset, of_peak = (x[..., None] for x in a.state.unbind(-1))

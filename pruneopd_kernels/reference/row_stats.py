@@ -40,10 +40,7 @@ def row_stats_of(
 
 
 def logprobs_backward(a: Any) -> tuple[Tensor]:
-    """Compute the gradient of `sum(coefficients * log p[token_ids]) + entropy_coefficient * entropy`.
-
-    Candidates below 0 or beyond the vocabulary are part of the sum of coefficients, and have no logit here.
-    """
+    """Compute the gradient; ids below 0 or beyond the vocabulary count in the sum of coefficients, without a logit."""
     size = a.vocab_size or a.logits.shape[-1]
     coefficients = a.coefficients.to(torch.float64)
     used = (coefficients != 0).any(-1)

@@ -12,7 +12,6 @@ from .row_stats import row_stats_of
 
 
 def topk_forward_kl(a: Any) -> TopkForwardKl:
-    """Compute the loss, differentiable by autograd, and the measures."""
 
     def loss_of(student_logits: Tensor) -> Tensor:
         valid = formulas.valid_positions(a.mask, student_logits, student_logits.shape[:-1])

@@ -9,7 +9,6 @@ from ._losses import differentiable
 
 
 def topk_policy_loss(a: Any) -> Tensor:
-    """Compute the loss, differentiable by autograd."""
     used = policy_positions(a.topk_ids, a.advantages, a.mask)
 
     def loss_of(student_logits: Tensor) -> Tensor:
