@@ -103,22 +103,15 @@ def opd_rewards(
     match = _first_match(slots_s, slots_t)
     shared_s, shared_t = match >= 0, found_in(slots_t, slots_s)
 
-    a: Any
-    b: Any
-    if strategy == "student":
-        ids, valid, a, b = from_student, exists_s, student_topk_logprobs, teacher_on_student_logprobs
-    elif strategy == "teacher":
-        ids, valid, a, b = from_teacher, exists_t, student_on_teacher_logprobs, teacher_topk_logprobs
-    elif strategy == "intersection":
-        ids, valid, a = from_student, shared_s, student_topk_logprobs
-        b = teacher_topk_logprobs.gather(-1, match.clamp(min=0))
-    else:
-        assert student_on_teacher_logprobs is not None
-        assert teacher_on_student_logprobs is not None
-        taken_s = exists_s if strategy == "union" else exists_s & ~shared_s
-        ids, valid = torch.cat([from_student, from_teacher], -1), torch.cat([taken_s, exists_t & ~shared_t], -1)
-        a = torch.cat([student_topk_logprobs, student_on_teacher_logprobs], -1)
-        b = torch.cat([teacher_on_student_logprobs, teacher_topk_logprobs], -1)
+    taken_s = {"intersection": shared_s, "symmetric_difference": exists_s & ~shared_s}.get(strategy, exists_s)
+    taken_t = exists_t if strategy == "teacher" else exists_t & ~shared_t
+    if strategy == "intersection":
+        teacher_on_student_logprobs = teacher_topk_logprobs.gather(-1, match.clamp(min=0))
+    of_student: Any = from_student, taken_s, student_topk_logprobs, teacher_on_student_logprobs
+    of_teacher: Any = from_teacher, taken_t, student_on_teacher_logprobs, teacher_topk_logprobs
+    one_side = {"student": [of_student], "teacher": [of_teacher], "intersection": [of_student]}
+    sides = one_side.get(strategy, [of_student, of_teacher])
+    ids, valid, a, b = (torch.cat(of_sides, -1) for of_sides in zip(*sides, strict=True))
 
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     valid = valid & valid_positions(mask, ids, ids.shape[:-1])[..., None]
