@@ -2,8 +2,9 @@
 
 A module `ops/<op>.py` declares one operator, read downwards: the signature with its defaults and docstring, the type of
 the result, `check` (the rules for its arguments) and `fake` (empty outputs). A differentiable operator also has
-`SAVED`, what its forward pass saves, `SAVED_INPUTS` and `backward`. Neither this module nor the declarations import
-torch, so that `host` works without it. `dispatch.registration` makes the operators for torch.
+`SAVED`, what its forward pass makes for its backward pass, `kept`, all that this needs, and `backward`. Neither this
+module nor the declarations import torch, so that `host` works without it. `dispatch.registration` makes the operators
+for torch.
 
 Only what reads logits is compiled, or the scan along responses. An operator whose module has `compute` is composed: it
 runs a compiled pass, declared by `forward_pass`, and computes the rest in PyTorch.

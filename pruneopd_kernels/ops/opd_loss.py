@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 from .. import checks
@@ -185,21 +186,6 @@ def opd_scores(
     ...
 
 
-class OpdScores(NamedTuple):
-    """Of `opd_scores`."""
-
-    overlap: Tensor
-    drift: Tensor
-    drift_count: Tensor
-    reliability: Tensor
-    weight: Tensor
-    effective_length: Tensor
-    topk_ids: Tensor
-    rewards: Tensor
-    accepted: Tensor
-    student_entropy: Tensor
-    teacher_entropy: Tensor
-    reverse_kl: Tensor
-    """float64 per position, with `entropies` or `divergence`."""
-    state: Tensor
-    """float64 `[..., 5]`: as `reverse_kl` saves it; without `divergence` only the student's reference and mass."""
+# The fields of `OpdLoss` without the loss, `reverse_kl` in float64; and `state`, float64 `[..., 5]`, which `reverse_kl`
+# saves, too. Without `divergence` it has only the student's reference and mass.
+OpdScores: Any = namedtuple("OpdScores", (*OpdLoss._fields[1:], "state"))  # type: ignore[misc]

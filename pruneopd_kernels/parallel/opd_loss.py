@@ -21,7 +21,7 @@ def reliability(slices: Slices, a: Any) -> Reliability:
     return Reliability(*opd_scores(slices, SimpleNamespace(**arguments))[:8])
 
 
-def opd_scores(slices: Slices, a: Any) -> OpdScores:
+def opd_scores(slices: Slices, a: Any) -> Any:
     valid = formulas.valid_positions(a.mask, a.student_logits, a.student_logits.shape[:-1])
     student, teacher, entropies, kl = _rows_of(slices, a, valid, a.k, a.entropies, a.divergence)
     teacher_on_student = teacher.logprobs(student.others)

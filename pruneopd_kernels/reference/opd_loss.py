@@ -22,15 +22,15 @@ def opd_loss(a: Any) -> OpdLoss:
         candidates = {"topk_ids": scores.topk_ids, "advantages": scores.rewards, "old_logprobs": None}
         on_policy = {"clip_low": 0.0, "clip_high": 0.0, "clip_dual": math.inf}  # every ratio is 1
         loss = topk_policy_loss(SimpleNamespace(**a._asdict(), **candidates, **on_policy))
-    return OpdLoss(loss, *scores[:-2], scores.reverse_kl.to(loss.dtype))
+    return OpdLoss._make((loss, *scores[:-2], scores.reverse_kl.to(loss.dtype)))
 
 
-def opd_scores(a: Any) -> OpdScores:
+def opd_scores(a: Any) -> Any:
     return _scores(a, a.entropies, a.divergence)
 
 
 @torch.no_grad()
-def _scores(a: Any, entropies: bool, divergence: bool) -> OpdScores:
+def _scores(a: Any, entropies: bool, divergence: bool) -> Any:
     scored, accepted, student, teacher, valid = score(a, a.weight)
     kl = where_used(valid & (entropies or divergence), kl_divergence(student, teacher))
     dtype = float_type(a.student_logits, a.teacher_logits)
