@@ -178,13 +178,9 @@ def without_repetitions(ids: Tensor) -> Tensor:
     return ids.masked_fill(torch.zeros_like(again).scatter(-1, order, again), -1)
 
 
-def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
-    """Return O (eq. 6) in float64: common candidates over the size of the larger set; -1 marks an empty slot."""
-    return overlap_of_count(found_in(student_slots, teacher_slots).sum(-1), student_slots, teacher_slots, broken)
-
-
-def overlap_of_count(count: Tensor, student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
-    """Return the same from how many candidates both have."""
+def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor, shared: Tensor | None = None) -> Tensor:
+    """Return O (eq. 6) in float64: the shared slots over the size of the larger set; -1 marks an empty slot."""
+    count = (found_in(student_slots, teacher_slots) if shared is None else shared).sum(-1)
     size = torch.maximum((student_slots >= 0).sum(-1), (teacher_slots >= 0).sum(-1))
     return count.masked_fill(broken, 0).to(torch.float64) / size.clamp(min=1)
 
@@ -428,17 +424,12 @@ def spoilt_state(state: Tensor, loss: Tensor) -> Tensor:
 
 
 def reverse_kl_state(
-    student_state: Tensor,
-    teacher_state: Tensor,
-    peak_log_ratio: Tensor,
-    kl: Tensor,
-    used: Tensor,
+    student_state: Tensor, teacher_state: Tensor, peak_log_ratio: Tensor, kl: Tensor, used: Tensor
 ) -> Tensor:
     """Return what the backward pass needs, `[..., 5]`, from the states of both rows.
 
-    The excess of an id is log p - log q - KL. The state holds the student's reference logit and mass, the teacher's
-    reference logit, the offset and the excess of the student's peak. The offset is what is left of the excess where
-    both logits equal their references: KL + log(ratio of the masses).
+    It is the student's reference logit and mass, the teacher's reference logit, the offset and the excess of the
+    student's peak. An id's excess is log p - log q - KL; it is the offset if both logits equal their references.
     """
     reference, mass = student_state[..., 0], student_state[..., 1]
     teacher_reference, teacher_mass = teacher_state[..., 0], teacher_state[..., 1]

@@ -2,9 +2,8 @@
 
 The functions take what their namesakes in `pruneopd_kernels` take, each rank its own slice of the logits or of the
 heads, and return the same answer on every rank. Only the passes over logits have a form of their own, in files named
-like those of their declarations: the operators compute from them what they compute on one rank, and so does `linear`.
-The files with an underscore are what the passes share: `_agreement` and `_exchange` talk to the other ranks, `_slice`
-looks at this rank's logits, `_rows` puts whole rows together, `_passes` runs passes forward and backward.
+like their declarations. The files with an underscore are what they share: `_agreement` and `_exchange` talk to other
+ranks, `_slice` reads this rank's logits, `_rows` puts whole rows together, `_passes` runs passes forward and backward.
 """
 
 from typing import Any

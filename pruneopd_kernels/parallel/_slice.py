@@ -1,5 +1,7 @@
 """What one rank computes from its slice, with the passes over whole rows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -36,30 +38,25 @@ def pair_of(
 ) -> tuple[Side, Side]:
     """Return the student's side and the teacher's, from one read; on request with entropies and divergences."""
     if divergences:
-        at, towards = temperatures
-        stats = token_stats(
-            x, y, used, k=min(k, x.shape[-1]),
-            student_temperature=at, teacher_temperature=towards, impl=slices.impl,
-        )  # fmt: skip
+        both: dict[str, Any] = dict(zip(("student_temperature", "teacher_temperature"), temperatures, strict=True))
+        stats = token_stats(x, y, used, k=min(k, x.shape[-1]), impl=slices.impl, **both)
         # The log-probability of the greatest tells the mass without a log-sum-exp, which is as large as the logits.
-        log_masses = (-logprobs[..., 0] for logprobs in (stats.student_topk_logprobs, stats.teacher_topk_logprobs))
-        student = _side(slices, x, used, k, stats.student_topk_ids, next(log_masses), stats.student_entropy)
-        teacher = _side(slices, y, used, k, stats.teacher_topk_ids, next(log_masses), stats.teacher_entropy)
+        of_student, of_teacher = -stats.student_topk_logprobs[..., 0], -stats.teacher_topk_logprobs[..., 0]
+        student = _side(slices, x, used, k, stats.student_topk_ids, of_student, stats.student_entropy)
+        teacher = _side(slices, y, used, k, stats.teacher_topk_ids, of_teacher, stats.teacher_entropy)
         student = student._replace(divergence=_exact(stats.reverse_kl, x, y, *temperatures))
         teacher = teacher._replace(divergence=_exact(stats.forward_kl, y, x, *reversed(temperatures)))
     else:
-        student, teacher = (
-            side_of(slices, logits, used, k, temperature, entropy=False)
-            for logits, temperature in zip((x, y), temperatures, strict=True)
-        )
+        student = side_of(slices, x, used, k, temperatures[0], entropy=False)
+        teacher = side_of(slices, y, used, k, temperatures[1], entropy=False)
     return student._replace(others=logits_of_ids(slices, y, student.topk_ids, used)), teacher
 
 
 def _exact(kl: Tensor, x: Tensor, y: Tensor, of_x: float, of_y: float) -> Tensor:
-    """Return KL(p || q) of this slice in float64: +inf where an id has log q = -inf < log p, and only there.
+    """Return KL(p || q) of this slice in float64: +inf if an id has log q = -inf < log p, and only then.
 
-    `token_stats` also returns +inf where KL is finite and no float32. That takes logits near the ends of float32, or a
-    temperature near 0. Only rows that are +inf are read again; a GPU is asked whether there are any.
+    `token_stats` also returns +inf for a finite KL beyond float32, so rows that are +inf are read again. That takes
+    logits near the ends of float32, or a temperature near 0. A GPU is asked whether there are such rows.
     """
     kl = kl.to(torch.float64)
     for rows in (kl == torch.inf).nonzero().split(ROWS_AT_ONCE):

@@ -10,28 +10,16 @@ from ..ops.row_stats import RowStats
 from ._losses import full_width, probabilities
 
 
-def row_stats(a: Any) -> RowStats:
-    return row_stats_of(a.logits, a.token_ids, a.mask, a.k, a.temperature, a.vocab_size, a.entropy)
-
-
 @torch.no_grad()
-def row_stats_of(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor | None,
-    k: int,
-    temperature: float,
-    vocab_size: int | None,
-    with_entropy: bool = False,
-) -> RowStats:
-    valid, dtype = formulas.valid_positions(mask, logits, logits.shape[:-1]), formulas.float_type(logits)
-    rows = formulas.read_rows(logits, valid, vocab_size, temperature)
-    ids, state = formulas.topk_ids(rows.logits, k), formulas.row_state(rows, valid)
-    if not with_entropy:
+def row_stats(a: Any) -> RowStats:
+    valid, dtype = formulas.valid_positions(a.mask, a.logits, a.logits.shape[:-1]), formulas.float_type(a.logits)
+    rows = formulas.read_rows(a.logits, valid, a.vocab_size, a.temperature)
+    ids, state = formulas.topk_ids(rows.logits, a.k), formulas.row_state(rows, valid)
+    if not a.entropy:
         state[..., 2] = formulas.where_used(valid & rows.broken, state[..., 2])
     return RowStats(
-        logprobs=formulas.where_used(valid, formulas.candidate_logprobs(rows.logprobs, token_ids)),
-        entropy=formulas.where_used(valid & with_entropy, formulas.entropy(rows)).to(dtype),
+        logprobs=formulas.where_used(valid, formulas.candidate_logprobs(rows.logprobs, a.token_ids)),
+        entropy=formulas.where_used(valid & a.entropy, formulas.entropy(rows)).to(dtype),
         lse=formulas.where_used(valid, rows.lse()).to(dtype),
         topk_ids=ids,
         filled=formulas.where_used(valid, (formulas.filled_slots(rows, ids) >= 0).sum(-1)).to(torch.int32),

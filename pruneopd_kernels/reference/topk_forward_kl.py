@@ -1,5 +1,6 @@
 """KL(teacher || student) over the teacher's candidates."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from .. import formulas
 from ..ops import TopkForwardKl
 from ._losses import differentiable
-from .row_stats import row_stats_of
+from .row_stats import row_stats
 
 
 def topk_forward_kl(a: Any) -> TopkForwardKl:
@@ -21,8 +22,9 @@ def topk_forward_kl(a: Any) -> TopkForwardKl:
         loss = formulas.where_used(valid, kl.loss.masked_fill(rows.broken, torch.nan))
         return loss.to(formulas.float_type(student_logits))
 
-    k = a.teacher_topk_ids.shape[-1]
-    row = row_stats_of(a.student_logits, a.teacher_topk_ids, a.mask, k, a.student_temperature, a.vocab_size)
+    of_row = {"logits": a.student_logits, "token_ids": a.teacher_topk_ids, "temperature": a.student_temperature}
+    rest = {"k": a.teacher_topk_ids.shape[-1], "entropy": False, "mask": a.mask, "vocab_size": a.vocab_size}
+    row = row_stats(SimpleNamespace(**of_row, **rest))
     (_, *measures), _ = formulas.topk_forward_kl(row, a)
     loss = differentiable(loss_of, a.student_logits, a.vocab_size)
     return TopkForwardKl._make((loss, *measures, row.topk_ids))
