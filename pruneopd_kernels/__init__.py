@@ -35,38 +35,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "InvalidType",
-    "InvalidValue",
-    "LinearOpdLoss",
-    "OpdLoss",
-    "OpdRewards",
-    "PruneConfig",
-    "Reliability",
-    "ReliabilityFromDrift",
-    "ReliabilityFromTopk",
-    "ResponseBudget",
-    "SelectedLogprobs",
-    "TokenStats",
-    "TopkForwardKl",
-    "host",
-    "linear_opd_loss",
-    "linear_reliability",
-    "linear_selected_logprobs",
-    "next_drift_count",
-    "opd_loss",
-    "opd_rewards",
-    "parallel",
-    "reference",
-    "reliability",
-    "reliability_from_drift",
-    "reliability_from_topk",
-    "reverse_kl",
-    "sampled_drift",
-    "selected_logprobs",
-    "token_stats",
-    "topk_forward_kl",
-    "topk_policy_loss",
-]
+    "InvalidType", "InvalidValue", "LinearOpdLoss", "OpdLoss", "OpdRewards", "PruneConfig", "Reliability",
+    "ReliabilityFromDrift", "ReliabilityFromTopk", "ResponseBudget", "SelectedLogprobs", "TokenStats", "TopkForwardKl",
+    "host", "linear_opd_loss", "linear_reliability", "linear_selected_logprobs", "next_drift_count", "opd_loss",
+    "opd_rewards", "parallel", "reference", "reliability", "reliability_from_drift", "reliability_from_topk",
+    "reverse_kl", "sampled_drift", "selected_logprobs", "token_stats", "topk_forward_kl", "topk_policy_loss",
+]  # fmt: skip
 
 # Where the other names are looked for. The first three import no torch.
 _MODULES = ("ops", "config", "errors", "budget", "drift", "rewards", "linear")

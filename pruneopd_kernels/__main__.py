@@ -7,8 +7,7 @@ from . import __version__
 
 def main() -> None:
     print(f"pruneopd_kernels {__version__}, Python {platform.python_version()}, {platform.machine()}")
-    rows = [*_torch_rows(), ("host", _host_state())]
-    for name, state in rows:
+    for name, state in [*_torch_rows(), ("host", _host_state())]:
         print(f"  {name:<10} {state}")
 
 

@@ -1,7 +1,6 @@
 """What bad input raises.
 
-One check serves the Python functions, which promise ValueError and TypeError, and the raw operators, which promise
-RuntimeError as the dispatcher does. So each error is both.
+The Python functions promise ValueError and TypeError, the raw operators RuntimeError. So each error is both.
 """
 
 

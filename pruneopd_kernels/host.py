@@ -6,7 +6,6 @@ logits are arrays of `ml_dtypes.bfloat16`. Results are equal bit for bit, and do
 
 import os
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,12 @@ import numpy as np
 from . import checks
 from .ops import OPERATORS, Operator
 
-
-def _load() -> tuple[ModuleType | None, str | None]:
-    """Return the compiled module, or why it is not usable and what would help."""
-    try:
-        return import_module("._host", __package__), None
-    except ImportError as error:
-        return None, f"{error}; installing the package where a C++20 compiler is found builds it"
-
-
-_HOST, WHY_NOT = _load()
+_HOST: Any = None
+WHY_NOT: str | None = None  # why this module is not usable, and what would help
+try:
+    _HOST = import_module("._host", __package__)
+except ImportError as error:
+    WHY_NOT = f"{error}; installing the package where a C++20 compiler is found builds it"
 
 
 def _function(op: Operator) -> Any:

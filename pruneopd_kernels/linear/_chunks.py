@@ -99,9 +99,8 @@ def is_exhausted(drift_count: Tensor, w_drop: float) -> Tensor:
 def scored_chunks(a: Any, sides: Sides) -> Iterator[Computed]:
     """Compute one chunk after another, in time order along each response: a weight depends on earlier positions.
 
-    There is at least one, though it may be empty. With `skip_exhausted`, each chunk is followed by the question whether
-    its last response is exhausted. If so, the next chunk starts with the next response. On a GPU that waits for the
-    chunk.
+    There is at least one, though it may be empty. With `skip_exhausted`, the chunk after one whose last response is
+    exhausted starts with the next response. On a GPU that waits for each chunk.
     """
     positions, carry, start, is_first = positions_of(a), a.drift_count, 0, True
     while is_first or start < len(positions):

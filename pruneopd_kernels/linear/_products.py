@@ -93,8 +93,7 @@ class Head:
 class Gradients:
     """By hidden states, weight and bias, where wanted; formed chunk by chunk, in float32 or float64.
 
-    The gradients of a chunk's logits may come divided by a number `unit`. The last product with the incoming gradient
-    gives it back.
+    The gradients of a chunk's logits come divided by the number `unit`, which the last product gives back.
     """
 
     def __init__(self, inputs: Sequence[Tensor | None], wanted: Sequence[bool], unit: Tensor) -> None:
@@ -134,8 +133,7 @@ class Gradients:
 def unit_of(*scales: Tensor | None) -> Tensor:
     """Return the power of two next to the largest of these numbers, 1 if there is no finite one above 0.
 
-    Divided by it, a gradient does not vanish where a product rounds it to half precision. A GradScaler's factor or
-    1 / (number of tokens) make the numbers large or small.
+    Divided by it, a gradient of any scale does not vanish when a product rounds it to half precision.
     """
     finite = [x.abs().nan_to_num(0.0, 0.0, 0.0).amax() for x in scales if x is not None and x.numel()]
     if not finite:

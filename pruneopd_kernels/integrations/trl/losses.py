@@ -25,8 +25,7 @@ TRL_LOSS = "_chunked_divergence_loss"
 def with_loss(method: FunctionType, loss: Callable[..., Any]) -> FunctionType:
     """Return a copy of a method of TRL's that calls `loss` in place of TRL's own.
 
-    It is the same code with other globals. Nothing is patched: there is nothing to restore after an error, and no other
-    thread sees a difference.
+    It is the same code with other globals. Nothing is patched, so nothing needs to be restored after an error.
     """
     names = {**method.__globals__, TRL_LOSS: loss}
     return FunctionType(method.__code__, names, method.__name__, method.__defaults__, method.__closure__)
@@ -56,14 +55,13 @@ class Side:
 
     def arguments(self, name: str, temperature: float) -> dict[str, Any]:
         """Return the operator's arguments. TRL scales before it caps, which is a cap and a temperature over scale."""
-        values = {
-            "hidden": self.hidden,
-            "weight": self.weight,
-            "bias": self.bias,
-            "softcap": None if self.soft_cap is None else self.soft_cap / self.logit_scale,
-            "temperature": temperature / self.logit_scale,
+        return {
+            f"{name}_hidden": self.hidden,
+            f"{name}_weight": self.weight,
+            f"{name}_bias": self.bias,
+            f"{name}_softcap": None if self.soft_cap is None else self.soft_cap / self.logit_scale,
+            f"{name}_temperature": temperature / self.logit_scale,
         }
-        return {f"{name}_{key}": value for key, value in values.items()}
 
 
 @dataclass
