@@ -1,9 +1,8 @@
 """Rules for arguments: each raises `<op>: <argument> must <rule>, got <actual>` if its argument breaks it.
 
 The operators' declarations (`ops/<op>.py`) call these functions; the raw operators, the reference and `host` share
-them. There is no torch here: a tensor, torch's or NumPy's, is asked for its shape, dtype, device and strides. Only the
-functions in the last section look at the values inside a tensor. Callers use those only if looking neither waits for a
-GPU nor breaks a trace.
+them. There is no torch here: tensors and NumPy's arrays are asked for shape, dtype, device and strides. Only the last
+section looks at values inside a tensor. Callers use it only if that neither waits for a GPU nor breaks a trace.
 
 Rules are checked in the order of the signature: tensors, then scalars, then values inside tensors.
 """

@@ -125,8 +125,7 @@ def kl_divergence(p: Rows, q: Rows) -> Tensor:
     exists = p.logprobs != -torch.inf
     log_p, log_q = (torch.where(exists, rows.logprobs, 0.0) for rows in (p, q))
     impossible = log_q == -torch.inf
-    kl = (p.logprobs.exp() * (log_p - log_q.masked_fill(impossible, 0.0))).sum(-1)
-    kl = not_negative(kl)
+    kl = not_negative((p.logprobs.exp() * (log_p - log_q.masked_fill(impossible, 0.0))).sum(-1))
     return kl.masked_fill(impossible.any(-1), torch.inf).masked_fill(p.broken | q.broken, torch.nan)
 
 

@@ -55,12 +55,11 @@ Read = Callable[[Asked, Any], Said]
 
 
 class Batch:
-    """The prompts and responses of one call, checked; the arguments are those of `vllm.score`."""
+    """The prompts and responses of one call, checked. The arguments are those of `vllm.score`; `op` is for errors."""
 
     def __init__(
         self, op: str, prompt_ids: Ids, response_ids: Ids, vocab_size: int, k: int, length: int | None
     ) -> None:
-        """Check the arguments; `op` is the caller's name in errors."""
         self.op, self.vocab_size, self.k = op, vocab_size, k
         prompts, responses = _lists(op, "prompt_ids", prompt_ids), _lists(op, "response_ids", response_ids)
         self._check_count("response_ids", len(responses), len(prompts))

@@ -104,19 +104,19 @@ def scored_chunks(a: Any, sides: Sides) -> Iterator[Computed]:
     """
     positions, carry, start, is_first = positions_of(a), a.drift_count, 0, True
     while is_first or start < len(positions):
-        chunk = positions.chunk(start, a.chunk_size)
+        stop, places, cu_seqlens = positions.chunk(start, a.chunk_size)
         names = ("token_ids", "weight", "teacher_topk_ids", "teacher_topk_logprobs")
         given = {name: getattr(a, name, None) for name in names}
-        rows = {name: take(x, chunk.places) for name, x in given.items() if x is not None}
-        hidden, logits = sides.logits(chunk.places)
-        fields, drift_count, kept = score(a, logits, rows, cu_seqlens=chunk.cu_seqlens, drift_count=carry)
-        carry = next_drift_count(drift_count, chunk.cu_seqlens, carry)
-        start, counted, is_first = chunk.stop, None, False
+        rows = {name: take(x, places) for name, x in given.items() if x is not None}
+        hidden, logits = sides.logits(places)
+        fields, drift_count, kept = score(a, logits, rows, cu_seqlens=cu_seqlens, drift_count=carry)
+        carry = next_drift_count(drift_count, cu_seqlens, carry)
+        start, counted, is_first = stop, None, False
         if getattr(a, "skip_exhausted", False):
             counted = ~is_exhausted(drift_count - fields["drift"].to(torch.int32), a.w_drop)
-            if len(chunk.places) and bool(is_exhausted(drift_count[-1], a.w_drop)):
+            if len(places) and bool(is_exhausted(drift_count[-1], a.w_drop)):
                 start = positions.end_of_response(start - 1)
-        yield Computed(chunk.places, counted, hidden, logits, fields, kept)
+        yield Computed(places, counted, hidden, logits, fields, kept)
 
 
 class Fields(dict[str, Tensor]):

@@ -4,21 +4,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..formulas import is_set, response_ends
-
-
-class Chunk(NamedTuple):
-    """Consecutive valid positions, of one response or of several."""
-
-    stop: int  # where the chunk ends, counted in valid positions
-    places: Tensor
-    cu_seqlens: Tensor  # int32 [B + 1]: where each response begins and ends in the chunk; most are empty
 
 
 def valid_places(shape: Sequence[int], mask: Tensor | None, device: torch.device) -> Tensor:
@@ -47,7 +38,6 @@ class Positions:
     def __init__(
         self, shape: Sequence[int], mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
     ) -> None:
-        self.shape = torch.Size(shape)
         self.places = valid_places(shape, mask, device)
         self.ends = response_ends(shape, cu_seqlens, device)  # counted in valid positions
         if mask is not None:
@@ -56,9 +46,10 @@ class Positions:
     def __len__(self) -> int:
         return len(self.places)
 
-    def chunk(self, start: int, size: int) -> Chunk:
+    def chunk(self, start: int, size: int) -> tuple[int, Tensor, Tensor]:
+        """Return where a chunk ends, its places and its cu_seqlens, in which most responses are empty."""
         stop = min(start + size, len(self))
-        return Chunk(stop, self.places[start:stop], (self.ends.clamp(start, stop) - start).to(torch.int32))
+        return stop, self.places[start:stop], (self.ends.clamp(start, stop) - start).to(torch.int32)
 
     def end_of_response(self, position: int) -> int:
         """Return where the valid positions end of the response that this position belongs to."""

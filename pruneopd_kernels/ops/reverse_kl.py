@@ -43,8 +43,7 @@ def reverse_kl(
             None: V.
 
     Returns:
-        float32 `[...]`: the loss of each position, differentiable in `student_logits` alone, once. The gradient has
-        the logits' dtype.
+        float32 `[...]`: the losses, differentiable in `student_logits` alone, once. The gradient has its dtype.
 
     Examples:
         >>> import torch

@@ -57,8 +57,7 @@ def topk_policy_loss(
         vocab_size: Only ids below it exist, for the softmax; ids from it on get a gradient of 0. None: V.
 
     Returns:
-        float32 `[...]`: the loss of each position, differentiable in `student_logits` alone, once. The gradient has
-        the logits' dtype.
+        float32 `[...]`: the losses, differentiable in `student_logits` alone, once. The gradient has its dtype.
 
     Examples:
         >>> import torch

@@ -70,7 +70,12 @@ def agree(op: Any, group: dist.ProcessGroup | None, a: Any, impl: str) -> Slices
 
     `op` is an operator or the declaration of a function from hidden states.
     """
-    rank, ranks = _place(op.name, group)
+    if not (group is None or isinstance(group, dist.ProcessGroup)):
+        checks.bad_type(op.name, "group", "be a torch.distributed group or None", type(group).__name__)
+    rank = dist.get_rank(group)
+    if rank < 0:
+        checks.bad_value(op.name, "group", "contain this rank", "one without it")
+    ranks = dist.get_world_size(group)
     error = _error(op, a, impl, None)
     entries = _entries(op, a, impl) if error is None else []
     digest = hashlib.blake2b(repr(entries).encode(), digest_size=8).digest()
@@ -111,16 +116,6 @@ def _widths(op: Any, a: Any) -> list[int]:
     first, last = (getattr(a, name) for name in _models(op))
     axis, both = next(iter(axes_of(op).values())), (first, first if last is None else last)
     return [x.shape[axis] if isinstance(x, Tensor) and not x.is_nested and x.ndim else 0 for x in both]
-
-
-def _place(op: str, group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """Return this rank and how many there are."""
-    if not (group is None or isinstance(group, dist.ProcessGroup)):
-        checks.bad_type(op, "group", "be a torch.distributed group or None", type(group).__name__)
-    rank = dist.get_rank(group)
-    if rank < 0:
-        checks.bad_value(op, "group", "contain this rank", "one without it")
-    return rank, dist.get_world_size(group)
 
 
 def _exchange(numbers: list[int], ranks: int, group: dist.ProcessGroup | None) -> list[list[int]]:

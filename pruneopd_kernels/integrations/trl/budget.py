@@ -45,10 +45,8 @@ class BudgetCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what `trainer_state.json` keeps; transformers makes a callback of `args` and sets `attributes`."""
-        return {
-            "args": {name: getattr(self.budget, name) for name in _SETTINGS},
-            "attributes": {"saved": self.saved},
-        }
+        settings = {name: getattr(self.budget, name) for name in _SETTINGS}
+        return {"args": settings, "attributes": {"saved": self.saved}}
 
     @property
     def saved(self) -> dict[str, int]:
