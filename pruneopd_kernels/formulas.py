@@ -196,19 +196,13 @@ def accepted(token_ids: Tensor, teacher_slots: Tensor, teacher_topk_logprobs: Te
 
 
 def overlap_and_drift(
-    student_slots: Tensor,
-    teacher_slots: Tensor,
-    teacher_topk_logprobs: Tensor | None,
-    broken: Tensor,
-    valid: Tensor,
-    a: Any,
+    student_slots: Tensor, teacher_slots: Tensor, teacher_logprobs: Tensor | None, broken: Tensor, valid: Tensor, a: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return O in float32, B and acceptance; `a` has the operator's arguments that decide about drift."""
     overlap = overlap_of(student_slots, teacher_slots, broken)
-    if a.token_ids is None or teacher_topk_logprobs is None:
-        is_accepted = torch.zeros_like(valid)
-    else:
-        is_accepted = accepted(a.token_ids, teacher_slots, teacher_topk_logprobs, a.top_p) & ~broken & valid
+    is_accepted = torch.zeros_like(valid)
+    if a.token_ids is not None and teacher_logprobs is not None:
+        is_accepted = accepted(a.token_ids, teacher_slots, teacher_logprobs, a.top_p) & ~broken & valid
     drift = overlap < a.threshold if a.metric == "overlap" else ~is_accepted
     return where_used(valid, overlap).to(torch.float32), drift & valid, is_accepted
 

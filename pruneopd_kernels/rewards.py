@@ -140,8 +140,7 @@ _NEEDED_BY = {
 def _check(mask: Any, strategy: Any, reward_weight: Any, weight: Any, **candidates: Any) -> None:
     op = "opd_rewards"
     for name, tensor in {**candidates, "mask": mask, "weight": weight}.items():
-        is_required = "_topk_" in name
-        checks.kind(op, name, tensor, "Tensor" if is_required else "Tensor?", Tensor, "a tensor")
+        checks.kind(op, name, tensor, "Tensor" if "_topk_" in name else "Tensor?", Tensor, "a tensor")
     checks.kind(op, "strategy", strategy, "str")
     checks.kind(op, "reward_weight", reward_weight, "str")
     ids = candidates["student_topk_ids"]

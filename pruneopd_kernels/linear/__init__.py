@@ -1,7 +1,6 @@
 """Functions from hidden states: only the logits of some positions exist at a time.
 
-One function per file. The files with an underscore are what they share: the declaration of arguments, their checks,
-which positions, the matrix products, what is computed from a chunk's logits, the loop over chunks, the backward pass.
+One function per file. The files with an underscore are what they share, from the declaration to the backward pass.
 """
 
 from .linear_opd_loss import LinearOpdLoss, linear_opd_loss

@@ -99,5 +99,4 @@ def _candidates(op: str, a: Any) -> None:
     checks.has_one_for_each(op, "teacher_topk_ids", a.teacher_topk_ids, hidden, shape, checks.IDS)
     checks.has_one_for_each(op, "teacher_topk_logprobs", a.teacher_topk_logprobs, hidden, shape)
     if a.teacher_temperature != 1:
-        rule = "be 1 when teacher_topk_ids are given"
-        checks.bad_value(op, "teacher_temperature", rule, a.teacher_temperature)
+        checks.bad_value(op, "teacher_temperature", "be 1 when teacher_topk_ids are given", a.teacher_temperature)

@@ -16,7 +16,6 @@ from ..ops import OPERATORS
 from ..ops._operator import Declared
 from ._checks import check
 from ._chunks import chunk_size_of
-from ._products import without_autocast
 from ._scoring import Passes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -94,7 +93,7 @@ class Declaration(Declared):
         refuse_forward_mode(self.name, a)
         self.check(a)
         impl = implementations.choose(self.name, a.impl, a[0].device)
-        with without_autocast(a[0]):
+        with torch.autocast(a[0].device.type, enabled=False):
             return compute(a._replace(impl=impl, chunk_size=chunk_size_of(a), passes=Passes(impl)))
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -119,5 +118,5 @@ class Declaration(Declared):
         check(self.name, a, getattr(self.module, "check", None))
 
     def compute(self, a: Any) -> Any:
-        with without_autocast(a[0]):
+        with torch.autocast(a[0].device.type, enabled=False):
             return self.module.compute(a)

@@ -12,7 +12,7 @@ from ..dispatch.registration import save_tensors, saved_tensors
 from ..ops import OPERATORS
 from ._chunks import Sides
 from ._positions import take
-from ._products import Gradients, Optional, unit_of, without_autocast
+from ._products import Gradients, Optional, unit_of
 
 INPUTS = ("hidden", "weight", "bias")
 Rows = dict[str, Tensor]
@@ -88,9 +88,6 @@ def _recompute(
     return formed.give_up(a.passes)
 
 
-# --- for autograd -------------------------------------------------------------------------------------------------
-
-
 def attach(
     op: str, inputs: Sequence[Tensor | None], backward: Callable[..., Optional], saved: Saved, *outputs: Tensor
 ) -> tuple[Tensor, ...]:
@@ -115,7 +112,7 @@ class _Attached(torch.autograd.Function):
         inputs = [saved.pop(str(i)) for i in range(len(ctx.needs_input_grad[4:]))]
         if all(gradient is None for gradient in gradients):
             return (None,) * len(ctx.needs_input_grad)
-        with torch.no_grad(), without_autocast(inputs[0]):
+        with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False):
             found = ctx.backward_pass(inputs, saved, ctx.needs_input_grad[4:], *gradients)
         if torch.is_grad_enabled():  # create_graph=True
             found = _Refusal.apply(ctx.op, len(inputs), *inputs, *found)  # type: ignore[no-untyped-call]

@@ -6,7 +6,6 @@ ids at a time, so that no float32 copy of a head exists.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +140,6 @@ def unit_of(*scales: Tensor | None) -> Tensor:
     _, exponent = torch.frexp(torch.stack(finite).amax())
     unit = torch.ldexp(torch.ones_like(finite[0], dtype=torch.float64), exponent)
     return torch.where((unit > 0) & unit.isfinite(), unit, 1.0)
-
-
-def without_autocast(like: Tensor) -> AbstractContextManager[None]:
-    """Return a context in which operands are rounded only where these modules do so."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def head_of(weight: Tensor, bias: Tensor | None, cap: float | None, autocast: torch.dtype | None) -> Head:

@@ -185,7 +185,6 @@ class Operator(Declared):
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...]:
-        """The names of the outputs."""
         single = "gradient" if self.name in BACKWARD_PASSES else "loss"
         return self.result._fields if self.result else (single,)
 

@@ -103,8 +103,7 @@ def check(op: str, a: Any, *, float64: bool, values: bool) -> None:
     vocab_size = checks.vocab_size(op, a)
     checks.scalars(op, a)
     if ids.shape[-1] > vocab_size:
-        rule = f"have at most vocab_size = {vocab_size} candidates"
-        checks.bad_value(op, "teacher_topk_ids", rule, ids.shape[-1])
+        checks.bad_value(op, "teacher_topk_ids", f"have at most vocab_size = {vocab_size} candidates", ids.shape[-1])
     if values:
         checks.candidate_values(op, "teacher_topk_ids", ids, a.mask, vocab_size)
         checks.distinct(op, "teacher_topk_ids", ids, a.teacher_topk_logprobs, a.mask)
