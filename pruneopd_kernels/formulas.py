@@ -177,9 +177,9 @@ def without_repetitions(ids: Tensor) -> Tensor:
     return ids.masked_fill(torch.zeros_like(again).scatter(-1, order, again), -1)
 
 
-def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor, shared: Tensor | None = None) -> Tensor:
-    """Return O (eq. 6) in float64: the shared slots over the size of the larger set; -1 marks an empty slot."""
-    count = (found_in(student_slots, teacher_slots) if shared is None else shared).sum(-1)
+def overlap_of(student_slots: Tensor, teacher_slots: Tensor, broken: Tensor) -> Tensor:
+    """Return O (eq. 6) in float64: common candidates over the size of the larger set; -1 marks an empty slot."""
+    count = found_in(student_slots, teacher_slots).sum(-1)
     size = torch.maximum((student_slots >= 0).sum(-1), (teacher_slots >= 0).sum(-1))
     return count.masked_fill(broken, 0).to(torch.float64) / size.clamp(min=1)
 
