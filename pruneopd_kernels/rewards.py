@@ -99,19 +99,19 @@ def opd_rewards(
     from_student, from_teacher = student_topk_ids.to(torch.int64), teacher_topk_ids.to(torch.int64)
     slots_s = filled_from_outside(from_student, student_topk_logprobs)
     slots_t = filled_from_outside(from_teacher, teacher_topk_logprobs)
-    exists_s, exists_t = slots_s >= 0, slots_t >= 0
-    match = _first_match(slots_s, slots_t)
-    shared_s, shared_t = match >= 0, found_in(slots_t, slots_s)
-
-    taken_s = {"intersection": shared_s, "symmetric_difference": exists_s & ~shared_s}.get(strategy, exists_s)
-    taken_t = exists_t if strategy == "teacher" else exists_t & ~shared_t
+    taken_s, taken_t = slots_s >= 0, slots_t >= 0
     if strategy == "intersection":
-        teacher_on_student_logprobs = teacher_topk_logprobs.gather(-1, match.clamp(min=0))
+        match = _first_match(slots_s, slots_t)
+        taken_s, teacher_on_student_logprobs = match >= 0, teacher_topk_logprobs.gather(-1, match.clamp(min=0))
+    if strategy in ("union", "symmetric_difference"):
+        taken_t = taken_t & ~found_in(slots_t, slots_s)
+    if strategy == "symmetric_difference":
+        taken_s = taken_s & ~found_in(slots_s, slots_t)
+
     of_student: Any = from_student, taken_s, student_topk_logprobs, teacher_on_student_logprobs
     of_teacher: Any = from_teacher, taken_t, student_on_teacher_logprobs, teacher_topk_logprobs
-    one_side = {"student": [of_student], "teacher": [of_teacher], "intersection": [of_student]}
-    sides = one_side.get(strategy, [of_student, of_teacher])
-    ids, valid, a, b = (torch.cat(of_sides, -1) for of_sides in zip(*sides, strict=True))
+    one_side = {"student": of_student, "teacher": of_teacher, "intersection": of_student}.get(strategy)
+    ids, valid, a, b = one_side or (torch.cat(both, -1) for both in zip(of_student, of_teacher, strict=True))
 
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     valid = valid & valid_positions(mask, ids, ids.shape[:-1])[..., None]
