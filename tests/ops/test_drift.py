@@ -63,7 +63,7 @@ def test_next_drift_count_is_the_carry_of_packed_chunks():
     (next_drift_count, (COUNTS[None], None, COUNTS), "drift_count_in must have shape [1], got [5]", ValueError),
     (next_drift_count, (COUNTS,), "cu_seqlens must be given when drift_count is [N], got None", ValueError),
     (next_drift_count, (COUNTS, COUNTS - 1), "cu_seqlens must start at 0, got 2", ValueError),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_bad_input(function, args, words, error):
     with pytest.raises(error) as raised:
         function(*args, **{"max_log_ratio": 1.0} if function is sampled_drift else {})
