@@ -12,31 +12,18 @@ import time
 
 import pytest
 import torch
-import yaml
 
 from pruneopd_lab.cli import main
 from pruneopd_lab.math_answers import MathAnswers
 from pruneopd_lab.run_groups import read_run
 from pruneopd_trainer.run_folder import RunFolder, locked
-from trainer_models import near, random_model, read_lines, save
-
-SMALL = {
-    **{"k": 4, "w_drop": 0.1, "initial_length": 8, "minimum_length": 4, "maximum_length": 24, "length_step": 2},
-    **{"margin": 2, "steps": 4, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 0.003},
-    **{"eval_every": 2, "eval_prompts": 4, "save_every": 2},
-}
+from trainer_models import numbers, one_sentence, small_run
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A YAML file of a small run."""
-    folder = tmp_path_factory.mktemp("models")
-    teacher = random_model(1)
-    save(folder / "teacher", teacher)
-    save(folder / "student", near(teacher, 2, 0.35))
-    paths = {name: str(folder / name) for name in ("student", "teacher")}
-    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL | paths))
-    return folder / "small.yaml"
+    """Return the YAML file of a small run."""
+    return small_run(tmp_path_factory.mktemp("models"), steps=4) / "small.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +36,7 @@ def finished(small, tmp_path_factory):
 @pytest.fixture
 def said(capsys):
     """Run a command that must be refused; return its sentence."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        assert main([*map(str, arguments)]) == 1
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
-        assert len(lines) == 1
-        return lines[0].removeprefix("pruneopd: ")
-
-    return run
+    return lambda *arguments: one_sentence(capsys, main([*map(str, arguments)]))
 
 
 def start(small, out, *options, most_bytes=None):
@@ -70,14 +49,6 @@ def start(small, out, *options, most_bytes=None):
     return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, text=True,
                             stderr=subprocess.PIPE if most_bytes else None,
                             preexec_fn=limit if most_bytes else None)  # fmt: skip
-
-
-def numbers(out):
-    return [{k: v for k, v in record.items() if k not in ("time_s", "peak_memory_mib")} for record in records(out)]
-
-
-def records(out):
-    return read_lines(out / "metrics.jsonl")
 
 
 def with_steps(run, steps):

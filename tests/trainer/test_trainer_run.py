@@ -19,14 +19,8 @@ from safetensors.torch import load_file
 from pruneopd_lab.cli import base_config, main
 from pruneopd_trainer.config import PRESETS, TrainConfig, read_config
 from pruneopd_trainer.run_folder import checksums
-from trainer_models import near, random_model, read_lines, save
+from trainer_models import numbers, one_sentence, records, small_run
 
-SMALL = {
-    **{"k": 4, "w_drop": 0.1, "initial_length": 8, "minimum_length": 4, "maximum_length": 24, "length_step": 2},
-    **{"margin": 2, "steps": 6, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 0.003},
-    **{"eval_every": 2, "eval_prompts": 4, "save_every": 2},
-}
-MEASURED = {"time_s", "peak_memory_mib"}
 STEP_KEYS = {
     "step", "method", "time_s", "tokens_generated", "tokens_kept", "response_length_mean", "trained_length", "budget",
     "hit_ratio", "overlap", "drift_rate", "first_drift_mean", "effective_length_mean", "weight_mean", "acceptance",
@@ -38,14 +32,7 @@ EVALUATION_KEYS = {"accuracy", "accuracy_se", "eval_overlap", "eval_reverse_kl",
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Return a folder with a student, a teacher and `small.yaml`, which names both and has small values."""
-    folder = tmp_path_factory.mktemp("models")
-    teacher = random_model(1)
-    save(folder / "teacher", teacher)
-    save(folder / "student", near(teacher, 2, 0.35))
-    paths = {name: str(folder / name) for name in ("student", "teacher")}
-    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL | paths))
-    return folder
+    return small_run(tmp_path_factory.mktemp("models"), steps=6)
 
 
 def train(models, out, *options):
@@ -60,14 +47,6 @@ def process(models, out, *options):
                             stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
 
 
-def records(out):
-    return read_lines(out / "metrics.jsonl")
-
-
-def numbers(out):
-    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records(out)]
-
-
 def weights(out, step):
     return load_file(out / "checkpoints" / f"step-{step:06d}" / "student" / "model.safetensors")
 
@@ -80,13 +59,6 @@ def wait_for_step(out, step, running):
             return
         time.sleep(0.02)
     raise AssertionError(f"step {step} was not reached: {running.stderr.read()}")
-
-
-def one_sentence(capsys, status):
-    assert status == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("pruneopd: ")
 
 
 @pytest.fixture(scope="module")

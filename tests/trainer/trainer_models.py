@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -58,6 +59,38 @@ def write_lines(path, *lines):
 def read_lines(path):
     """Return the values of a file of JSON Lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def small_run(folder, steps):
+    """Write a student, a teacher and `small.yaml`, which names both and has small values; return the folder."""
+    teacher = random_model(1)
+    models = {"teacher": save(folder / "teacher", teacher), "student": save(folder / "student", near(teacher, 2, 0.35))}
+    values = {
+        **{"k": 4, "w_drop": 0.1, "initial_length": 8, "minimum_length": 4, "maximum_length": 24, "length_step": 2},
+        **{"margin": 2, "steps": steps, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 0.003},
+        **{"eval_every": 2, "eval_prompts": 4, "save_every": 2},
+        **{name: str(path) for name, path in models.items()},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def records(out):
+    """Return what a run has logged."""
+    return read_lines(out / "metrics.jsonl")
+
+
+def numbers(out):
+    """Return the records without what is measured."""
+    measured = {"time_s", "peak_memory_mib"}
+    return [{key: value for key, value in record.items() if key not in measured} for record in records(out)]
+
+
+def one_sentence(capsys, status):
+    """Return the sentence with which the command line has ended, with status 1."""
+    assert status == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pruneopd: ")]
+    return line.removeprefix("pruneopd: ")
 
 
 def refusal(function, *arguments, **options):
