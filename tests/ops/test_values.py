@@ -91,6 +91,10 @@ def test_divergences_are_never_negative(op, impl):
             assert (result[name] >= 0).all(), name
             assert name == "forward_kl" or result[name].max() < 1e-5  # this small, it is lost in rounding
 
+    student = cases.randn(64, 40, scale=1)
+    result = impl.run(op, student_logits=student, teacher_logits=student + 1 / 3)  # but for rounding, the same
+    assert all((result[name] >= 0).all() for name in {"loss", "reverse_kl", "forward_kl"} & set(result))
+
 
 @each(LOSSES)
 def test_dtypes_of_what_comes_with_the_logits(op, impl):
