@@ -252,13 +252,13 @@ __device__ __forceinline__ void pass_units(const typename Vectors<T>::Row (&rows
     for (int side = 0; side < kSides; ++side) sides[side].start_unit();
     for (int first = unit * C::kUnit; first < min((unit + 1) * C::kUnit, vocab_size); first += C::kStep) {
       const int tile = first / C::kTile + tile_of_step;
-      const int id = tile * C::kTile + thread_of_tile * V::kIds, last = first + C::kStep - V::kIds;
+      const int id = tile * C::kTile + thread_of_tile * V::kIds;
       V vectors[kSides];
       float max[kSides];
 #pragma unroll
       for (int side = 0; side < kSides; ++side) {
         const auto id_of = [&](int j) { return id + j * kStride; };
-        if (rows[side].has_around(first, last))
+        if (rows[side].has_around(id, id_of(V::kCount - 1)))
           rows[side].load_inside(id_of, vectors[side].vectors);
         else
           rows[side].load(id_of, vectors[side].vectors);

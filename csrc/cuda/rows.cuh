@@ -81,9 +81,14 @@ struct TypedRow {
       join_all(vectors, high);
     }
   }
-  /// The same anywhere: beyond the end there is -inf.
+  /// The same anywhere, the ids ascending: beyond the end there is -inf.
   template <int kCount, class IdOf>
   __device__ __forceinline__ void load(const IdOf& id_of, Word (&vectors)[kCount]) const {
+    if (id_of(0) >= vocab_size) {
+#pragma unroll
+      for (Word& vector : vectors) vector = nothing();
+      return;
+    }
     bool has_edge = false;
     const auto start = [&](int j, const auto& load_word) {
       const int id = id_of(j);
