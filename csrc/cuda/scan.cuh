@@ -47,40 +47,42 @@ struct ScanMemory {
 /// Multiplies the rewards of `count` positions from `first` on by the weights: vectors of 4 where they are aligned, of
 /// which a thread loads several before it stores one.
 __device__ __forceinline__ void weight_rewards(const Scan& scan, int64_t first, int count) {
-  constexpr int kIds = 4, kAhead = 4, kStep = kIds * kScanThreads;
+  constexpr int kIds = 4, kAhead = 2, kStep = kIds * kScanThreads;
   const double* const weights = ScanMemory::get().weights;
-  const int64_t base = first * scan.k, end = base + int64_t{count} * scan.k;
-  const int64_t begin = min((base + kIds - 1) / kIds * kIds, end), stop = max(end / kIds * kIds, begin);
-  const int before = static_cast<int>(begin - base), thread = threadIdx.x;
-  if (thread < before + (end - stop)) {
-    const int64_t slot = thread < before ? base + thread : stop + thread - before;
-    scan.rewards[slot] = weighted_reward(weights[(slot - base) / scan.k], __ldcg(scan.unweighted + slot));
+  const double* const unweighted = scan.unweighted + first * scan.k;
+  float* const rewards = scan.rewards + first * scan.k;
+  const int end = count * scan.k, thread = threadIdx.x;
+  const int begin = min(static_cast<int>(-(first * scan.k) & (kIds - 1)), end);
+  const int stop = begin + (end - begin) / kIds * kIds;
+  if (thread < begin + end - stop) {
+    const int slot = thread < begin ? thread : stop + thread - begin;
+    rewards[slot] = weighted_reward(weights[slot / scan.k], __ldcg(unweighted + slot));
   }
 #pragma unroll 1
-  for (int64_t slot = begin + thread * kIds; slot < stop; slot += kAhead * kStep) {
+  for (int slot = begin + thread * kIds; slot < stop; slot += kAhead * kStep) {
     uint4 loaded[kAhead][2];
 #pragma unroll
     for (int i = 0; i < 2 * kAhead; ++i) {
-      const int64_t at = slot + i / 2 * kStep;
-      if (at < stop) loaded[i / 2][i % 2] = __ldcg(reinterpret_cast<const uint4*>(scan.unweighted + at) + i % 2);
+      const int at = slot + i / 2 * kStep;
+      if (at < stop) loaded[i / 2][i % 2] = __ldcg(reinterpret_cast<const uint4*>(unweighted + at) + i % 2);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int64_t at = slot + i * kStep;
+      const int at = slot + i * kStep;
       if (at >= stop) break;
-      double rewards[kIds];
-      __builtin_memcpy(rewards, loaded[i], sizeof rewards);
-      int position = static_cast<int>(at - base) / scan.k, j = static_cast<int>(at - base) % scan.k;
+      double four[kIds];
+      __builtin_memcpy(four, loaded[i], sizeof four);
+      int position = at / scan.k, j = at % scan.k;
       uint32_t weighted[kIds];
 #pragma unroll
       for (int e = 0; e < kIds; ++e) {
-        weighted[e] = float_bits(weighted_reward(weights[position], rewards[e]));
+        weighted[e] = float_bits(weighted_reward(weights[position], four[e]));
         if (++j == scan.k) {
           j = 0;
           ++position;
         }
       }
-      *reinterpret_cast<uint4*>(scan.rewards + at) = {weighted[0], weighted[1], weighted[2], weighted[3]};
+      *reinterpret_cast<uint4*>(rewards + at) = {weighted[0], weighted[1], weighted[2], weighted[3]};
     }
   }
 }
