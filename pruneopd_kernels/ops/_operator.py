@@ -115,7 +115,8 @@ class Declared:
         sections = re.split(r"^(?:Args|Returns|Examples):\n", inspect.getdoc(self.function) or "", flags=re.MULTILINE)
         before, *own, returns, examples = sections
         entries: dict[str, str] = {}
-        for text in (inspect.getdoc(OPERATORS["reliability"].function), *self.shared, *own, *shared):
+        first = [inspect.getdoc(op.function) for op in OPERATORS.values() if op.name == "reliability"]
+        for text in (*first, *self.shared, *own, *shared):
             entries.update(_ENTRY.findall(text or ""))
         args = "".join(f"    {name}: {entries.get(name) or entries[f'student_{name}']}" for name in arguments)
         text = f"{before}Args:\n{args}\nReturns:\n{returns}{RAISES}"
