@@ -45,11 +45,7 @@ MUTATIONS = [
     # CUDA
     Mutation("csrc/cuda/scan.cuh", "[parity][warp] = drifts;\n    __syncthreads();", "[parity][warp] = drifts;"),
     Mutation("csrc/cuda/scan.cuh", "__popc(ballot & here_included)", "__popc(ballot)"),
-<<<<<<< HEAD
-    Mutation("csrc/cuda/selection.cuh", "(ties_here, lane) < ties", "(ties_here, lane) <= ties"),
-=======
     Mutation("csrc/cuda/selection.cuh", "? k - above : count", "? k - above - 1 : count"),
->>>>>>> 12395e1 (Mutations: the one in the CUDA selection is anchored in the new code)
     # In the assembly that only nvcc compiles
     Mutation("csrc/cuda/ptx.cuh", '"cvt.rn.bf16x2.f32 %0, %1, %2;"', '"cvt.rn.bf16x2.f32 %0, %2, %1;"'),
     Mutation("csrc/cuda/ptx.cuh", '"max.NaN.f16x2 %0, %1, %2;"', '"min.NaN.f16x2 %0, %1, %2;"'),
