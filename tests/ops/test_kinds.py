@@ -181,7 +181,7 @@ SCALARS = {"k": 4, "vocab_size": 60, "w_drop": 0.25, "student_temperature": 0.5,
 
 
 def test_numbers_of_numpy():
-    for _, name, function, arguments in calls("function", "linear", "host"):
+    for _, name, function, arguments in calls("function", "parallel", "linear", "host"):
         parameters = inspect.signature(function).parameters
         given = {n: x for n, x in SCALARS.items() if n in parameters}
         scalars = {n: np.array(x)[()] for n, x in given.items()}
