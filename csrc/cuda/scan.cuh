@@ -44,18 +44,20 @@ struct ScanMemory {
   __device__ static ScanMemory& get() { return *reinterpret_cast<ScanMemory*>(shared_memory); }
 };
 
-/// Multiplies the rewards of `count` positions from `first` on by the weights: vectors of 4 where they are aligned, of
-/// which a thread loads several before it stores one.
+/// Multiplies the rewards of `count` positions from `first` on by the weights: vectors of 4 where they are aligned, as
+/// in tensors of PyTorch, of which a thread loads several before it stores one.
 __device__ __forceinline__ void weight_rewards(const Scan& scan, int64_t first, int count) {
   constexpr int kIds = 4, kAhead = 2, kStep = kIds * kScanThreads;
   const double* const weights = ScanMemory::get().weights;
   const double* const unweighted = scan.unweighted + first * scan.k;
   float* const rewards = scan.rewards + first * scan.k;
   const int end = count * scan.k, thread = threadIdx.x;
-  const int begin = min(static_cast<int>(-(first * scan.k) & (kIds - 1)), end);
+  const bool is_aligned = reinterpret_cast<uintptr_t>(scan.rewards) % sizeof(uint4) == 0;
+  const int begin = is_aligned ? min(static_cast<int>(-(first * scan.k) & (kIds - 1)), end) : end;
   const int stop = begin + (end - begin) / kIds * kIds;
-  if (thread < begin + end - stop) {
-    const int slot = thread < begin ? thread : stop + thread - begin;
+#pragma unroll 1
+  for (int i = thread; i < begin + end - stop; i += kScanThreads) {
+    const int slot = i < begin ? i : stop + i - begin;
     rewards[slot] = weighted_reward(weights[slot / scan.k], __ldcg(unweighted + slot));
   }
 #pragma unroll 1

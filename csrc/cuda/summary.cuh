@@ -141,6 +141,7 @@ __device__ __forceinline__ void set_peak_apart(const typename Vectors<T>::Row& r
   const auto scale = static_cast<float>(sums.scale), partner_scale = static_cast<float>(partner_sums.scale);
   const int peak_id = peak.tile * C::kTile;
   const int unit = peak_id / C::kUnit, warp = peak_id % C::kStep / C::kWarp, lane = thread_in_block() % kWarpSize;
+  __syncthreads();  // all have read the sums
   if (thread_in_block() < kWarpSize)
     combine<kStats>(records, partner_records, record_count, unit * kWarps + warp, scale, partner_scale, lane, sums,
                     out.partner_misses[side], out.partner_origins[side]);
