@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -59,14 +60,15 @@ def train(
 ) -> tuple[dict[str, Any], bool]:
     """Run all steps that are left; return the last record, and whether all steps are done.
 
-    Started in several processes (`accelerate launch`), they share the responses of each step; the first of them writes.
+    Started in several processes (`torchrun`), they share the responses of each step; the first of them writes.
     Ctrl-C, or a SIGTERM, ends a run after the current step, with a checkpoint.
     """
     accelerator = Accelerator()
+    check_processes(accelerator)
     with ExitStack() as held:
         if accelerator.is_main_process and resume:
             held.enter_context(locked(RunFolder.open(out).path))
-        folder, checkpoint = open_folder(config, out, resume)
+        folder, checkpoint = open_folder(config, out, resume, accelerator.is_main_process)
         torch.manual_seed(config.seed)
         pair, task = load(config, None if checkpoint is None else checkpoint / "student")
         if config.method == "prune+grpo" and not task.graded:
@@ -127,10 +129,22 @@ def run_steps(trainer: Trainer, folder: RunFolder, is_new: bool, watch: Watch | 
     return record, trainer.step >= config.steps
 
 
-def open_folder(config: TrainConfig, out: Path, resume: bool) -> tuple[RunFolder, Path | None]:
+def check_processes(accelerator: Accelerator) -> None:
+    """Raise TrainerError if the processes do not know each other, or share a model in a way that is not supported."""
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if accelerator.num_processes == 1 and launched not in ("", "0", "1"):
+        rule = "must know each other: without GPUs, set ACCELERATE_USE_CPU=true"
+        raise TrainerError(f"the processes {rule}, got WORLD_SIZE={shown(launched)} and one process")
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        rule = "must hold a whole student in each process; for larger ones use TRL or verl"
+        raise TrainerError(f"the trainer {rule} (docs/integrations), got {kind}")
+
+
+def open_folder(config: TrainConfig, out: Path, resume: bool, is_main: bool) -> tuple[RunFolder, Path | None]:
     """Return the run folder, not yet made if it is new, and the checkpoint to continue from."""
-    if not resume:
-        return RunFolder.new(out, config), None
+    if not resume:  # another process might find what the main one has made
+        return RunFolder.new(out, config) if is_main else RunFolder(out, config), None
     folder = RunFolder.open(out)
     given = config.to_dict()
     for name, value in folder.config.to_dict().items():

@@ -222,7 +222,7 @@ def test_the_documentation_names_options_that_exist():
     named = set(re.findall(r"--([a-z][a-z-]*)", page))
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)}
     of_commands = {"help", "out", "resume", "config", "methods", "seeds", "jobs", "prompts", "samples"}
-    elsewhere = {"num-processes", "num"}  # accelerate's --num_processes
+    elsewhere = {"nproc"}  # torchrun's --nproc_per_node
     assert named - fields - of_commands - elsewhere - {f"no-{name}" for name in ("weights", "budget")} == set()
     assert len(named & fields) > 10
     keys = set(re.findall(r"`([a-z_]+)`", page.split("| in `metrics.jsonl` |")[1]))
