@@ -43,7 +43,7 @@ class Counted:
     rows: str = "random"
     vocabulary: int = 151936
     k: int = 16
-    positions: int = 2
+    positions: int = 7  # more than six per multiprocessor: rows are not split
     multiprocessors: int = 1  # with more, few rows are split over several blocks
 
 
