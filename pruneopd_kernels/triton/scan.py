@@ -73,7 +73,7 @@ def scan(drift: Tensor, a: Any, unweighted: Tensor | None = None, factors: Tenso
     responses = drift.shape[0] if a.cu_seqlens is None else a.cu_seqlens.shape[0] - 1
     along = (torch.int32, torch.float32, torch.float32)
     counts, reliability, weight = (drift.new_empty(drift.shape, dtype=dtype) for dtype in along)
-    effective_length = drift.new_empty(responses, dtype=torch.int32)
+    effective_length = drift.new_empty((responses,), dtype=torch.int32)
     rewards = None if unweighted is None else torch.empty_like(unweighted, dtype=torch.float32)
     k = 1 if unweighted is None else unweighted.shape[-1]
     k_padded = triton.next_power_of_2(k)
