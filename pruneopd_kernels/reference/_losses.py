@@ -21,7 +21,10 @@ def differentiable(loss_of: Callable[[Tensor], Tensor], student_logits: Tensor, 
 
 
 class NanGradient(torch.autograd.Function):
-    """Zeros like `loss`. The gradient is NaN for the spoilt rows of x, except where the incoming gradient is 0."""
+    """Zeros like `loss`, which may have several values a row. The gradient is NaN for the spoilt rows of x.
+
+    Where each incoming gradient is 0, so is that of the row. A sum of them may be 0 and does not count.
+    """
 
     generate_vmap_rule = True
 
@@ -31,7 +34,8 @@ class NanGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, _, spoilt = inputs
+        x, loss, spoilt = inputs
+        ctx.slots = loss.shape[spoilt.ndim :]
         ctx.save_for_backward(spoilt)
         ctx.save_for_forward(spoilt)
         ctx.shape, ctx.dtype = x.shape, x.dtype
@@ -39,13 +43,15 @@ class NanGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (spoilt,) = ctx.saved_tensors
-        rows = torch.where(spoilt & (gradient != 0), torch.nan, 0.0)
+        flows = (gradient != 0).any(-1) if ctx.slots else gradient != 0
+        rows = torch.where(spoilt & flows, torch.nan, 0.0)
         return rows[..., None].to(ctx.dtype).expand(ctx.shape), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *others: Any) -> Tensor:
         (spoilt,) = ctx.saved_tensors
-        return torch.where(spoilt & (tangent != 0).any(-1), torch.nan, 0.0).to(ctx.dtype)
+        rows = torch.where(spoilt & (tangent != 0).any(-1), torch.nan, 0.0).to(ctx.dtype)
+        return rows[..., None].expand(*spoilt.shape, *ctx.slots) if ctx.slots else rows
 
 
 def probabilities(logits: Tensor, state: Tensor, used: Tensor, size: int, temperature: float) -> Tensor:

@@ -17,12 +17,13 @@ def selected_logprobs(a: Any) -> SelectedLogprobs:
         rows = read_rows(x, valid, a.vocab_size, a.temperature)
         lse, broken = rows.lse(), rows.broken
     rows = read_rows(torch.where(broken[..., None], 0.0, x), valid, a.vocab_size, a.temperature)
-    nan = NanGradient.apply(x, lse, broken)  # type: ignore[no-untyped-call]
-    nan = torch.where(broken, torch.nan, 0.0) + nan
     logprobs = candidate_logprobs(rows.logprobs, a.token_ids)
-    logprobs = torch.where(logprobs == -torch.inf, -torch.inf, logprobs) + nan[..., None]
+    logprobs = torch.where(logprobs == -torch.inf, -torch.inf, logprobs)
+    outputs = torch.cat([logprobs, entropy(rows)[..., None]], -1)
+    outputs = outputs.masked_fill(broken[..., None], torch.nan)
+    outputs = outputs + NanGradient.apply(x, outputs.detach(), broken)  # type: ignore[no-untyped-call]
     return SelectedLogprobs(
-        where_used(valid, torch.where(a.token_ids < 0, 0.0, logprobs)).to(dtype),
-        where_used(valid, entropy(rows) + nan).to(dtype),
+        where_used(valid, torch.where(a.token_ids < 0, 0.0, outputs[..., :-1])).to(dtype),
+        where_used(valid, outputs[..., -1]).to(dtype),
         where_used(valid, lse).to(dtype),
     )

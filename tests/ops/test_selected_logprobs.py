@@ -18,3 +18,12 @@ def test_gradients_of_either_output_add_up(impl):
         (both,) = torch.autograd.grad(sum(losses), logits)
     torch.testing.assert_close(both, sum(alone), rtol=1e-5, atol=1e-6)
     assert all(gradient.any() for gradient in alone)
+
+
+@each_of(OP, quick)
+def test_gradients_that_cancel_do_not_hide_a_broken_row(impl):
+    logits = torch.tensor([[[torch.inf, 0.5, -0.5]]], requires_grad=True)
+    out = impl.call(OP, logits=logits, token_ids=torch.tensor([[[1, 2]]]))
+    with impl.chosen():
+        (gradient,) = torch.autograd.grad([out.logprobs], logits, torch.tensor([[[1.0, -1.0]]]))
+    assert gradient.isnan().all()
