@@ -36,4 +36,4 @@ globals().update({name: _function(op) for name, op in OPERATORS.items()})
 _PASSES = FORWARD_PASSES | BACKWARD_PASSES
 COMPUTE.update({name: getattr(import_module(f".{op.stem}", __name__), name) for name, op in _PASSES.items()})
 
-__all__ = [*OPERATORS]
+__all__ = list(OPERATORS)
