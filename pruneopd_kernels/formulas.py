@@ -360,7 +360,7 @@ def topk_forward_kl(row: Any, a: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     own = row.topk_ids.masked_fill(torch.arange(k, device=slots.device) >= row.filled[..., None], -1)
     shared = found_in(slots, own)
     count = shared.sum(-1)
-    # The sign is the divisor's; adding 0 afterwards makes a 0 positive.
+    # The divisor changes the sign. Adding `spoilt` turns -0 into 0.
     advantage = torch.where(shared, kl.terms, 0.0).sum(-1) / (-count).clamp(max=-1) + spoilt
     masses_and_advantage = kl.student_mass + spoilt, kl.teacher_mass, advantage
     student_mass, teacher_mass, advantage = (where_used(valid, x).to(loss.dtype) for x in masses_and_advantage)

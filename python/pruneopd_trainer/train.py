@@ -112,7 +112,8 @@ def run_steps(trainer: Trainer, folder: RunFolder, is_new: bool, watch: Watch | 
             try:
                 record = trainer.train_step(watcher.status)
                 last = trainer.step == config.steps
-                if last or trainer.step % config.eval_every == 0:
+                evaluates = last or trainer.step % config.eval_every == 0
+                if evaluates:
                     watcher.status("evaluating")
                     trainer.require_finite_logits()
                     record |= evaluate(trainer)
@@ -120,7 +121,8 @@ def run_steps(trainer: Trainer, folder: RunFolder, is_new: bool, watch: Watch | 
                 stopped = bool(trainer.total(torch.tensor(float(bool(interrupted)))))
                 if last or stopped or trainer.step % config.save_every == 0:
                     watcher.status("saving")
-                    trainer.require_finite_logits()
+                    if not evaluates:
+                        trainer.require_finite_logits()
                     if writes:
                         folder.save(trainer.step, lambda path: write_checkpoint(trainer, path), config.keep_checkpoints)
                     accelerator.wait_for_everyone()
